@@ -1,0 +1,51 @@
+"""One way to load a pretrained part, from a local folder or a hub id, with one-line errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from refalign.errors import ArtifactError
+
+
+def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:
+    """Calls ``cls.from_pretrained`` on a local folder or a hub id.
+
+    Args:
+        cls: a transformers, tokenizers or diffusers class with ``from_pretrained``.
+        source: an existing local folder, or a hub id such as ``facebook/dinov3-vitl16-pretrain-lvd1689m``.
+        subfolder: folder below ``source`` (``vae``, ``transformer`` ... in the diffusers layout).
+        revision: hub revision; ignored for local folders.
+
+    Raises:
+        ArtifactError: the folder lacks a file, the hub cannot be reached, or the model is gated.
+    """
+    local = Path(source).expanduser()
+    looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not (local / (subfolder or "")).is_dir():
+        raise ArtifactError(f"{local / (subfolder or '')}: no such model folder; give a folder in the hub's layout or a hub id.")
+    name = f"{source}/{subfolder}" if subfolder else source
+    if subfolder:
+        kwargs["subfolder"] = subfolder
+    if not looks_local and revision:
+        kwargs["revision"] = revision
+    try:
+        return cls.from_pretrained(str(local) if looks_local else source, **kwargs)
+    except Exception as error:
+        raise ArtifactError(_advice(name, looks_local, error)) from error
+
+
+def _advice(name: str, looks_local: bool, error: Exception) -> str:
+    """Turns the hub clients' many exceptions into one line that says what to do."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    kinds = {type(link).__name__ for link in chain}
+    text = " ".join(str(error).split())[:200]
+    if looks_local:
+        return f"{name}: this folder cannot be loaded ({text}); check that it is complete and of the hub's layout."
+    if "GatedRepoError" in kinds or "gated" in text.lower():
+        return f"{name}: gated on the hub; accept its licence on the model page, then set HF_TOKEN and run again."
+    if "RepositoryNotFoundError" in kinds:
+        return f"{name}: no such model on the hub (or it is private); check the id, or set HF_TOKEN."
+    return f"{name}: could not be loaded from the hub ({text}); check the network, or give a local folder instead."
