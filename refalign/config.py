@@ -1,0 +1,321 @@
+"""What a run can be told: one frozen tree of sections, dotted overrides, and the fingerprint that names step folders.
+
+Presets (`refalign.presets`) fill this tree; the command line changes single values with ``--set section.field=value``.
+Numbers that follow from others are properties here or functions of `refalign.geometry`, never fields.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from refalign.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class InputConfig(Section):
+    path: str | None = None
+    """Folder of videos, or an OpenS2V folder (videos beside an annotation JSON). None draws the sprite world."""
+    license: str = "unknown"
+    """Licence written into rows whose source states none."""
+    world_videos: Count = 48
+    """Videos to draw when ``path`` is None."""
+    world_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the drawn world: equal seeds give equal bytes."""
+
+
+class ModelsConfig(Section):
+    base: str
+    """Wan2.1 in the diffusers layout (transformer, vae, text_encoder, tokenizer): a folder or a hub id."""
+    base_revision: str | None = None
+    """Hub revision of ``base``; pin it for a run that must be reproducible."""
+    vision_encoder: str
+    """DINOv3 ViT: a folder or a hub id. Gives the alignment targets and the identity embeddings."""
+    vision_encoder_revision: str | None = None
+    """Hub revision of ``vision_encoder``."""
+    detector: str
+    """Segmentation detector: a folder with model.yaml and model.safetensors, or an ultralytics name such as yolo11n-seg.pt."""
+    max_text_tokens: Count = 512
+    """Text tokens the transformer attends to; shorter prompts are padded with zeros."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the frozen encoders."""
+
+
+class VideoConfig(Section):
+    height_px: Count
+    """Height of training clips; a multiple of 16 (latent stride 8 times patch 2)."""
+    width_px: Count
+    """Width of training clips; a multiple of 16."""
+    num_frames: Count
+    """Frames of a clip: 1 more than a multiple of 4."""
+    fps: Positive
+    """Frame rate that clips are resampled to."""
+
+
+class CurationConfig(Section):
+    videos_per_part: Count = 16
+    """Videos that one task owns and commits together."""
+    shot_threshold: Positive = 27.0
+    """Content change (mean HSV difference, 0 to 255) above which a new shot begins."""
+    max_clips_per_video: Count = 4
+    """Windows taken from one video, spread evenly over its shots."""
+    detection_frames: Count = 5
+    """Frames of a clip that the detector and its tracker look at, evenly spaced."""
+    min_confidence: Fraction = 0.4
+    """Detections below this score are not subjects."""
+    max_references: Annotated[int, Field(ge=1, le=4)] = 3
+    """Subjects kept per clip, by area."""
+    min_area_fraction: Fraction = 0.1
+    """Smallest subject box, as a fraction of the frame."""
+    max_area_fraction: Fraction = 0.9
+    """Largest subject box: what fills the frame is the scene, not a subject."""
+    duplicate_iou: Fraction = 0.8
+    """Two subjects whose masks overlap at least this much are one."""
+    min_aesthetic: float = 4.5
+    """OpenS2V annotations: keep a subject with at least this aesthetic score ..."""
+    min_text_image: Fraction = 0.6
+    """... or at least this text-image score."""
+    max_video_bytes: Count = 16 * 2**30
+    """Larger files are quarantined unread."""
+    max_frame_px: Count = 7680 * 4320
+    """Videos with larger frames are quarantined undecoded."""
+    max_quarantine_fraction: Fraction = 0.1
+    """Share of faulty videos or clips above which the step fails."""
+
+
+class PairsConfig(Section):
+    min_similarity: Fraction = 0.7
+    """Cosine of two crops' embeddings from which they may show one identity."""
+    max_similarity: Fraction = 0.995
+    """Above this two crops are the same picture, which teaches nothing."""
+    validation_fraction: Fraction = 0.1
+    """Share of clips held out, by whole source groups and whole pair-connected components."""
+
+
+class ShardsConfig(Section):
+    samples_per_shard: Count = 64
+    """Samples that one task owns and commits as one tar."""
+
+
+class ObjectiveConfig(Section):
+    alignment: Literal["none", "reference_alignment", "repa"] = "reference_alignment"
+    """Which alignment term is added to flow matching."""
+    coefficient: Annotated[float, Field(ge=0.0)] = 1.0
+    """Lambda: weight of the alignment term (REPA's published value is 0.5)."""
+    push_coefficient: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of the push inside the alignment term; 0 leaves the pull alone."""
+    alignment_blocks: Count = 9
+    """The first so many blocks are aligned (REPA uses only the last of them)."""
+    pull_margin: float = 0.0
+    """Cosine distance below which nothing is pulled."""
+    push_margin: float = 1.0
+    """Cosine distance above which nothing is pushed."""
+    gate_power: Annotated[float, Field(ge=0.0)] = 3.0
+    """Exponent of the gate (timestep / 1000) on the alignment term."""
+    token_weight: Literal["none", "foreground"] = "none"
+    """Weight of reference tokens: all alike (published), or by the share of the subject in each patch."""
+    same_subject_negatives: bool = True
+    """Push two references of one subject apart (published); False leaves such pairs out."""
+    stop_gradient: bool = False
+    """Control: train the projectors alone; the transformer sees only flow matching."""
+    shift: Positive = 5.0
+    """Sigma shift of the training timesteps."""
+
+
+class StageConfig(Section):
+    name: str
+    """Label in metrics and checkpoints."""
+    steps: Count
+    """Optimizer steps of this stage."""
+    learning_rate: Positive
+    """Peak learning rate after warm-up."""
+    cross_pair_fraction: Fraction = 0.0
+    """Chance that a subject's reference comes from another clip where one exists."""
+
+
+class TrainingConfig(Section):
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """The recipe, run in order as one tracked run; projectors carry over."""
+    global_batch: Count
+    """Samples per optimizer step over all ranks and accumulation steps."""
+    micro_batch: Count
+    """Samples per forward pass on one rank."""
+    num_workers: Count = 1
+    """Ranks. ``global_batch`` must be a multiple of ``num_workers * micro_batch``."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the transformer; master weights are float32."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    """AdamW weight decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Linear warm-up at the start of each stage."""
+    clip_grad_norm: Positive = 1.0
+    """Gradient norm above which gradients are scaled down."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Exponential moving average of the weights; 0 keeps none."""
+    drop_text: Fraction = 0.1
+    """Chance that only the prompt is dropped."""
+    drop_references: Fraction = 0.1
+    """Chance that only the references are dropped."""
+    drop_both: Fraction = 0.1
+    """Chance that prompt and references are dropped."""
+    checkpoint_every: Count = 100
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints kept."""
+    validate_every: Count = 100
+    """Optimizer steps between validations."""
+    validation_samples: Count = 8
+    """Held-out samples of a validation, at fixed noise and timesteps."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """Restarts of the worker group after a lost rank."""
+
+    @model_validator(mode="after")
+    def _divides(self):
+        ranks_batch = self.num_workers * self.micro_batch
+        if self.global_batch % ranks_batch:
+            raise ValueError(
+                f"training.global_batch={self.global_batch} is not a multiple of training.num_workers={self.num_workers} "
+                f"x training.micro_batch={self.micro_batch}"
+            )
+        if self.drop_text + self.drop_references + self.drop_both > 1:
+            raise ValueError("training.drop_text + drop_references + drop_both is above 1")
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            raise ValueError("training.stages: two stages have the same name")
+        return self
+
+
+class EvaluationConfig(Section):
+    num_samples: Count = 4
+    """Held-out prompts to make a video for."""
+    num_inference_steps: Count = 50
+    """Euler steps per video."""
+    guidance_scale: float = 7.5
+    """Strength of the prompt."""
+    reference_guidance_scale: float = 5.0
+    """Strength of the references."""
+    negative_prompt: str = ""
+    """The null text of guidance."""
+
+
+class TrackingConfig(Section):
+    uri: str | None = None
+    """MLflow server; None keeps a database in the output folder. Credentials come from MLflow's environment variables."""
+    experiment: str = "refalign"
+    """MLflow experiment."""
+    model_name: str = "refalign"
+    """Registered model that new versions are added to."""
+
+
+class ClusterConfig(Section):
+    address: str | None = None
+    """Ray cluster to join; None joins the one of the environment or starts one on this machine."""
+    actor_cpus: Positive = 1.0
+    """CPUs of one encoder actor."""
+    actor_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one encoder actor; fractions share a device."""
+    max_actors: Count = 1
+    """Encoder actors per step at the most."""
+    worker_cpus: Positive = 1.0
+    """CPUs of one training rank."""
+    worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one training rank."""
+    threads: Count = 2
+    """Compute threads of each actor and rank."""
+
+
+class RunConfig(Section):
+    """Everything a run was told; equal configs and equal input make equal step folders."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of every draw in training and evaluation."""
+    input: InputConfig = InputConfig()
+    models: ModelsConfig
+    video: VideoConfig
+    curation: CurationConfig = CurationConfig()
+    pairs: PairsConfig = PairsConfig()
+    shards: ShardsConfig = ShardsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
+    """Returns ``config`` with ``a.b=value`` settings applied; values are read as JSON, else as text.
+
+    List items are addressed by number: ``training.stages.0.steps=50``.
+
+    Raises:
+        ConfigError: the text is no assignment, the key is unknown, or the value is refused.
+    """
+    tree = config.model_dump(mode="json")
+    for text in overrides:
+        key, found, raw = text.partition("=")
+        if not found:
+            raise ConfigError(f"--set {text}: expected section.field=value, for example --set training.global_batch=8.")
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = raw
+        _assign(tree, key.strip(), value)
+    return check_config(tree)
+
+
+def check_config(tree: dict[str, Any]) -> RunConfig:
+    """Builds a `RunConfig` from plain values, turning pydantic's report into one `ConfigError`."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            got = "" if item["type"] in ("value_error", "missing") else f" (got {item['input']!r})"
+            problems.append(f"{where}: {message}{got}" if where and where not in message else message + got)
+        raise ConfigError("; ".join(problems) + ".") from error
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    node: Any = tree
+    *path, last = key.split(".")
+    for depth, part in enumerate(path):
+        node = _child(node, part, ".".join(path[: depth + 1]))
+    _child(node, last, key)
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, dict) and part in node:
+        return node[part]
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return node[int(part)]
+    if isinstance(node, dict):
+        known = ", ".join(sorted(node))
+        raise ConfigError(f"unknown setting {key!r}: there is no {part!r} here; known: {known}.")
+    raise ConfigError(f"unknown setting {key!r}: {part!r} is not below a section.")
+
+
+def make_fingerprint(*parts: Any) -> str:
+    """12 hexadecimal digits of sha256 over canonical JSON of sections and plain values."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,0 +1,130 @@
+"""Presets: functions that return a complete `RunConfig`. The command line names them with ``--preset``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from refalign.config import (
+    ClusterConfig,
+    CurationConfig,
+    EvaluationConfig,
+    InputConfig,
+    ModelsConfig,
+    ObjectiveConfig,
+    RunConfig,
+    ShardsConfig,
+    StageConfig,
+    TrainingConfig,
+    VideoConfig,
+)
+from refalign.errors import ConfigError
+
+_TOY_WEIGHTS = Path(__file__).parent / "toy" / "weights"
+_DINOV3_L = "facebook/dinov3-vitl16-pretrain-lvd1689m"
+_NEGATIVE_PROMPT = "blurred, distorted, deformed, static, low quality, watermark, text, extra limbs, several copies of the subject"
+
+
+def toy() -> RunConfig:
+    """The embedded default: sprite videos and tiny models of the real classes, minutes on two cores."""
+    return RunConfig(
+        models=ModelsConfig(
+            base=str(_TOY_WEIGHTS / "wan"),
+            vision_encoder=str(_TOY_WEIGHTS / "dinov3"),
+            detector=str(_TOY_WEIGHTS / "detector"),
+            max_text_tokens=32,
+        ),
+        video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=8.0),
+        curation=CurationConfig(videos_per_part=12, min_area_fraction=0.04),
+        shards=ShardsConfig(samples_per_shard=16),
+        objective=ObjectiveConfig(alignment_blocks=3),
+        training=TrainingConfig(
+            stages=(
+                StageConfig(name="stage1", steps=60, learning_rate=1e-3),
+                StageConfig(name="stage2", steps=30, learning_rate=2e-4, cross_pair_fraction=1.0),
+            ),
+            global_batch=8,
+            micro_batch=8,
+            warmup_steps=5,
+            checkpoint_every=45,
+            validate_every=45,
+        ),
+        evaluation=EvaluationConfig(num_inference_steps=20),
+        cluster=ClusterConfig(actor_cpus=0.5, worker_cpus=0.5),
+    )
+
+
+def toy_tiny() -> RunConfig:
+    """`toy` with few videos and few steps: the end-to-end test."""
+    config = toy()
+    training = config.training.model_copy(
+        update={
+            "stages": (
+                StageConfig(name="stage1", steps=16, learning_rate=1e-3),
+                StageConfig(name="stage2", steps=8, learning_rate=5e-4, cross_pair_fraction=1.0),
+            ),
+            "checkpoint_every": 8,
+            "validate_every": 8,
+        }
+    )
+    return config.model_copy(
+        update={
+            "input": InputConfig(world_videos=18),
+            "curation": config.curation.model_copy(update={"videos_per_part": 9}),
+            "training": training,
+            "evaluation": EvaluationConfig(num_samples=2, num_inference_steps=6),
+        }
+    )
+
+
+def wan2_1_1_3b() -> RunConfig:
+    """The paper's 1.3B recipe at 480 x 832, 81 frames."""
+    return _wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", num_workers=8)
+
+
+def wan2_1_14b() -> RunConfig:
+    """The paper's 14B recipe at 480 x 832, 81 frames."""
+    return _wan("Wan-AI/Wan2.1-T2V-14B-Diffusers", num_workers=64)
+
+
+def _wan(base: str, *, num_workers: int) -> RunConfig:
+    return RunConfig(
+        models=ModelsConfig(base=base, vision_encoder=_DINOV3_L, detector="yolo11x-seg.pt", encoder_dtype="bfloat16"),
+        video=VideoConfig(height_px=480, width_px=832, num_frames=81, fps=25.0),
+        curation=CurationConfig(videos_per_part=64, detection_frames=9),
+        shards=ShardsConfig(samples_per_shard=128),
+        objective=ObjectiveConfig(),
+        training=TrainingConfig(
+            stages=(
+                StageConfig(name="stage1", steps=20_000, learning_rate=5e-5),
+                StageConfig(name="stage2", steps=5_000, learning_rate=1e-5, cross_pair_fraction=1.0),
+            ),
+            global_batch=num_workers,
+            micro_batch=1,
+            num_workers=num_workers,
+            precision="bfloat16",
+            activation_checkpointing=True,
+            ema_decay=0.999,
+            checkpoint_every=500,
+            validate_every=500,
+            validation_samples=32,
+        ),
+        evaluation=EvaluationConfig(num_samples=32, negative_prompt=_NEGATIVE_PROMPT),
+        cluster=ClusterConfig(actor_cpus=4.0, actor_gpus=1.0, max_actors=64, worker_cpus=8.0, worker_gpus=1.0, threads=4),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    preset.__name__: preset for preset in (toy, toy_tiny, wan2_1_1_3b, wan2_1_14b)
+}
+
+
+def load_preset(name: str) -> RunConfig:
+    """The config a preset name stands for.
+
+    Raises:
+        ConfigError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}.")
+    return PRESETS[name]()
