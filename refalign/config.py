@@ -76,6 +76,8 @@ class CurationConfig(Section):
     """Frames of a clip that the detector and its tracker look at, evenly spaced."""
     min_confidence: Fraction = 0.4
     """Detections below this score are not subjects."""
+    embedding_px: Count = 224
+    """Side of the white square on which a crop is shown to the vision encoder for its identity embedding."""
     max_references: Annotated[int, Field(ge=1, le=4)] = 3
     """Subjects kept per clip, by area."""
     min_area_fraction: Fraction = 0.1
@@ -101,8 +103,10 @@ class PairsConfig(Section):
     """Cosine of two crops' embeddings from which they may show one identity."""
     max_similarity: Fraction = 0.995
     """Above this two crops are the same picture, which teaches nothing."""
-    validation_fraction: Fraction = 0.1
-    """Share of clips held out, by whole source groups and whole pair-connected components."""
+    max_references_per_subject: Count = 2
+    """Pictures from other clips kept for one subject, the most similar first."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of source groups held out; pairs never join two groups, so no identity is in both splits."""
 
 
 class ShardsConfig(Section):
@@ -222,8 +226,6 @@ class TrackingConfig(Section):
 
 
 class ClusterConfig(Section):
-    address: str | None = None
-    """Ray cluster to join; None joins the one of the environment or starts one on this machine."""
     actor_cpus: Positive = 1.0
     """CPUs of one encoder actor."""
     actor_gpus: Annotated[float, Field(ge=0.0)] = 0.0

@@ -35,7 +35,7 @@ def toy() -> RunConfig:
             max_text_tokens=32,
         ),
         video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=8.0),
-        curation=CurationConfig(videos_per_part=12, min_area_fraction=0.04),
+        curation=CurationConfig(videos_per_part=6, embedding_px=96, min_area_fraction=0.04),
         shards=ShardsConfig(samples_per_shard=16),
         objective=ObjectiveConfig(alignment_blocks=3),
         training=TrainingConfig(
@@ -70,7 +70,6 @@ def toy_tiny() -> RunConfig:
     return config.model_copy(
         update={
             "input": InputConfig(world_videos=18),
-            "curation": config.curation.model_copy(update={"videos_per_part": 9}),
             "training": training,
             "evaluation": EvaluationConfig(num_samples=2, num_inference_steps=6),
         }

@@ -23,9 +23,9 @@ SUBJECT = pa.struct(
         _required("class_name", pa.string()),
         _required("frame_time_s", pa.float64()),  # of the chosen frame
         _required("box_xyxy_px", _BOX),
-        _required("area_fraction", pa.float32()),  # mask area over frame area
+        _required("area_fraction", pa.float32()),  # box area over the area of the clip's frame
         _required("score", pa.float32()),  # detector confidence, or the annotation's text-image score
-        _required("sharpness", pa.float32()),  # variance of the Laplacian inside the box
+        _required("sharpness", pa.float32()),  # variance of the Laplacian inside the box, grey levels squared
         _required("crop_png", pa.binary()),  # RGBA, alpha = mask, at most the clip's size
         _required("embedding", _EMBEDDING),  # L2-normalised, of the crop on white
     ]
@@ -48,16 +48,6 @@ CLIP_SCHEMA = pa.schema(
     ]
 )
 
-OUTCOME_SCHEMA = pa.schema(
-    [
-        _required("level", pa.string()),  # "video" or "clip"
-        _required("item", pa.string()),  # path of the video, or clip id
-        _required("status", pa.string()),  # "written", "filtered" or "quarantined"
-        _required("reason", pa.string()),  # empty when written
-        _required("message", pa.string()),
-    ]
-)
-
 PAIR_SCHEMA = pa.schema(
     [
         _required("clip_id", pa.string()),
@@ -65,14 +55,6 @@ PAIR_SCHEMA = pa.schema(
         _required("reference_clip_id", pa.string()),
         _required("reference_subject_id", pa.string()),
         _required("similarity", pa.float32()),
-    ]
-)
-
-SPLIT_SCHEMA = pa.schema(
-    [
-        _required("clip_id", pa.string()),
-        _required("component", pa.string()),  # clips joined by source group or pair; never divided
-        _required("split", pa.string()),  # "train" or "validation"
     ]
 )
 

@@ -1,0 +1,80 @@
+"""What every command of ``pipelines/`` shares: flags, one-line errors, exit codes, and an orderly end on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from refalign.config import RunConfig, apply_overrides
+from refalign.errors import RefAlignError
+from refalign.presets import PRESETS, load_preset
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, delivered like Ctrl-C so that the same clean-up runs."""
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The flags that choose a run: preset, input, settings and output folder."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--preset", default="toy", help=f"where settings start from: {', '.join(PRESETS)} (default: toy)")
+    parser.add_argument("--input", metavar="FOLDER", help="videos to learn from; without it a world of sprites is drawn")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")
+    return parser
+
+
+def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
+    """The config and the output folder that the flags describe.
+
+    Raises:
+        ConfigError: an unknown preset or setting, or a value out of range.
+    """
+    overrides = list(arguments.set)
+    if arguments.input:
+        overrides.insert(0, f"input.path={Path(arguments.input).expanduser().resolve()}")
+    config = apply_overrides(load_preset(arguments.preset), overrides)
+    output = arguments.output or _default_runs_folder() / arguments.preset
+    return config, output.expanduser().resolve()
+
+
+def _default_runs_folder() -> Path:
+    """``runs/`` here; in a submitted Ray job "here" is a temporary copy of the code, so the home folder instead."""
+    return Path.home() / "refalign-runs" if "_ray_pkg_" in str(Path.cwd()) else Path("runs")
+
+
+def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None) -> int:
+    """Runs ``work`` and returns the exit code: 0, 1 or 2 (an error of one line), 130 (Ctrl-C), 143 (SIGTERM)."""
+    arm_signals()
+    try:
+        work()
+    except RefAlignError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as interruption:
+        command = shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)])
+        print(f"\nstopped; finished parts are kept. The same command goes on from there: {command}", file=sys.stderr)
+        return 143 if isinstance(interruption, Terminated) else 130
+    return 0
+
+
+def arm_signals() -> None:
+    """Makes SIGTERM raise like Ctrl-C. Called again after Ray has started, which installs a handler of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def leave(code: int) -> None:
+    """Ends the process without waiting for idle threads of libraries (MLflow's and Ray's can take a minute)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

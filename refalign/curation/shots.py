@@ -1,0 +1,115 @@
+"""Windows of one shot each: a training clip never crosses a cut.
+
+Everything streams. Of a window only the frames that the detector will see are kept, so memory does not grow with the video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refalign.config import RunConfig
+from refalign.videos import ShownFrame, iter_frames, iter_grid
+
+_SHOT_LONG_SIDE_PX = 160
+
+
+@dataclass
+class Window:
+    """``num_frames`` grid frames of one shot, and the few of them that were kept for detection."""
+
+    start_index: int
+    frame_size_px: tuple[int, int]
+    frames: list[np.ndarray] = field(default_factory=list)
+    frame_indices: list[int] = field(default_factory=list)
+
+    def start_s(self, fps: float) -> float:
+        return self.start_index / fps
+
+
+class ShotDetector:
+    """PySceneDetect's content detector, fed frame by frame."""
+
+    def __init__(self, threshold: float) -> None:
+        from scenedetect.common import FrameTimecode
+        from scenedetect.detectors import ContentDetector
+
+        # Without its flash filter the detector reports a cut at the frame that shows it, never later.
+        self._detector = ContentDetector(threshold=threshold, min_scene_len=0)
+        self._timecode = FrameTimecode
+        self._count = 0
+
+    def begins_shot(self, frame: ShownFrame) -> bool:
+        """Whether ``frame`` differs from the one before it as much as a cut does."""
+        bgr = np.ascontiguousarray(frame.to_rgb(_SHOT_LONG_SIDE_PX)[:, :, ::-1])
+        position = self._timecode(self._count, fps=Fraction(25))
+        self._count += 1
+        return bool(self._detector.process_frame(position, bgr)) or self._count == 1
+
+
+def choose_detection_offsets(num_frames: int, count: int) -> list[int]:
+    """``count`` frame offsets spread evenly over a clip of ``num_frames``."""
+    count = min(count, num_frames)
+    return sorted({round(position) for position in np.linspace(0, num_frames - 1, count)})
+
+
+def iter_windows(path: Path, config: RunConfig, *, duration_s: float | None) -> Iterator[Window]:
+    """Yields the windows of a video in order, at most ``curation.max_clips_per_video``, spread over its duration.
+
+    Raises:
+        DataError: as `iter_frames`; windows before the fault were yielded.
+    """
+    length, fps = config.video.num_frames, config.video.fps
+    offsets = choose_detection_offsets(length, config.curation.detection_frames)
+    limit = config.curation.max_clips_per_video
+    spacing = max(length, int((duration_s or 0.0) * fps / limit))
+    shots = ShotDetector(config.curation.shot_threshold)
+    window: Window | None = None
+    next_start, num_windows = 0, 0
+    for frame, indices in iter_grid(iter_frames(path, config.curation), fps):
+        if shots.begins_shot(frame):
+            window = None
+        for index in indices:
+            if window is None and index >= next_start and num_windows < limit:
+                window = Window(index, frame.size_px)
+            if window is None:
+                continue
+            if index - window.start_index in offsets:
+                window.frames.append(frame.to_rgb())
+                window.frame_indices.append(index)
+            if index - window.start_index == length - 1:
+                next_start = window.start_index + spacing
+                num_windows += 1
+                yield window
+                window = None
+
+
+def iter_annotated_window(path: Path, annotation: dict[str, Any], config: RunConfig) -> Iterator[Window]:
+    """Yields the window at the start of an OpenS2V cut, with its annotated frame, or nothing if the cut is too short.
+
+    Raises:
+        DataError: as `iter_frames`.
+    """
+    first, end = annotation["metadata"]["cut"]
+    annotated = first + annotation["annotation"]["ann_frame_data"]["ann_frame_idx"]
+    length, fps = config.video.num_frames, config.video.fps
+    window: Window | None = None
+    grid = iter_grid(iter_frames(path, config.curation), fps)
+    for number, (frame, indices) in enumerate(grid):
+        if number < first or number >= end:
+            continue
+        if window is None and indices:
+            window = Window(indices[0], frame.size_px)
+        if number == annotated:
+            pixels, at = frame.to_rgb(), indices[:1] or [window.start_index if window else 0]
+            window = window or Window(at[0], frame.size_px)
+            window.frames.append(pixels)
+            window.frame_indices.append(at[0])
+        if window and window.frames and indices and indices[-1] >= window.start_index + length - 1:
+            yield window
+            return

@@ -1,0 +1,208 @@
+"""The story: videos -> subjects -> pairs -> shards -> train -> evaluate -> register, each step skipped where it is done.
+
+A step's folder is named by everything its output depends on, so a changed setting redoes that step and those after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from refalign.cli import arm_signals
+from refalign.config import RunConfig, make_fingerprint
+from refalign.errors import ArtifactError, DataError
+from refalign.steps import Step, check_disk_space, write_json
+from refalign.summary import describe_step
+
+STEPS = ("subjects", "pairs", "shards", "train", "evaluate", "register")
+_SMALLEST_FREE_BYTES = 2 * 2**30
+_TRAINING_KNOBS = {"num_workers", "micro_batch", "max_restarts", "keep_checkpoints", "checkpoint_every", "activation_checkpointing"}
+"""Settings that change how training runs, not what it computes: a run may go on under others."""
+
+
+def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> dict[str, Any]:
+    """Runs the story, or one step of it whose predecessors are done, and returns the summary that `summary.json` holds.
+
+    Raises:
+        RefAlignError: one line; what was finished stays finished.
+    """
+    output = Path(output).resolve()
+    check_disk_space(output, _SMALLEST_FREE_BYTES)
+    with ExitStack() as stack:
+        story = Story(config, output, stack, only)
+        try:
+            story.run()
+        except BaseException as error:
+            story.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        story.close("FINISHED")
+    return story.summary
+
+
+class Story:
+    """One run of the story: its steps, their manifests, and what is only opened when a step has work to do."""
+
+    def __init__(self, config: RunConfig, output: Path, stack: ExitStack, only: str | None) -> None:
+        self.config, self.output, self.only = config, output, only
+        self.steps: dict[str, Step] = {}
+        self.manifests: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        self.fingerprint = ""
+        self._stack = stack
+        self._tracker: Any = None
+
+    def run(self) -> None:
+        """All steps in order, up to ``only``."""
+        for name in STEPS:
+            getattr(self, f"_{name}")()
+            if name == self.only:
+                return
+
+    def _subjects(self) -> None:
+        from refalign.curation.launch import plan_subjects, run_subjects
+
+        config = self.config
+        folder = Path(config.input.path) if config.input.path else self._draw_world()
+        plan, planned, identity = plan_subjects(config, folder)
+        self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster"}), identity)
+        encoder = (config.models.vision_encoder, config.models.vision_encoder_revision, config.models.encoder_dtype)
+        settings = config.curation.model_dump(exclude={"max_quarantine_fraction"})
+        step = self._make_step("subjects", identity, settings, config.video, config.models.detector, *encoder)
+        manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
+        if not manifest["clips"]:
+            self.close("FAILED")
+            raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
+
+    def _pairs(self) -> None:
+        from refalign.curation.pairs import run_pairs
+
+        step = self._make_step("pairs", self.config.pairs, self.steps["subjects"].fingerprint)
+        self._complete(step, lambda: run_pairs(self.config, step, self.steps["subjects"]))
+
+    def _shards(self) -> None:
+        from refalign.shards.launch import run_shards
+
+        step = self._make_step("shards", self.config.shards, self.config.models, self.steps["pairs"].fingerprint)
+        self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
+
+    def _train(self) -> None:
+        config = self.config
+        settings = config.training.model_dump(mode="json", exclude=_TRAINING_KNOBS)
+        data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint)
+        step = self._make_step("train", settings, config.objective, config.seed, config.models.base, *data)
+
+        def work() -> dict[str, Any]:
+            from refalign.training.launch import run_training
+
+            self.tracker.log_dataset(
+                "train", name="shards", folder=self.steps["shards"].folder, digest=self.manifests["shards"]["digest"]
+            )
+            return run_training(
+                config,
+                step=step,
+                shards=self.steps["shards"].folder,
+                tracking_uri=self.tracker.uri,
+                run_id=self.tracker.child("train"),
+            )
+
+        self._complete(step, work)
+
+    def _evaluate(self) -> None:
+        from refalign.evaluation.launch import run_evaluation
+
+        step = self._make_step("evaluate", self.config.evaluation, self.config.seed, self.steps["train"].fingerprint)
+        self._complete(step, lambda: run_evaluation(self.config, step=step, steps=self.steps))
+
+    def _register(self) -> None:
+        step = self._make_step("register", self.config.tracking, self.steps["evaluate"].fingerprint)
+
+        def work() -> dict[str, Any]:
+            from refalign.tracking.registry import run_register
+
+            return run_register(self.config, step=step, steps=self.steps, manifests=self.manifests, tracker=self.tracker)
+
+        self._complete(step, work)
+
+    def _draw_world(self) -> Path:
+        settings = self.config.input
+        step = Step.make(self.output, "world", settings.world_videos, settings.world_seed)
+
+        def work() -> dict[str, Any]:
+            from refalign.toy.videos import write_world
+
+            write_world(step.folder / "videos", num_videos=settings.world_videos, seed=settings.world_seed)
+            return step.commit({"videos": settings.world_videos})
+
+        self._complete(step, work)
+        return step.folder / "videos"
+
+    def _make_step(self, name: str, *settings: Any) -> Step:
+        self.steps[name] = Step.make(self.output, name, *settings)
+        return self.steps[name]
+
+    def _complete(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The step's manifest: as it stands, or made now."""
+        manifest = step.load_manifest()
+        if manifest is not None:
+            print(f"{step.name}: done before, skipped ({step.folder})", flush=True)
+        elif self.only not in (None, step.name) and step.name != "world":
+            raise ArtifactError(f"{step.folder}: not finished; run pipelines/{step.name}.py with the same settings first.")
+        else:
+            manifest = self._perform(step, work)
+        self.manifests[step.name] = manifest
+        return manifest
+
+    def _perform(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if step.name != "world":
+            self._open_services()
+        print(f"{step.name}: started ({step.folder})", flush=True)
+        began = time.monotonic()
+        with step.lease():
+            manifest = step.load_manifest() or work()
+        self.seconds[step.name] = round(time.monotonic() - began, 1)
+        if step.name != "world":
+            from refalign.tracking.story import log_step
+
+            log_step(self.tracker, step, manifest, self.seconds[step.name])
+        print(f"{step.name}: {describe_step(step.name, manifest)} in {self.seconds[step.name]} s", flush=True)
+        return manifest
+
+    @property
+    def tracker(self) -> Any:
+        """The MLflow run of this story."""
+        assert self._tracker is not None, "opened before the first step that has work to do"
+        return self._tracker
+
+    def _open_services(self) -> None:
+        """Ray and MLflow, side by side: both take many seconds to start, and a story with nothing to do needs neither."""
+        if self._tracker is not None:
+            return
+        from refalign.parts import connect
+        from refalign.tracking.client import warm_mlflow
+        from refalign.tracking.run import StoryRun
+
+        began = time.monotonic()
+        warm_mlflow()
+        self._stack.enter_context(connect(self.config.cluster))
+        arm_signals()
+        self._tracker = StoryRun.open(self.config, output=self.output, fingerprint=self.fingerprint)
+        self.seconds["start-up"] = round(time.monotonic() - began, 1)
+
+    def close(self, status: str) -> None:
+        """Writes summary and report, and ends the MLflow run."""
+        from refalign.summary import load_summary, make_summary
+
+        known = load_summary(self.output)
+        if self._tracker is None and known and known["story"] == self.fingerprint:
+            self.summary = known
+            return
+        seconds = {**(known or {}).get("seconds", {}), **self.seconds}
+        self.summary = {"story": self.fingerprint, **make_summary(self.config, self.output, self.manifests, seconds)}
+        if "subjects" in self.manifests:
+            write_json(self.output / "summary.json", self.summary)
+        if self._tracker is not None:
+            tracker, self._tracker = self._tracker, None
+            tracker.finish(status)

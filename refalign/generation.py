@@ -1,0 +1,281 @@
+"""Generation: a diffusers-style pipeline from a prompt and reference images to a video.
+
+    pipeline = RefAlignPipeline.from_pretrained("runs/model")
+    video = pipeline("a red fox and a blue ball", references=[fox, ball], generator=torch.Generator().manual_seed(0)).frames[0]
+
+Nothing of the alignment is loaded: no projector, no vision encoder. A step costs what it costs in the base model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+from transformers import UMT5EncoderModel
+
+from refalign.errors import ConfigError
+from refalign.geometry import check_geometry, latent_shape, letterbox
+from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
+from refalign.models.vae import VideoVAE
+from refalign.models.wan import RefAlignTransformer, load_transformer
+
+Reference = Image.Image | np.ndarray
+"""A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
+
+
+def make_scheduler(name: str = "euler", shift: float = 5.0) -> Any:
+    """A diffusers scheduler for flow matching: ``euler`` (published) or ``unipc`` (fewer steps for the same quality).
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name == "euler":
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
+    if name == "unipc":
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    raise ConfigError(f"scheduler {name!r} is not known; choose euler or unipc, or pass a diffusers scheduler.")
+
+
+def combine_guidance(
+    null: Tensor, with_references: Tensor, with_text: Tensor, reference_guidance_scale: float, guidance_scale: float
+) -> Tensor:
+    """v = v(null, no ref) + s_ref [v(null, refs) - v(null, no ref)] + s_text [v(text, refs) - v(null, refs)]."""
+    return null + reference_guidance_scale * (with_references - null) + guidance_scale * (with_text - with_references)
+
+
+class RefAlignPipeline(DiffusionPipeline):
+    """Reference-to-video generation with Wan.
+
+    Any diffusers scheduler for flow matching can be set as ``pipeline.scheduler``. ``enable_model_cpu_offload``,
+    ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline.
+
+    Source: the published inference (three passes, Euler, shift 5). Ours also takes batches of prompts.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: UMT5EncoderModel,
+        vae: AutoencoderKLWan,
+        transformer: RefAlignTransformer,
+        scheduler: Any,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # fewer and named options
+        cls,
+        source: str,
+        *,
+        base: str | None = None,
+        revision: str | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        transformer: RefAlignTransformer | None = None,
+        scheduler: str | Any = "euler",
+    ) -> RefAlignPipeline:
+        """Loads a diffusers-layout Wan folder or hub id.
+
+        Args:
+            source: where ``transformer/`` is, and the other parts unless ``base`` is given.
+            base: where ``vae/``, ``text_encoder/`` and ``tokenizer/`` are, for a folder that holds only a Transformer;
+                None: what the folder's ``refalign.json`` names, else ``source`` itself.
+            torch_dtype: of Transformer and text encoder; the VAE stays in float32, where bf16 shows as banding.
+            transformer: one that is loaded already.
+            scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's differs from
+                RefAlign's in shift.
+
+        Raises:
+            ArtifactError: a part is missing, gated or incomplete.
+        """
+        parts, parts_revision = (base, None) if base else _find_base(source, revision)
+        text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
+        return cls(
+            tokenizer=text.tokenizer,
+            text_encoder=text.model,
+            vae=VideoVAE.from_pretrained(parts, revision=parts_revision).model,
+            transformer=transformer or load_transformer(source, revision=revision, dtype=torch_dtype).eval(),
+            scheduler=make_scheduler(scheduler) if isinstance(scheduler, str) else scheduler,
+        )
+
+    def to_json_string(self) -> str:
+        """The index as stock diffusers' pipeline, so that the saved folder opens there too (as text-to-video)."""
+        index = super().to_json_string()
+        index = index.replace(f'"{type(self).__name__}"', '"WanPipeline"')
+        return index.replace('"refalign.models.wan"', '"diffusers"').replace('"RefAlignTransformer"', '"WanTransformer3DModel"')
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        references: Sequence[Reference] | Sequence[Sequence[Reference]] = (),
+        *,
+        negative_prompt: str = "",
+        height: int = 480,
+        width: int = 832,
+        num_frames: int = 81,
+        num_inference_steps: int = 50,
+        reference_guidance_scale: float = 5.0,
+        guidance_scale: float = 7.5,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        batch_passes: bool = False,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> WanPipelineOutput | tuple:
+        """Makes one video per prompt.
+
+        Args:
+            prompt: one text, or several.
+            references: images of the subjects, each fitted on white into height x width; with several prompts one
+                sequence for each of them, all of the same length. Segment subjects onto white beforehand, scenes not.
+            negative_prompt: the null text of all three passes' formula.
+            reference_guidance_scale: how strongly references count; 1 switches that guidance off.
+            guidance_scale: how strongly the text counts; 1 switches that guidance off.
+            generator: its seed decides the video.
+            batch_passes: runs passes of equal length as one batch: faster on a large GPU, more memory.
+            output_type: ``np`` (float [B, F, H, W, 3] in [0, 1]), ``pil`` (lists of images), ``uint8`` (tensor) or ``latent``.
+            callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors) -> changed tensors.
+            callback_on_step_end_tensor_inputs: which of latents, prompt_embeds, negative_prompt_embeds it is given.
+
+        Raises:
+            GeometryError: height, width or num_frames do not fit the grids; the message names sizes that do.
+            ConfigError: references do not match the prompts, or an unknown output type.
+        """
+        check_geometry(height, width, num_frames)
+        if output_type not in ("np", "pil", "uint8", "latent"):
+            raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        device = self._execution_device
+
+        # 1. Conditions
+        prompt_embeds, negative_prompt_embeds = self._encode_text(prompts, negative_prompt, device)
+        references = self._encode_references([references] if isinstance(prompt, str) else references, height, width, device)
+        if references is not None and len(references) != len(prompts):
+            raise ConfigError(f"{len(prompts)} prompts but {len(references)} sequences of references; give one for each prompt.")
+
+        # 2. Noise and noise levels
+        shape = (len(prompts), self.transformer.config.in_channels, *latent_shape(num_frames, height, width))
+        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        timesteps = self._set_timesteps(num_inference_steps, device)
+
+        # 3. Denoising
+        tensors = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, timestep in enumerate(timesteps):
+                predictions = self._predict(tensors, timestep, references, batch_passes=batch_passes)
+                velocity = combine_guidance(*predictions, reference_guidance_scale, guidance_scale)
+                tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    seen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, step, timestep, seen)
+                progress.update()
+
+        # 4. Pixels
+        frames = self._decode(tensors["latents"], output_type, device)
+        self.maybe_free_model_hooks()
+        return WanPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt])
+        padded = pad_prompt_embeds(encoded, TEXT_TOKENS).to(device)
+        return padded[:-1], padded[-1:].expand(len(prompts), -1, -1)
+
+    def _encode_references(
+        self, references: Sequence[Sequence[Reference]], height: int, width: int, device: torch.device
+    ) -> Tensor | None:
+        """Latents [B, K, Z, h, w], or None where there are no references.
+
+        Raises:
+            ConfigError: prompts have different numbers of references.
+        """
+        counts = sorted({len(each) for each in references})
+        if len(counts) > 1:
+            raise ConfigError(f"prompts of one call have {counts} references; make one call for each number of references.")
+        if counts in ([], [0]):
+            return None
+        images = [letterbox(image, height, width)[0] for each in references for image in each]
+        latents = VideoVAE(self.vae, device=device).encode_images(torch.from_numpy(np.stack(images)))
+        return latents.unflatten(0, (len(references), counts[0]))
+
+    def _set_timesteps(self, num_steps: int, device: torch.device) -> Tensor:
+        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            # Its own levels end elsewhere than the published ones; it applies its shift to these.
+            self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist(), device=device)
+        else:
+            self.scheduler.set_timesteps(num_steps, device=device)
+        return self.scheduler.timesteps
+
+    def _predict(
+        self, tensors: dict[str, Tensor], timestep: Tensor, references: Tensor | None, *, batch_passes: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocities for (null text, no reference), (null text, references), (text, references)."""
+        null, text = tensors["negative_prompt_embeds"], tensors["prompt_embeds"]
+        if references is None:
+            # The first two passes are one and the same.
+            without, with_text = self._run(tensors["latents"], timestep, [null, text], [None, None], batch_passes)
+            return without, without, with_text
+        texts, given = [null, null, text], [None, references, references]
+        if not batch_passes or references.shape[1] == 1:  # one reference is as long as the zero frame that stands for none
+            velocities = self._run(tensors["latents"], timestep, texts, given, batch_passes)
+        else:
+            velocities = [
+                *self._run(tensors["latents"], timestep, texts[:1], given[:1], batch_passes),
+                *self._run(tensors["latents"], timestep, texts[1:], given[1:], batch_passes),
+            ]
+        return velocities[0], velocities[1], velocities[2]
+
+    def _run(
+        self, latents: Tensor, timestep: Tensor, texts: list[Tensor], references: list[Tensor | None], batched: bool
+    ) -> list[Tensor]:
+        """The Transformer for several conditions, one after another or as one batch."""
+        steps = timestep.expand(len(latents))
+        if not batched:
+            return [
+                self.transformer(latents, steps, text, given).velocity.float()
+                for text, given in zip(texts, references, strict=True)
+            ]
+        example = next((each for each in references if each is not None), None)
+        stacked = mask = None
+        if example is not None:
+            stacked = torch.cat([example] * len(texts))
+            mask = torch.tensor([each is not None for each in references]).repeat_interleave(len(latents))
+            mask = mask[:, None].expand(stacked.shape[:2])
+        velocity = self.transformer(
+            torch.cat([latents] * len(texts)), steps.repeat(len(texts)), torch.cat(texts), stacked, mask
+        ).velocity
+        return list(velocity.float().chunk(len(texts)))
+
+    def _decode(self, latents: Tensor, output_type: str, device: torch.device) -> Any:
+        if output_type == "latent":
+            return latents
+        frames = VideoVAE(self.vae, device=device).decode(latents).cpu()
+        if output_type == "uint8":
+            return frames
+        if output_type == "np":
+            return frames.numpy().astype(np.float32) / 255
+        return [[Image.fromarray(frame) for frame in video.numpy()] for video in frames]
+
+
+def _find_base(source: str, revision: str | None) -> tuple[str, str | None]:
+    """Where an exported folder's frozen parts are, and their hub revision: the folder itself, or the base it names."""
+    reference = Path(source).expanduser() / "refalign.json"
+    if not reference.is_file():
+        return source, revision
+    named = json.loads(reference.read_text())
+    return named["base"], named["base_revision"]

@@ -1,0 +1,89 @@
+"""Text encoding: prompts to UMT5 tokens, real tokens only; padding is put back as zeros where a batch needs it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from refalign.errors import GeometryError
+from refalign.models.loading import load_pretrained
+
+TEXT_TOKENS = 512
+"""Tokens of a padded prompt, as Wan2.1 was trained."""
+
+
+class TextEncoder:
+    """A frozen UMT5 encoder with its tokenizer.
+
+    Attributes:
+        tokenizer: any tokenizer that ``AutoTokenizer`` opens.
+        model: the encoder, in evaluation mode and without gradients.
+    """
+
+    def __init__(self, tokenizer: Any, model: UMT5EncoderModel) -> None:
+        self.tokenizer = tokenizer
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TextEncoder:
+        """Loads ``tokenizer/`` and ``text_encoder/`` of a diffusers-layout folder or hub id.
+
+        Raises:
+            ArtifactError: one of them is missing, gated or incomplete.
+        """
+        tokenizer = load_pretrained(AutoTokenizer, source, subfolder="tokenizer", revision=revision)
+        model = load_pretrained(UMT5EncoderModel, source, subfolder="text_encoder", revision=revision, dtype=dtype)
+        return cls(tokenizer, model.to(device))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], max_tokens: int = TEXT_TOKENS) -> list[Float[Tensor, "L D"]]:
+        """Last hidden state of each prompt's own tokens (with the end token), on the model's device.
+
+        Args:
+            prompts: any texts; HTML entities are resolved and white space is collapsed, as Wan's own cleaning does.
+            max_tokens: longer prompts are cut.
+        """
+        if not prompts:
+            return []
+        batch = self.tokenizer(
+            [_clean(prompt) for prompt in prompts],
+            padding="longest",
+            truncation=True,
+            max_length=max_tokens,
+            return_attention_mask=True,
+            return_tensors="pt",
+        ).to(self.model.device)
+        hidden = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+        return [tokens[mask.bool()] for tokens, mask in zip(hidden, batch.attention_mask, strict=True)]
+
+
+def pad_prompt_embeds(prompt_embeds: Sequence[Float[Tensor, "_ D"]], length: int = TEXT_TOKENS) -> Float[Tensor, "B {length} D"]:
+    """Stacks prompts of different lengths, zeros beyond each one's own tokens.
+
+    Raises:
+        GeometryError: a prompt is longer than ``length``.
+    """
+    longest = max(len(tokens) for tokens in prompt_embeds)
+    if longest > length:
+        raise GeometryError(f"a prompt has {longest} tokens, the padded length is {length}; encode with max_tokens={length}.")
+    result = prompt_embeds[0].new_zeros(len(prompt_embeds), length, prompt_embeds[0].shape[1])
+    for row, tokens in zip(result, prompt_embeds, strict=True):
+        row[: len(tokens)] = tokens
+    return result
+
+
+def _clean(prompt: str) -> str:
+    return " ".join(html.unescape(html.unescape(prompt)).split())

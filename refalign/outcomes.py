@@ -1,0 +1,60 @@
+"""What became of every planned item: written, filtered (not wanted) or quarantined (a fault), with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refalign.errors import TooManyQuarantined
+
+_FILTERED = frozenset({"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE"})
+"""Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one planned item; ``reason`` is empty when it was written."""
+
+    level: str
+    item: str
+    reason: str = ""
+    message: str = ""
+
+    @property
+    def status(self) -> str:
+        if not self.reason:
+            return "written"
+        return "filtered" if self.reason in _FILTERED else "quarantined"
+
+
+def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Per level: planned = written + filtered + quarantined, and both of the latter by reason."""
+    counts: dict[str, Any] = {}
+    for level in ("video", "clip"):
+        of_level = [outcome for outcome in outcomes if outcome.level == level]
+        status = Counter(outcome.status for outcome in of_level)
+        counts[level] = {
+            "planned": len(of_level),
+            "written": status["written"],
+            **{
+                kind: dict(sorted(Counter(o.reason for o in of_level if o.status == kind).items()))
+                for kind in ("filtered", "quarantined")
+            },
+        }
+    return counts
+
+
+def check_quarantined(outcomes: Sequence[Outcome], limit: float) -> None:
+    """Raises `TooManyQuarantined` when more than the share ``limit`` of the items of a level are faulty."""
+    for level in ("video", "clip"):
+        of_level = [outcome for outcome in outcomes if outcome.level == level]
+        faults = [outcome for outcome in of_level if outcome.status == "quarantined"]
+        if faults and len(faults) > limit * len(of_level):
+            reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(fault.reason for fault in faults).most_common())
+            raise TooManyQuarantined(
+                "TOO_MANY_QUARANTINED",
+                f"{len(faults)} of {len(of_level)} {level}s were quarantined ({reasons}); the limit is {limit}. "
+                f"First: {faults[0].message}. Raise curation.max_quarantine_fraction to continue.",
+            )

@@ -1,0 +1,122 @@
+"""Ray on one screen: the cluster a run uses, and Ray Data over a plan of parts.
+
+Every unfinished part goes to one actor of a pool, which writes and commits it (`refalign.steps`) and returns the commit
+record. Ray Data places the actors, restarts lost ones and scales the pool; what is done is decided by commits alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refalign.config import ClusterConfig, RunConfig
+from refalign.errors import BackendUnavailable
+from refalign.steps import Step
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def connect(config: ClusterConfig) -> Iterator[None]:
+    """Joins the Ray cluster of the environment (``RAY_ADDRESS``, a submitted job), or starts one on this machine.
+
+    Raises:
+        BackendUnavailable: the cluster does not answer.
+    """
+    started_here = not os.environ.get("RAY_ADDRESS")
+    if started_here:
+        # A cold start on a busy machine outlasts the default 15 s; a token of its own keeps strangers out of its ports.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Driver and workers share one environment: without this a driver under `uv run` starts every worker through uv.
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address="local" if started_here else None,
+            include_dashboard=False if started_here else None,
+            log_to_driver=True,
+            logging_level="warning",
+            runtime_env={"env_vars": _worker_env(config)},
+        )
+    except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        raise BackendUnavailable(f"Ray on {where} does not answer ({error}); check RAY_ADDRESS and RAY_AUTH_TOKEN.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _worker_env(config: ClusterConfig) -> dict[str, str]:
+    threads = str(config.threads)
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str) -> list[dict[str, Any]]:
+    """Completes every part of ``plan`` and returns the commit records in plan order.
+
+    Args:
+        step: the folder that the parts are written to.
+        plan: part name to what the actor needs to make it; plain values.
+        actor: a class with ``__init__(config)`` and ``make_part(step, name, work) -> record``.
+        label: what the progress bar says.
+    """
+    from tqdm import tqdm
+
+    done = {name: record for name in plan if (record := step.load_part(name)) is not None}
+    todo = [name for name in plan if name not in done]
+    with tqdm(total=len(plan), initial=len(done), desc=label, unit="part", file=sys.stderr) as progress:
+        if todo:
+            for row in _map_parts(step, plan, todo, actor, config):
+                record = json.loads(row["record"])
+                done[record["part"]] = record
+                progress.update()
+    return [done[name] for name in plan]
+
+
+def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type, config: RunConfig) -> Iterator[dict[str, Any]]:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    rows = [{"name": name, "work": json.dumps(plan[name])} for name in todo]
+    cluster = config.cluster
+    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _PartWorker,
+        fn_constructor_kwargs={"actor": actor, "step": step, "config": config},
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=cluster.actor_cpus,
+        num_gpus=cluster.actor_gpus,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(cluster.max_actors, len(rows))),
+    )
+    yield from data.iter_rows()
+
+
+class _PartWorker:
+    """Adapts a step's actor to Ray Data's batches of one row."""
+
+    def __init__(self, actor: type, step: Step, config: RunConfig) -> None:
+        self._actor = actor(config)
+        self._step = step
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        name = str(batch["name"][0])
+        # A part finished just before its worker was lost is done: the commit decides, not the scheduler.
+        record = self._step.load_part(name) or self._actor.make_part(self._step, name, json.loads(str(batch["work"][0])))
+        return {"record": [json.dumps(record)]}

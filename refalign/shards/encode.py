@@ -1,0 +1,77 @@
+"""The frozen encoders over one clip: frames, prompt and reference pictures become the tensors of one shard sample."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from refalign.config import RunConfig
+from refalign.geometry import check_token_grid, letterbox, pool_to_tokens
+from refalign.models.dinov3 import VisionEncoder
+from refalign.models.text import TextEncoder
+from refalign.models.vae import VideoVAE
+
+_DIT_PATCH = 2
+
+
+@dataclass(frozen=True)
+class ReferencePicture:
+    """One letterboxed reference: ``pixels`` uint8 [H, W, 3] on white, ``foreground`` float [P]."""
+
+    pixels: np.ndarray
+    foreground: np.ndarray
+    info: dict[str, Any]
+
+
+def make_reference(crop_png: bytes, height_px: int, width_px: int, info: dict[str, Any]) -> ReferencePicture:
+    """Letterboxes an RGBA crop on white and measures the subject's share of every 16 x 16 px token."""
+    with Image.open(io.BytesIO(crop_png)) as crop:
+        rgba = crop.convert("RGBA")
+    pixels, _ = letterbox(rgba, height_px, width_px)
+    background, _ = letterbox(Image.eval(rgba.getchannel("A"), lambda alpha: 255 - alpha), height_px, width_px)
+    return ReferencePicture(pixels, pool_to_tokens(background[..., 0] < 128), info)
+
+
+class FrozenEncoders:
+    """VAE, text encoder and vision encoder, loaded once per process."""
+
+    def __init__(self, config: RunConfig) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = getattr(torch, config.models.encoder_dtype)
+        base = {"revision": config.models.base_revision, "device": device, "dtype": dtype}
+        self.vae = VideoVAE.from_pretrained(config.models.base, **base)
+        self.text = TextEncoder.from_pretrained(config.models.base, **base)
+        self.vision = VisionEncoder.from_pretrained(
+            config.models.vision_encoder, revision=config.models.vision_encoder_revision, device=device, dtype=dtype
+        )
+        self.max_text_tokens = config.models.max_text_tokens
+        check_token_grid(self.vae.stride_px, _DIT_PATCH, self.vision.patch_size_px)
+
+    def encode(self, frames: np.ndarray, caption: str, references: Sequence[ReferencePicture]) -> dict[str, Tensor]:
+        """Tensors of `refalign.schemas.SAMPLE_TENSORS`.
+
+        Each reference is encoded alone, as a video of one frame. Latents and targets are stored as float16.
+
+        Args:
+            frames: uint8 [F, H, W, 3].
+        """
+        pictures = torch.from_numpy(np.stack([reference.pixels for reference in references]))
+        foreground = np.stack([reference.foreground for reference in references])
+        return {
+            "latents": _stored(self.vae.encode(torch.from_numpy(frames)[None])[0]),
+            "prompt_embeds": _stored(self.text.encode([caption], self.max_text_tokens)[0]),
+            "reference_latents": _stored(self.vae.encode_images(pictures)),
+            "target_tokens": _stored(self.vision.encode(pictures)),
+            "foreground": torch.from_numpy(foreground).to(torch.float16),
+        }
+
+
+def _stored(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float16).contiguous()

@@ -1,0 +1,193 @@
+"""The shards step: CLIP and PAIR rows in, committed WebDataset shards out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from refalign.config import RunConfig
+from refalign.errors import ArtifactError, DataError
+from refalign.outcomes import Outcome, check_quarantined, count_outcomes
+from refalign.parts import run_parts
+from refalign.pictures import encode_jpeg, make_contact_sheet
+from refalign.schemas import CLIP_SCHEMA, check_table
+from refalign.shards.plan import plan_shards
+from refalign.shards.writer import write_tar
+from refalign.steps import Step, check_disk_space
+from refalign.videos import ClipSpec, read_clips
+
+_SHEET_PX = 96
+_SHEET_FRAMES = 5
+
+
+def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> dict[str, Any]:
+    """Runs the step and returns its manifest, whose ``digest`` names the data set by content.
+
+    Raises:
+        TooManyQuarantined: more clips failed than ``curation.max_quarantine_fraction`` allows.
+    """
+    plan = plan_shards(config.shards, subjects, pairs)
+    planned = sum(len(work["clips"]) for work in plan.values())
+    if not planned:
+        raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
+    check_disk_space(step.folder, planned * estimate_sample_bytes(config))
+    records = run_parts(step, plan, ShardsActor, config, label="shards")
+    outcomes = [Outcome(**outcome) for record in records for outcome in record["outcomes"]]
+    counts = count_outcomes(outcomes)
+    assert counts["clip"]["planned"] == planned, f"{planned} planned, {counts['clip']} accounted for"
+    check_quarantined(outcomes, config.curation.max_quarantine_fraction)
+    samples = {
+        split: sum(len(record["samples"]) for record in records if record["split"] == split)
+        for split in ("train", "validation")
+    }
+    digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16]
+    return step.commit(
+        {
+            "parts": list(plan),
+            "digest": digest,
+            "samples": samples,
+            "references": sum(record["references"] for record in records),
+            "cross_references": sum(record["cross_references"] for record in records),
+            "size_bytes": sum(record["size_bytes"] for record in records),
+            "counts": counts,
+            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
+            "video": config.video.model_dump(),
+            "models": config.models.model_dump(),
+        }
+    )
+
+
+def estimate_sample_bytes(config: RunConfig) -> int:
+    """Upper estimate of one stored sample: float16 latents and targets of all references, at 16 channels and 1024 wide targets."""
+    video = config.video
+    cells = (video.height_px // 8) * (video.width_px // 8)
+    latents = (1 + (video.num_frames - 1) // 4) * cells * 16 * 2
+    references = config.curation.max_references * (1 + config.pairs.max_references_per_subject)
+    return latents + references * (cells * 16 * 2 + cells // 4 * 1024 * 2) + 2**18
+
+
+class ShardsActor:
+    """The frozen encoders, loaded once; makes one shard at a time."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import torch
+
+        from refalign.shards.encode import FrozenEncoders
+
+        torch.set_num_threads(config.cluster.threads)
+        self.config = config
+        self.encoders = FrozenEncoders(config)
+
+    def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
+        """Encodes the clips of one shard, writes the tar and returns the commit record with the byte index."""
+        rows = {row["clip_id"]: row for file in work["files"] for row in _load_clips(file)}
+        pairs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for pair in work["pairs"]:
+            pairs[pair["clip_id"]].append(pair)
+        outcomes: list[Outcome] = []
+        index: dict[str, dict[str, Any]] = {}
+
+        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
+            for clip_id, frames in self._iter_frames([rows[clip_id] for clip_id in work["clips"]]):
+                try:
+                    if isinstance(frames, DataError):
+                        raise frames
+                    members, index[clip_id] = self._make_sample(rows[clip_id], pairs[clip_id], rows, frames, work["split"])
+                except DataError as error:
+                    outcomes.append(Outcome("clip", clip_id, error.reason, str(error)))
+                except Exception:
+                    outcomes.append(Outcome("clip", clip_id, "CRASH", traceback.format_exc(limit=-3)))
+                else:
+                    outcomes.append(Outcome("clip", clip_id))
+                    yield clip_id, members
+
+        def write(path: Path) -> dict[str, Any]:
+            offsets = write_tar(path, samples())
+            return {
+                "split": work["split"],
+                "samples": [{"key": key, **index[key], "members": offsets[key]} for key in offsets],
+                "references": sum(index[key]["references"] for key in offsets),
+                "cross_references": sum(index[key]["cross_references"] for key in offsets),
+                "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+            }
+
+        return step.write_part(name, write)
+
+    def _iter_frames(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray | DataError]]:
+        """Frames of each clip, one decode pass per video."""
+        by_video: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            by_video[row["video_path"]].append(row)
+        for path, clips in by_video.items():
+            specs = [ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"])) for row in clips]
+            try:
+                videos: list[Any] = read_clips(Path(path), specs, self.config.video, self.config.curation)
+            except DataError as error:
+                videos = [error] * len(clips)
+            yield from ((row["clip_id"], frames) for row, frames in zip(clips, videos, strict=True))
+
+    def _make_sample(
+        self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any], frames: np.ndarray, split: str
+    ) -> tuple[dict[str, bytes], dict[str, Any]]:
+        from safetensors.torch import save
+
+        references = list(self._iter_references(row, pairs, rows))
+        tensors = self.encoders.encode(frames, row["caption"], references)
+        said = {key: row[key] for key in ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")}
+        info = {**said, "split": split, "references": [reference.info for reference in references]}
+        shown = np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int)
+        sheet = make_contact_sheet([frames[shown], [reference.pixels for reference in references]], _SHEET_PX)
+        members = {
+            "safetensors": save(tensors),
+            "json": json.dumps(info, sort_keys=True, ensure_ascii=False).encode(),
+            "jpg": encode_jpeg(sheet),
+        }
+        kinds = [reference.info["kind"] for reference in references]
+        entry = {
+            "clip_id": row["clip_id"],
+            "shape": list(tensors["latents"].shape),
+            "subjects": len(row["subjects"]),
+            "references": len(references),
+            "cross_references": kinds.count("cross_pair"),
+        }
+        return members, entry
+
+    def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:
+        """Each subject's picture in its own clip, then its pictures in other clips."""
+        from refalign.shards.encode import make_reference
+
+        size_px = (self.config.video.height_px, self.config.video.width_px)
+        for position, subject in enumerate(row["subjects"]):
+            views = [("in_pair", row["clip_id"], subject, 1.0)]
+            for pair in pairs:
+                if pair["subject_id"] == subject["subject_id"]:
+                    there = rows[pair["reference_clip_id"]]["subjects"]
+                    found = next(other for other in there if other["subject_id"] == pair["reference_subject_id"])
+                    views.append(("cross_pair", pair["reference_clip_id"], found, pair["similarity"]))
+            for kind, clip_id, view, similarity in views:
+                info = {
+                    "subject_index": position,
+                    "subject_id": view["subject_id"],
+                    "clip_id": clip_id,
+                    "kind": kind,
+                    "similarity": round(similarity, 6),
+                    "class_name": view["class_name"],
+                    "box_xyxy_px": [round(value, 2) for value in view["box_xyxy_px"]],
+                    "score": round(view["score"], 6),
+                }
+                yield make_reference(view["crop_png"], *size_px, info)
+
+
+@lru_cache(maxsize=4)
+def _load_clips(file: str) -> list[dict[str, Any]]:
+    return check_table(pq.read_table(file), CLIP_SCHEMA, file).to_pylist()

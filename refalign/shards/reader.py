@@ -1,0 +1,244 @@
+"""Reading shard samples by byte offset, in an order that is a function of (seed, samples consumed) alone.
+
+The position of a run is one number: samples consumed. Epoch and place follow from it, the number of ranks does not enter,
+and stopping anywhere repeats and skips nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from refalign.errors import ArtifactError, SchemaError
+
+SAMPLE_TENSOR_NAMES = ("latents", "prompt_embeds", "reference_latents", "target_tokens", "foreground")
+NULL_PROMPT_NAME = "null_prompt.safetensors"
+_WAY_OUT = "delete that file and its .json, then run the shards step again"
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as it was encoded; tensors are described in `refalign.schemas.SAMPLE_TENSORS`."""
+
+    key: str
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index knows of a sample without reading it."""
+
+    key: str
+    shard: Path
+    shape: tuple[int, int, int, int]  # Z T h w
+    subjects: int
+    members: dict[str, tuple[int, int]]  # suffix -> offset and size in bytes
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """All committed samples of one split, in the order of the plan."""
+
+    folder: Path
+    split: str
+    digest: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> ShardIndex:
+        """Reads the commits of ``split``; a split without samples gives an index of length 0.
+
+        Args:
+            folder: a finished shards step.
+            split: "train" or "validation".
+
+        Raises:
+            ArtifactError: the step is unfinished, or a shard is missing, damaged or of another size than was committed.
+        """
+        manifest = _load_json(Path(folder) / "manifest.json", "the shards step has not finished; run it again")
+        entries: list[Entry] = []
+        for commit_path in sorted((Path(folder) / "parts").glob(f"{split}-*.tar.json")):
+            commit = _load_json(commit_path, _WAY_OUT)
+            try:
+                shard = commit_path.with_name(commit["part"])
+                _check_size(shard, commit["size_bytes"])
+                entries += [_make_entry(shard, sample) for sample in commit["samples"]]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
+        return cls(Path(folder), split, str(manifest.get("digest", "")), tuple(entries))
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> Sample:
+        """Sample ``index`` of the plan's order.
+
+        Raises:
+            ArtifactError: the bytes at the committed offset are not this sample.
+            SchemaError: a tensor is missing, or the JSON does not describe the references.
+        """
+        entry = self.entries[index]
+        try:
+            with entry.shard.open("rb", buffering=0) as file:
+                tensors = load_safetensors(_read_member(file.fileno(), entry, "safetensors"))
+                info = json.loads(_read_member(file.fileno(), entry, "json"))
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
+        return Sample(entry.key, check_sample(tensors, info, entry), info)
+
+    def load_null_prompt(self, width: int) -> Tensor:
+        """Embedding of the empty prompt, ``[L, D]``: what a dropped text becomes. Without the file: no tokens, ``[0, D]``."""
+        path = self.folder / NULL_PROMPT_NAME
+        if not path.is_file():
+            return torch.zeros(0, width)
+        return load_safetensors(path.read_bytes())["prompt_embeds"].float()
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which sample stands at which position: one permutation after the other, one per epoch."""
+
+    size: int
+    seed: int
+
+    def index_at(self, position: int) -> int:
+        """Index of the sample at ``position`` (samples consumed before it)."""
+        epoch, place = divmod(position, self.size)
+        return int(_permutation(self.size, self.seed, epoch)[place])
+
+    def global_batch(self, position: int, size: int) -> list[tuple[int, int]]:
+        """(position, index) of the ``size`` samples from ``position`` on; a batch may span two epochs."""
+        return [(p, self.index_at(p)) for p in range(position, position + size)]
+
+    def iter_positions(self, position: int, size: int) -> Iterator[list[tuple[int, int]]]:
+        """Global batches from ``position`` on, without end."""
+        while True:
+            yield self.global_batch(position, size)
+            position += size
+
+
+class Prefetcher(Generic[Item]):
+    """Makes items ahead in one thread, at most ``depth`` of them, and measures how long the consumer waited."""
+
+    def __init__(self, make: Callable[[int], Item], first: int, last: int, *, depth: int = 2) -> None:
+        """Starts making ``make(first) ... make(last)``, both included, in order."""
+        self.wait_s = 0.0
+        self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(make, first, last), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Item:
+        """The next item; ``wait_s`` then holds the seconds this call waited.
+
+        Raises:
+            BaseException: whatever ``make`` raised for this item.
+        """
+        start_s = time.perf_counter()
+        item, error = self._queue.get()
+        self.wait_s = time.perf_counter() - start_s
+        if error is not None:
+            raise error
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Ends the thread; items made ahead are dropped."""
+        self._closed.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                pass
+
+    def _work(self, make: Callable[[int], Item], first: int, last: int) -> None:
+        for number in range(first, last + 1):
+            if self._closed.is_set():
+                return
+            try:
+                self._queue.put((make(number), None))
+            except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+                self._queue.put((None, error))
+                return
+
+
+def check_sample(tensors: dict[str, Tensor], info: dict[str, Any], entry: Entry) -> dict[str, Tensor]:
+    """Returns ``tensors`` if they are the declared ones and agree with the index and the JSON.
+
+    Raises:
+        SchemaError: names the sample and what disagrees.
+    """
+    where = f"{entry.shard}: sample {entry.key}"
+    missing = [name for name in SAMPLE_TENSOR_NAMES if name not in tensors]
+    if missing:
+        raise SchemaError(f"{where} lacks {missing}; it was written by another version: run the shards step again.")
+    references = info.get("references", [])
+    counts = {name: len(tensors[name]) for name in ("reference_latents", "target_tokens", "foreground")}
+    if set(counts.values()) != {len(references)}:
+        raise SchemaError(f"{where}: {counts} references in the tensors, {len(references)} in the JSON.")
+    if tuple(tensors["latents"].shape) != entry.shape:
+        raise SchemaError(f"{where}: latents {tuple(tensors['latents'].shape)}, the index says {entry.shape}.")
+    described = {reference["subject_index"] for reference in references}
+    if described != set(range(entry.subjects)):
+        raise SchemaError(f"{where}: {entry.subjects} subjects, but references for subjects {sorted(described)}.")
+    return tensors
+
+
+def random_words(seed: int, purpose: str, number: int, count: int) -> np.ndarray:
+    """``count`` uniform 64-bit words that depend on the arguments alone: the source of every draw of training.
+
+    Raw words, because numpy promises that they never change; what `numpy.random.Generator` makes of them may.
+    """
+    key = [seed, int.from_bytes(purpose.encode()[:8])]
+    return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
+
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.argsort(random_words(seed, "order", epoch, size), kind="stable")
+
+
+def _read_member(descriptor: int, entry: Entry, suffix: str) -> bytes:
+    offset, size = entry.members[suffix]
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise ValueError(f"{len(data)} of {size} bytes of {suffix} at offset {offset}")
+    return data
+
+
+def _make_entry(shard: Path, sample: dict[str, Any]) -> Entry:
+    members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in sample["members"].items()}
+    channels, frames, height, width = sample["shape"]
+    return Entry(sample["key"], shard, (channels, frames, height, width), int(sample["subjects"]), members)
+
+
+def _check_size(shard: Path, size_bytes: int) -> None:
+    if not shard.is_file():
+        raise ArtifactError(f"{shard}: this shard is missing; {_WAY_OUT}.")
+    if shard.stat().st_size != size_bytes:
+        raise ArtifactError(f"{shard}: {shard.stat().st_size} bytes, {size_bytes} were committed; {_WAY_OUT}.")
+
+
+def _load_json(path: Path, way_out: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: not found; {way_out}.") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: damaged ({error}); {way_out}.") from error

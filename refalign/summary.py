@@ -1,0 +1,106 @@
+"""The summary of a story, as a plain dict, as `summary.json` and as the lines a person reads at the end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from refalign.config import RunConfig
+
+Manifests = dict[str, dict[str, Any]]
+
+
+def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds: dict[str, float]) -> dict[str, Any]:
+    """What came of every step so far. Steps that did not run are absent.
+
+    Asserts that planned = written + filtered + quarantined at every level.
+    """
+    summary: dict[str, Any] = {"output": str(output), "config": config.model_dump(mode="json"), "seconds": seconds}
+    summary["counts"] = _merge_counts(manifests)
+    if subjects := manifests.get("subjects"):
+        summary["videos"] = subjects["counts"]["video"]["planned"]
+        summary["clips"] = subjects["clips"]
+        summary["subjects"] = subjects["subjects"]
+        summary["outcomes"] = [*subjects["outcomes"], *manifests.get("shards", {}).get("outcomes", [])]
+        for kind in ("filtered", "quarantined"):
+            levels = [subjects["counts"]["video"], manifests.get("shards", {}).get("counts", {}).get("clip", {})]
+            reasons: dict[str, int] = {}
+            for level in levels:
+                for reason, count in level.get(kind, {}).items():
+                    reasons[reason] = reasons.get(reason, 0) + count
+            summary[kind] = reasons
+    if pairs := manifests.get("pairs"):
+        summary["pairs"] = pairs["pairs"]
+    if shards := manifests.get("shards"):
+        summary |= {"references": shards["references"], "shards": len(shards["parts"]), "samples": shards["samples"]}
+        summary["digest"] = shards["digest"]
+    for step, key in (("train", "train"), ("evaluate", "evaluation"), ("register", "model")):
+        if step in manifests:
+            summary[key] = manifests[step]
+    return summary
+
+
+def _merge_counts(manifests: Manifests) -> dict[str, Any]:
+    counts = {}
+    for step in ("subjects", "shards"):
+        for level, count in manifests.get(step, {}).get("counts", {}).items():
+            lost = count["planned"] - count["written"] - sum(count["filtered"].values()) - sum(count["quarantined"].values())
+            assert lost == 0, f"{step}: {lost} {level}s are unaccounted for"
+            counts[f"{step}.{level}"] = count
+    return counts
+
+
+def load_summary(output: Path) -> dict[str, Any] | None:
+    """The last summary written to an output folder."""
+    try:
+        return json.loads((output / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def describe_step(name: str, manifest: dict[str, Any]) -> str:
+    """One line of what a step made."""
+    if name == "world":
+        return f"drew {manifest['videos']} videos"
+    if name == "subjects":
+        count = manifest["counts"]["video"]
+        lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
+        return (
+            f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects" + f" ({lost})" * bool(lost)
+        )
+    if name == "pairs":
+        return f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
+    if name == "shards":
+        samples = manifest["samples"]
+        return (
+            f"{samples['train']} + {samples['validation']} samples (training + validation) with {manifest['references']} references"
+        )
+    if name == "train":
+        first, last = manifest["first"], manifest["last"]
+        terms = ", ".join(f"{term} {first[term]:.3f} -> {last[term]:.3f}" for term in ("flow_matching", "pull") if term in first)
+        return f"{manifest['steps']} steps, {terms}"
+    if name == "evaluate":
+        return f"{manifest['num_samples']} sample videos"
+    return f"{manifest['name']} version {manifest['version']}, alias {manifest['alias']}"
+
+
+def print_ending(summary: dict[str, Any]) -> None:
+    """Where everything is, and what to do next."""
+    output = summary["output"]
+    print(f"\nsummary   {output}/summary.json")
+    if report := summary.get("report"):
+        print(f"report    {report}   (open it in a browser: pictures, curves, sample videos)")
+    if evaluation := summary.get("evaluation"):
+        print(f"videos    {evaluation['folder']}")
+    if model := summary.get("model"):
+        uri = f"models:/{model['name']}@{model['alias']}"
+        print(f"model     {uri} (version {model['version']})")
+        references = " ".join(f"--reference {shlex.quote(path)}" for path in model["example"]["references"])
+        prompt = shlex.quote(model["example"]["prompt"])
+        where = f"--tracking {shlex.quote(model['tracking_uri'])}"
+        print(f"generate  uv run pipelines/generate.py --model {uri} {where} {references} --prompt {prompt} --output out.mp4")
+        print(f"runs      uv run mlflow ui --backend-store-uri {shlex.quote(model['tracking_uri'])}")
+    if untrained := summary.get("untrained"):
+        print(f"note      {untrained}")

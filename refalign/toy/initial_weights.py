@@ -1,0 +1,208 @@
+"""The shapes of the toy models, and the folder of weights they start from: complete, in the hub's layout, untrained.
+
+    python -m refalign.toy.initial_weights [--output refalign/toy/weights] [--parts transformer text vae dinov3]
+
+Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. A fixed seed makes the same
+weights again. The training scripts beside this file replace parts of the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.captions import caption_words
+from refalign.toy.scenes import FRAME_SIZE_PX
+
+SEED = 0
+TEXT_WIDTH = 96
+SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
+"""In T5's order: padding is 0, the end of a prompt is 1, words outside the vocabulary are 2."""
+MAX_PROMPT_TOKENS = 512
+PARTS = ("transformer", "text", "vae", "dinov3")
+MODEL_INDEX = {
+    "_class_name": "WanPipeline",
+    "boundary_ratio": None,
+    "expand_timesteps": False,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "transformer_2": [None, None],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+
+
+def make_transformer(seed: int = SEED) -> Any:
+    """Wan's DiT: 4 heads of 48, 9 blocks (as many as the recipe aligns), 4.8 M parameters."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=512,
+        num_layers=9,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+        rope_max_seq_len=64,
+    )
+
+
+def make_vae(seed: int = SEED) -> Any:
+    """Wan's VAE with its own strides (4 in time, 8 in space) and 16 channels, base width 12: 1.5 M parameters."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(seed)
+    return AutoencoderKLWan(
+        base_dim=12, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, latents_mean=[0.0] * 16, latents_std=[1.0] * 16
+    )
+
+
+def make_vision_encoder(seed: int = SEED) -> Any:
+    """DINOv3's ViT: patch 16, 4 registers, 128 wide, 4 layers: 0.9 M parameters."""
+    import torch
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    torch.manual_seed(seed)
+    config = DINOv3ViTConfig(
+        patch_size=16,
+        image_size=FRAME_SIZE_PX,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_register_tokens=4,
+        layerscale_value=1.0,
+    )
+    return DINOv3ViTModel(config)
+
+
+def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
+    """UMT5's encoder: 96 wide, 2 layers."""
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(seed)
+    config = UMT5Config(vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
+    return UMT5EncoderModel(config)
+
+
+def make_tokenizer() -> Any:
+    """One token a word of the captions, lower case; ``</s>`` is appended as T5 does."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *caption_words()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # The hyphen of "star-shaped" belongs to the word; only punctuation that ends a clause is split off.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[,.;:!?]"), behavior="isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="right",
+        model_max_length=MAX_PROMPT_TOKENS,
+    )
+
+
+def image_processor_config() -> dict[str, Any]:
+    """What the hub's DINOv3 folders say about their input; no resizing happens here, the sizes only inform."""
+    return {
+        "image_processor_type": "DINOv3ViTImageProcessorFast",
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "rescale_factor": 1 / 255,
+        "size": {"height": FRAME_SIZE_PX, "width": FRAME_SIZE_PX},
+    }
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a folder beside ``target``, then puts it in its place, so that no reader meets half of it."""
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    write(fresh)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_half(model: Any, target: Path) -> None:
+    """Writes a model's ``config.json`` and half-precision safetensors as ``target``."""
+    replace_folder(target, lambda folder: model.half().save_pretrained(folder, safe_serialization=True))
+
+
+def save_vision_encoder(model: Any, target: Path) -> None:
+    """Writes the vision encoder with the input statistics its hub folder carries."""
+
+    def write(folder: Path) -> None:
+        model.half().save_pretrained(folder, safe_serialization=True)
+        (folder / "preprocessor_config.json").write_text(json.dumps(image_processor_config(), indent=2) + "\n")
+
+    replace_folder(target, write)
+
+
+def write_initial_weights(output: Path, parts: tuple[str, ...] = PARTS) -> None:
+    """Writes the named parts, untrained, and what needs no training (tokenizer, scheduler, index)."""
+    wan = output / "wan"
+    wan.mkdir(parents=True, exist_ok=True)
+    if "transformer" in parts:
+        save_half(make_transformer(), wan / "transformer")
+    if "text" in parts:
+        tokenizer = make_tokenizer()
+        replace_folder(wan / "tokenizer", lambda folder: tokenizer.save_pretrained(folder))
+        save_half(make_text_encoder(len(tokenizer)), wan / "text_encoder")
+    if "vae" in parts:
+        save_half(make_vae(), wan / "vae")
+    if "dinov3" in parts:
+        save_vision_encoder(make_vision_encoder(), output / "dinov3")
+    _write_scheduler_and_index(wan)
+
+
+def _write_scheduler_and_index(wan: Path) -> None:
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0)
+    replace_folder(wan / "scheduler", lambda folder: scheduler.save_pretrained(folder))
+    index = {**MODEL_INDEX, "_diffusers_version": diffusers.__version__}
+    (wan / "model_index.json").write_text(json.dumps(dict(sorted(index.items())), indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to (re)write untrained")
+    arguments = parser.parse_args()
+    write_initial_weights(arguments.output, tuple(arguments.parts))
+    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
+    print(f"{arguments.output}: {', '.join(arguments.parts)} written untrained; {size / 1e6:.1f} MB in all")
+
+
+if __name__ == "__main__":
+    main()

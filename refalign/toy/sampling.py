@@ -1,0 +1,63 @@
+"""Endless random pictures of the sprite world for training: each drawn when asked for, by its number, so that a run can resume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from refalign.toy.drawing import POSES, render_reference
+from refalign.toy.identities import Split, sample_identity
+from refalign.toy.rendering import RenderedScene, render_scene
+from refalign.toy.scenes import make_scene
+
+
+@dataclass(frozen=True)
+class FrameTruth:
+    """One frame with the subjects that show in it.
+
+    Attributes:
+        frame: uint8 [H, W, 3].
+        boxes_xyxy_px: int [S, 4], half-open.
+        masks: bool [S, H, W].
+    """
+
+    frame: np.ndarray
+    boxes_xyxy_px: np.ndarray
+    masks: np.ndarray
+
+
+def sample_clip(seed: int, number: int, split: Split = "train") -> RenderedScene:
+    """The ``number``-th random shot of a seed."""
+    return render_scene(make_scene([seed, number], split=split))
+
+
+def sample_frame(seed: int, number: int, split: Split = "train", *, min_visible: float = 0.15) -> FrameTruth:
+    """The ``number``-th random frame of a seed: a single moment of a shot of its own.
+
+    Args:
+        min_visible: subjects of which a smaller fraction shows are left out of the truth.
+    """
+    plan = make_scene([seed, number], split=split)
+    progress = float(np.random.default_rng([seed, number, 1]).uniform())
+    moment = tuple(
+        replace(
+            subject,
+            x_px=(subject.x_px[0] + progress * (subject.x_px[1] - subject.x_px[0]),) * 2,
+            height_px=(subject.height_px[0] + progress * (subject.height_px[1] - subject.height_px[0]),) * 2,
+            yaw=(subject.yaw[0] + progress * (subject.yaw[1] - subject.yaw[0]),) * 2,
+            phase=subject.phase + progress * subject.cycles,
+        )
+        for subject in plan.subjects
+    )
+    shot = render_scene(replace(plan, subjects=moment, num_frames=1))
+    shown = shot.visible_fraction[:, 0] >= min_visible
+    return FrameTruth(shot.frames[0], shot.boxes_xyxy_px[shown, 0], shot.masks[shown, 0])
+
+
+def sample_reference(seed: int, number: int, split: Split = "train", *, size: int = 96) -> np.ndarray:
+    """The ``number``-th random reference picture of a seed: a creature in some pose on white, uint8 [size, size, 3]."""
+    rng = np.random.default_rng([seed, number, 2])
+    identity = sample_identity(rng, split)
+    pose = POSES[int(rng.integers(len(POSES)))]
+    return render_reference(identity, pose, size, phase=float(rng.uniform()), yaw=float(rng.uniform(-1, 1)))

@@ -1,0 +1,216 @@
+"""Trains the toy's ``AutoencoderKLWan``: first on crops of single frames, then on whole clips, in one run.
+
+    python -m refalign.toy.train_vae --steps 9000 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
+    python -m refalign.toy.train_vae --steps 0            # only measures what is shipped
+
+A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, with two-dimensional
+convolutions at a third of the cost; the other slices start at zero and learn from clips. At the end the latents' mean and standard
+deviation per channel are measured and written into the config, so that normalised latents have mean 0 and variance 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.initial_weights import make_vae, save_half
+from refalign.toy.sampling import sample_clip, sample_frame, sample_reference
+
+SEED = 30
+HELDOUT_SEED = 31
+KL_WEIGHT = 3e-5
+EDGE_WEIGHT = 0.5
+PEAK_LEARNING_RATE = 2e-3
+CLIP_SHARE = 0.45
+"""Share of the steps, the last ones, that train on clips."""
+
+
+def prepare(vae: Any) -> None:
+    """Makes an untrained VAE treat a clip as independent frames, and its latents nearly free of noise."""
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
+            module.weight.data[:, :, :2] = 0
+            if name.endswith("time_conv"):
+                # Downsampling keeps the newest frame, upsampling repeats it.
+                identity = torch.eye(module.in_channels).repeat(module.out_channels // module.in_channels, 1)
+                module.weight.data[:, :, 2] = identity[:, :, None, None]
+                nn.init.zeros_(module.bias)
+    vae.quant_conv.bias.data[vae.config.z_dim :] = -6.0
+
+
+@contextmanager
+def two_dimensional_first_frames() -> Iterator[None]:
+    """Within it, Wan's causal convolutions compute a lone first frame in two dimensions: the same numbers, three times as fast."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    original = WanCausalConv3d.forward
+
+    def forward(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        if x.shape[2] > 1 or cache_x is not None or self.stride[0] > 1:
+            return original(self, x, cache_x)
+        planes = functional.pad(x[:, :, 0], self._padding[:4])
+        return functional.conv2d(planes, self.weight[:, :, -1], self.bias)[:, :, None]
+
+    WanCausalConv3d.forward = forward
+    try:
+        yield
+    finally:
+        WanCausalConv3d.forward = original
+
+
+def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
+    """Decodes without the final clamp, beyond which no gradient would come back."""
+    features, pieces = vae.post_quant_conv(latents), []
+    vae.clear_cache()
+    for index in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        piece = features[:, :, index : index + 1]
+        pieces.append(vae.decoder(piece, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
+    vae.clear_cache()
+    return torch.cat(pieces, 2)
+
+
+def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Loss and PSNR (dB) of one batch, [B, 3, F, H, W] in [-1, 1]."""
+    posterior = vae.encode(pixels).latent_dist
+    output = decode_unclamped(vae, posterior.sample(generator))
+    error = output - pixels
+    edges = sum(torch.diff(error, dim=axis).abs().mean() for axis in (-1, -2))
+    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    squared = error.square().mean()
+    loss = error.abs().mean() + 4 * squared + EDGE_WEIGHT * edges + KL_WEIGHT * divergence
+    return loss, float(10 * torch.log10(4 / squared.detach()))
+
+
+def make_batch(step: int, *, clips: bool) -> Tensor:
+    """Training pixels of one step, [B, 3, F, H, W] in [-1, 1]: crops of frames and references, or clips."""
+    rng = np.random.default_rng([SEED, step])
+    if clips:
+        # Every fourth step whole frames, else cheaper crops.
+        crop, count = (96, 1) if step % 4 == 0 else (64, 2)
+        arrays = [sample_clip(SEED, 4 * step + number).frames for number in range(count)]
+    else:
+        crop, count = (64, 12) if step % 4 else (96, 6)
+        arrays = [_sample_picture(32 * step + number, rng)[None] for number in range(count)]
+    top, left = rng.integers(0, 96 - crop + 1, 2)
+    pixels = torch.from_numpy(np.stack(arrays)[:, :, top : top + crop, left : left + crop]).float() / 127.5 - 1
+    if rng.random() < 0.5:
+        pixels = pixels.flip(3)
+    return pixels.permute(0, 4, 1, 2, 3).contiguous()
+
+
+def _sample_picture(number: int, rng: np.random.Generator) -> np.ndarray:
+    """A frame, or one time in four a reference on white, which the model will have to encode too."""
+    return sample_reference(SEED, number) if rng.random() < 0.25 else sample_frame(SEED, number).frame
+
+
+@torch.no_grad()
+def evaluate(vae: Any, num_clips: int, num_references: int) -> dict[str, float]:
+    """Held-out PSNR (dB, of values clamped to [-1, 1], averaged over items): clips and single references."""
+    vae.eval()
+    clips = [_psnr(vae, torch.from_numpy(sample_clip(HELDOUT_SEED, number, "heldout").frames)) for number in range(num_clips)]
+    pictures = [_psnr(vae, torch.from_numpy(sample_reference(HELDOUT_SEED, number, "heldout"))[None]) for number in range(num_references)]
+    return {"clip_psnr_db": float(np.mean(clips)), "clip_psnr_db_min": float(np.min(clips)), "reference_psnr_db": float(np.mean(pictures))}
+
+
+def _psnr(vae: Any, frames: Tensor) -> float:
+    pixels = (frames.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
+    output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    return float(10 * torch.log10(4 / (output - pixels).square().mean()))
+
+
+@torch.no_grad()
+def write_latent_statistics(vae: Any, num_clips: int = 64) -> None:
+    """Measures mean and standard deviation per channel over clips and references, and puts them into the config."""
+    latents = []
+    for number in range(num_clips):
+        for frames in (sample_clip(SEED + 2, number).frames, sample_reference(SEED + 2, number)[None]):
+            pixels = (torch.from_numpy(frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
+            latents.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
+    values = torch.cat(latents, 1)
+    vae.register_to_config(
+        latents_mean=[round(float(value), 4) for value in values.mean(1)], latents_std=[round(float(value), 4) for value in values.std(1)]
+    )
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Warm-up over 100 steps, then a cosine down to 2% of the peak."""
+    cosine = 0.5 * (1 + np.cos(np.pi * step / steps))
+    return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * float(cosine))
+
+
+def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int) -> None:
+    """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics."""
+    vae = make_vae()
+    prepare(vae)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=1e-4)
+    averaged = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
+    step = 0
+    if init:
+        state = torch.load(init, weights_only=True)
+        vae.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = int(state["step"])
+    started, psnrs = time.monotonic(), []
+    while step < steps:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps)
+        vae.train()
+        pixels = make_batch(step, clips=step >= (1 - CLIP_SHARE) * steps)
+        with two_dimensional_first_frames():
+            loss, psnr = reconstruction_loss(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
+            optimizer.zero_grad()
+            loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        averaged.update_parameters(vae)
+        step += 1
+        psnrs.append(psnr)
+        if step % 100 == 0:
+            print(f"step {step}/{steps} loss {float(loss):.4f} PSNR {np.mean(psnrs):.2f} dB {time.monotonic() - started:.0f} s", flush=True)
+            psnrs.clear()
+        if step % save_every == 0 or step == steps:
+            state = {"model": vae.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            torch.save(state, checkpoint)
+            print(f"step {step} held-out {evaluate(averaged.module, 12, 12)}", flush=True)
+            export(averaged.module, output)
+
+
+def export(averaged: Any, output: Path) -> None:
+    """Writes a copy in half precision with fresh latent statistics."""
+    fresh = make_vae()
+    fresh.load_state_dict(averaged.state_dict())
+    write_latent_statistics(fresh.eval())
+    save_half(fresh, output)
+
+
+def main() -> None:
+    from diffusers import AutoencoderKLWan
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=9000, help="total number of steps; 0 only measures --output")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints and exports")
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vae.pt"), help="where the training state is kept")
+    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.steps:
+        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, save_every=arguments.save_every)
+    print(evaluate(AutoencoderKLWan.from_pretrained(arguments.output).float(), 100, 100))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Writes the sprite world to files: H.264 videos, each with a JSON beside it that holds caption, licence and ground truth.
+
+Videos come in channels, as on a video site: the members of a channel's cast recur over its videos in other poses, places and
+company, so that the same identity can be found again in another clip; no identity belongs to two channels.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refalign.errors import ConfigError
+from refalign.toy.captions import caption_tier, make_caption, subject_phrase
+from refalign.toy.identities import Split, attributes_of, sample_companion, sample_identity
+from refalign.toy.rendering import RenderedScene, render_scene
+from refalign.toy.scenes import FPS, FRAME_SIZE_PX, ScenePlan, make_scene
+
+VIDEOS_PER_CHANNEL = 6
+TWO_SHOT_SHARE = 1 / 6
+"""Share of videos with a hard cut to a second scene."""
+LICENSE = "CC0-1.0"
+CONSENT = "synthetic"
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One video: its name (without suffix), its channel, and one or two shots."""
+
+    name: str
+    source_group: str
+    shots: tuple[ScenePlan, ...]
+
+
+def plan_world(num_videos: int, seed: int, split: Split = "train") -> list[VideoPlan]:
+    """Plans ``num_videos`` videos; a longer world begins with the shorter one of the same seed."""
+    if num_videos < 1:
+        raise ConfigError(f"num_videos = {num_videos}; expected at least 1.")
+    plans: list[VideoPlan] = []
+    taken: set[int] = set()
+    casts: list[list[int]] = []
+    for index in range(num_videos):
+        channel, number = divmod(index, VIDEOS_PER_CHANNEL)
+        if number == 0:
+            casts.append(_channel_cast(np.random.default_rng([seed, channel, 0]), split, taken))
+        rng = np.random.default_rng([seed, channel, 1 + number])
+        shots = 2 if rng.random() < TWO_SHOT_SHARE else 1
+        scenes = tuple(_channel_scene(rng, casts[channel], number + shot) for shot in range(shots))
+        group = f"{split}-{seed}-{channel:03d}"
+        plans.append(VideoPlan(f"{group}-{number}", group, scenes))
+    return plans
+
+
+def _channel_cast(rng: np.random.Generator, split: Split, taken: set[int]) -> list[int]:
+    """Three or four identities whose pairs cover the tiers of likeness: a twin in shape and colour, a like shape, an unlike one."""
+    first = sample_identity(rng, split, taken=taken)
+    cast = [first]
+    for likeness in ("unlike", "same shape and colour", "same shape")[: int(rng.integers(2, 4))]:
+        cast.append(sample_companion(rng, first, likeness, split, taken={*taken, *cast}))
+    taken.update(cast)
+    return cast
+
+
+def _channel_scene(rng: np.random.Generator, cast: list[int], turn: int) -> ScenePlan:
+    """A scene with some of the cast; ``turn`` rotates who must be there, so that everyone recurs."""
+    size = int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2]))
+    lead = turn % len(cast)
+    others = rng.permutation([member for member in range(len(cast)) if member != lead])[: size - 1]
+    members = [cast[lead], *(cast[int(other)] for other in others)]
+    return make_scene(int(rng.integers(2**31)), cast=members)
+
+
+def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split = "train") -> None:
+    """Writes ``<name>.mp4`` and ``<name>.json`` for every planned video; the same arguments give the same bytes."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for plan in plan_world(num_videos, seed, split):
+        shots = [render_scene(shot) for shot in plan.shots]
+        frames = np.concatenate([shot.frames for shot in shots])
+        write_video(target / f"{plan.name}.mp4", frames, fps=FPS)
+        sidecar = {
+            "caption": " Cut. ".join(make_caption(shot) for shot in plan.shots),
+            "license": LICENSE,
+            "consent": CONSENT,
+            "source_group": plan.source_group,
+            "ground_truth": ground_truth(shots, split),
+        }
+        (target / f"{plan.name}.json").write_text(json.dumps(sidecar, separators=(",", ":")) + "\n")
+
+
+def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
+    """Writes uint8 [F, H, W, 3] RGB as H.264; one thread and no dates, so that equal frames give equal bytes."""
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "medium", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
+    """Everything known about a video, as JSON values; boxes xyxy half-open px, masks as uncompressed COCO RLE."""
+    first_frame, records = 0, []
+    for shot in shots:
+        plan = shot.plan
+        records.append(
+            {
+                "first_frame": first_frame,
+                "num_frames": plan.num_frames,
+                "caption": make_caption(plan),
+                "caption_tier": caption_tier(plan),
+                "background": plan.background,
+                "likeness": plan.likeness,
+                "occlusion_order_back_to_front": [subject.identity for subject in plan.subjects],
+                "subjects": [_subject_truth(shot, number) for number in range(len(plan.subjects))],
+            }
+        )
+        first_frame += plan.num_frames
+    return {"split": split, "height_px": FRAME_SIZE_PX, "width_px": FRAME_SIZE_PX, "fps": FPS, "shots": records}
+
+
+def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
+    subject = shot.plan.subjects[number]
+    return {
+        "identity": subject.identity,
+        "attributes": asdict(attributes_of(subject.identity)),
+        "pose": subject.pose,
+        "named": subject.named,
+        "phrase": subject_phrase(subject.identity, named=subject.named),
+        "boxes_xyxy_px": shot.boxes_xyxy_px[number].tolist(),
+        "visible_fraction": [round(float(value), 3) for value in shot.visible_fraction[number]],
+        "masks_rle": [encode_mask(mask) for mask in shot.masks[number]],
+    }
+
+
+def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
+    """Bool [H, W] -> COCO's uncompressed run lengths: column by column, beginning with a run of background."""
+    pixels = mask.ravel(order="F")
+    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], edges, [pixels.size]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *runs] if pixels[0] else runs}
+
+
+def decode_mask(rle: dict[str, list[int]]) -> np.ndarray:
+    """The inverse of ``encode_mask``."""
+    values = np.arange(len(rle["counts"])) % 2 == 1
+    return np.repeat(values, rle["counts"]).reshape(rle["size"], order="F")

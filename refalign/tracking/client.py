@@ -1,0 +1,103 @@
+"""The one door to MLflow: a late import, a short first contact, and errors of one line.
+
+``import mlflow`` costs 5 to 40 s of CPU. `warm_mlflow` pays it in a thread while something else is waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from refalign.errors import BackendUnavailable
+
+_FIRST_CONTACT_S = 5.0
+
+
+def warm_mlflow() -> threading.Thread:
+    """Starts importing MLflow in the background; later calls of this package wait for it by themselves."""
+    thread = threading.Thread(target=_import_mlflow, name="import-mlflow", daemon=True)
+    thread.start()
+    return thread
+
+
+def make_tracking_uri(uri: str | None, output: Path) -> str:
+    """The URI that was configured, or a database in the output folder. Absolute: workers run in other folders."""
+    return uri or f"sqlite:///{Path(output).resolve() / 'mlflow.db'}"
+
+
+def open_client(uri: str) -> Any:
+    """An ``MlflowClient`` for ``uri``, which also becomes the process's default.
+
+    Raises:
+        BackendUnavailable: no server answers there, or it refuses.
+    """
+    _check_server(uri)
+    mlflow = _import_mlflow()
+    with one_line_errors(uri):
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_registry_uri(uri)  # else MLFLOW_REGISTRY_URI could send the model elsewhere than its run
+        return mlflow.MlflowClient(uri, uri)
+
+
+@contextmanager
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Turns MLflow's exceptions into one line that names the server, without its credentials."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        text = " ".join(str(error).split())
+        credentials = urlsplit(uri).netloc.rpartition("@")[0]
+        if credentials:
+            text = text.replace(f"{credentials}@", "")
+        advice = (
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            if "401" in text or "403" in text
+            else "check the server, then run the same command again"
+        )
+        raise BackendUnavailable(f"MLflow at {hide_credentials(uri)}: {text[:300]}; {advice}.") from error
+
+
+def hide_credentials(uri: str) -> str:
+    """The URI without user name and password, for logs and params."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _check_server(uri: str) -> None:
+    """Asks an HTTP server for a sign of life first: MLflow's own client retries for about four minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        urllib.request.urlopen(hide_credentials(uri).rstrip("/") + "/health", timeout=_FIRST_CONTACT_S).close()
+    except urllib.error.HTTPError:
+        return  # something answered; a proxy may refuse /health and still serve the API
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise BackendUnavailable(
+            f"MLflow at {hide_credentials(uri)} does not answer ({reason}); start it, correct tracking.uri, "
+            "or leave tracking.uri unset to keep a database in the output folder."
+        ) from error
+
+
+def _import_mlflow() -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else the caller's lock file, with its addresses, enters the model
+    import mlflow
+
+    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.utils.environment"):  # every new table; a missing pip
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    return mlflow

@@ -1,0 +1,229 @@
+"""The model registry: one version per evaluated checkpoint, and the way back from a model URI to a folder.
+
+A version is found by its key, the fingerprint of what was evaluated, so that registering again, or after a kill between the
+version and the step's manifest, finds it instead of adding another.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from refalign.config import RunConfig
+from refalign.errors import ArtifactError
+from refalign.tracking.client import hide_credentials, one_line_errors, open_client
+from refalign.tracking.run import StoryRun
+
+CHALLENGER = "challenger"
+_KEY_TAG = "refalign.key"
+_EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
+_MAX_DESCRIPTION = 5000  # of MLflow's database
+_PACKAGES = ("mlflow", "torch", "diffusers", "transformers", "accelerate", "tokenizers", "safetensors", "pydantic", "jaxtyping")
+_PACKAGES += ("numpy", "pandas", "pillow", "av")
+_PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    uri: str
+
+
+def register_model(
+    story: StoryRun, config: RunConfig, *, key: str, export_folder: Path, card: str, tags: Mapping[str, str], alias: str = CHALLENGER
+) -> RegisteredModel:
+    """Adds the exported checkpoint to the registry as a models-from-code pyfunc, or finds the version it has.
+
+    Args:
+        key: fingerprint of the evaluated checkpoint; one version per key.
+        export_folder: what `refalign.generation.RefAlignPipeline.from_pretrained` opens; it is copied.
+        card: the model card, in Markdown.
+        tags: provenance, set on the version.
+        alias: moved to this version.
+
+    Raises:
+        BackendUnavailable: MLflow does not answer, or refuses.
+        ArtifactError: ``export_folder`` is no diffusers folder.
+    """
+    if not (Path(export_folder) / "model_index.json").is_file():
+        raise ArtifactError(f"{export_folder}: no exported model (model_index.json is missing); run the train step again.")
+    run_id, client, name = story.child("register"), story.client, config.tracking.model_name
+    with one_line_errors(story.uri):
+        client.log_text(run_id, card, "model_card.md")
+        version = _find_version(client, name, key)
+        if version is None:
+            model_id = _find_logged_model(client, story.experiment_id, key) or _log_model(config, run_id, key, Path(export_folder))
+            _ensure_registered_model(client, name)
+            version = client.create_model_version(
+                name,
+                f"models:/{model_id}",
+                run_id=run_id,
+                model_id=model_id,
+                tags={_KEY_TAG: key, **tags},
+                description=card[:_MAX_DESCRIPTION],
+            ).version
+        client.set_registered_model_alias(name, alias, str(version))
+    return RegisteredModel(name, str(version), alias, f"models:/{name}@{alias}")
+
+
+def resolve_model(source: str, tracking_uri: str) -> Path:
+    """Folder with the weights of ``models:/name@alias``, ``models:/name/version`` or a local folder.
+
+    Models of a remote server are downloaded once, into ``~/.cache/refalign/models``.
+
+    Raises:
+        ArtifactError: there is no such model or folder.
+        BackendUnavailable: MLflow does not answer.
+    """
+    if not source.startswith("models:/"):
+        return _check_export(Path(source).expanduser(), source)
+    reference = unquote(source.removeprefix("models:/"))
+    name, at, alias = reference.partition("@")
+    name, _, number = (name, "", "") if at else reference.partition("/")
+    if not name or not (alias or number):
+        raise ArtifactError(f"{source}: expected models:/<name>@<alias>, models:/<name>/<version> or a local folder.")
+    client = open_client(tracking_uri)
+    version = _get_version(client, tracking_uri, source, name, alias, number)
+    with one_line_errors(tracking_uri):
+        files = client.get_model_version_download_uri(name, version.version)
+        folder = _fetch(files, f"{name}-{version.version}-{version.creation_timestamp}")
+    return _check_export(_find_export(folder), source)
+
+
+def _get_version(client: Any, uri: str, source: str, name: str, alias: str, number: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            with one_line_errors(uri):
+                raise
+        with one_line_errors(uri):
+            known = sorted({int(item.version) for item in client.search_model_versions(f"name = '{name}'")})
+        has = f"it has versions {', '.join(map(str, known))} of {name}" if known else f"it has no model {name}"
+        raise ArtifactError(
+            f"{source}: not in the registry at {hide_credentials(uri)}; {has}. "
+            "Finish a run of pipelines/full.py there, give its tracking URI, or give a local folder."
+        ) from error
+
+
+def _fetch(uri: str, cache_name: str) -> Path:
+    """Local folder of a model's files; those of a local store are used in place."""
+    import mlflow
+
+    if uri.startswith("file:") or "://" not in uri:
+        return Path(url2pathname(urlsplit(uri).path)) if uri.startswith("file:") else Path(uri)
+    cached = Path.home() / ".cache" / "refalign" / "models" / cache_name
+    if not cached.is_dir():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cache_name}.") as aside:
+            whole = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=aside)
+            os.rename(whole, cached)
+    return cached
+
+
+def _find_export(folder: Path) -> Path:
+    """MLflow names the copied folder after the one it came from; the model's own record says how."""
+    from mlflow.models import Model
+
+    return folder / Model.load(str(folder)).flavors["python_function"]["artifacts"][_EXPORT]["path"]
+
+
+def _check_export(folder: Path, source: str) -> Path:
+    """The folder itself, or the ``export`` of a train step's folder."""
+    for candidate in (folder, folder / _EXPORT):
+        if (candidate / "model_index.json").is_file():
+            return candidate
+    raise ArtifactError(f"{source}: no model there (looked for {folder / 'model_index.json'}); give a models:/ URI or an exported folder.")
+
+
+def _find_version(client: Any, name: str, key: str) -> str | None:
+    found = client.search_model_versions(f"name = '{name}' and tags.`{_KEY_TAG}` = '{key}'")
+    return min((item.version for item in found), key=int) if found else None
+
+
+def _find_logged_model(client: Any, experiment_id: str, key: str) -> str | None:
+    """A model that was uploaded whole before the process ended; unfinished uploads are not READY."""
+    from mlflow.entities import LoggedModelStatus
+
+    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{_KEY_TAG}` = '{key}'")
+    ready = [model.model_id for model in found if model.status == LoggedModelStatus.READY]
+    return ready[0] if ready else None
+
+
+def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) -> str:
+    """Uploads weights, this package's code and the model file. Returns the logged model's id."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example.*")  # one would have to run the model here, in the driver
+        code = Path(folder) / _PACKAGE_FOLDER.name
+        shutil.copytree(_PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+        info = mlflow.pyfunc.log_model(
+            name=config.tracking.model_name,
+            python_model=str(Path(__file__).with_name("model_file.py")),
+            artifacts={_EXPORT: str(export_folder)},
+            model_config=make_defaults(config),
+            signature=_make_signature(config),
+            code_paths=[str(code)],
+            pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
+            tags={_KEY_TAG: key},
+        )
+    return info.model_id
+
+
+def make_defaults(config: RunConfig) -> dict[str, Any]:
+    """What the registered model assumes where a request says nothing: the sizes and guidance it was evaluated with."""
+    video, evaluation = config.video, config.evaluation
+    return {
+        "num_frames": video.num_frames,
+        "height": video.height_px,
+        "width": video.width_px,
+        "fps": video.fps,
+        "num_inference_steps": evaluation.num_inference_steps,
+        "guidance_scale": evaluation.guidance_scale,
+        "reference_guidance_scale": evaluation.reference_guidance_scale,
+        "negative_prompt": evaluation.negative_prompt,
+    }
+
+
+def _make_signature(config: RunConfig) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    numbers = [ColSpec("long", name, required=False) for name in ("seed", "num_frames", "height", "width")]
+    columns = [ColSpec("string", "prompt"), ColSpec(AnyType(), "references", required=False), *numbers]
+    defaults = make_defaults(config)
+    kinds = {"num_inference_steps": "long", "guidance_scale": "double", "reference_guidance_scale": "double", "fps": "double"}
+    kinds["negative_prompt"] = "string"
+    params = [ParamSpec(name, kind, defaults[name]) for name, kind in kinds.items()]
+    return ModelSignature(Schema(columns), Schema([ColSpec("string", "video")]), ParamSchema(params))
+
+
+def _ensure_registered_model(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _public_version(package: str) -> str:
+    return metadata.version(package).partition("+")[0]

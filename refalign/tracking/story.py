@@ -1,0 +1,51 @@
+"""What each finished step leaves in its MLflow run: counts as metrics, its folder, and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from refalign.pictures import decode_image
+from refalign.steps import Step
+from refalign.tracking.run import StoryRun
+
+_MAX_SHEETS = 3
+
+
+def log_step(tracker: StoryRun, step: Step, manifest: Mapping[str, Any], seconds: float) -> None:
+    """Logs a step that has just been finished and ends its run."""
+    tracker.set_tags(step.name, {"refalign.folder": step.folder.name, "refalign.fingerprint": step.fingerprint})
+    tracker.log_metrics(step.name, {**dict(_iter_totals(manifest)), "seconds": seconds})
+    tracker.log_file(step.name, step.folder / "manifest.json")
+    if step.name == "shards":
+        tracker.log_dataset(step.name, name="shards", folder=step.folder, digest=manifest["digest"])
+        for name, picture in iter_contact_sheets(step, manifest, _MAX_SHEETS):
+            tracker.log_image(step.name, decode_image(picture), f"contact_sheets/{name}.png")
+    if step.name == "evaluate":
+        for path in sorted(step.parts_folder.glob("*.mp4")):
+            tracker.log_file(step.name, path, "videos")
+    tracker.finish_child(step.name)
+
+
+def iter_contact_sheets(step: Step, manifest: Mapping[str, Any], limit: int) -> Iterator[tuple[str, bytes]]:
+    """Up to ``limit`` sample pictures (key, JPEG bytes) of a shards step, read by byte offset."""
+    for part in manifest["parts"]:
+        record = json.loads((step.parts_folder / f"{part}.json").read_text())
+        with (step.parts_folder / part).open("rb") as tar:
+            for sample in record["samples"]:
+                if limit == 0:
+                    return
+                offset, size = sample["members"]["jpg"]
+                tar.seek(offset)
+                limit -= 1
+                yield sample["key"], tar.read(size)
+
+
+def _iter_totals(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a manifest, nested groups as ``group.name``; lists of examples are left out."""
+    for name, entry in value.items():
+        if isinstance(entry, Mapping):
+            yield from _iter_totals(entry, f"{prefix}{name}.")
+        elif isinstance(entry, int | float) and not isinstance(entry, bool):
+            yield prefix + name, float(entry)

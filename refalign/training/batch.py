@@ -1,0 +1,252 @@
+"""From positions in the run to batches: what is drawn for each sample, which samples share a forward pass, the tensors.
+
+Everything random about a sample (dropout, noise level, noise, choice of references) is a function of (seed, position), so
+that a resumed run, or one on another number of ranks, sees the same. Dropout comes before bucketing: a bucket holds samples
+of one latent shape and one number of attended reference frames, hence needs no attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from refalign.config import RunConfig, TrainingConfig
+from refalign.shards.reader import Sample, SampleOrder, ShardIndex, random_words
+from refalign.training.optim import locate_step
+
+NUM_TIMESTEPS = 1000
+"""Noise levels of the training schedule; one is drawn per sample."""
+_MAX_SUBJECTS = 8  # words set aside per sample for the choice of references
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: samples of equal shape with equally many attended reference frames.
+
+    A sample without references attends to one zero frame, as the method says, and scores none: its ``alignment_mask`` row
+    is False.
+    """
+
+    latents: Float[Tensor, "B Z T h w"]
+    noise: Float[Tensor, "B Z T h w"]
+    timestep_index: Int[Tensor, "B"]
+    prompt_embeds: Float[Tensor, "B L D"]
+    reference_latents: Float[Tensor, "B K Z h w"]
+    target_tokens: Float[Tensor, "B K P E"]
+    token_weight: Float[Tensor, "B K P"]
+    alignment_mask: Bool[Tensor, "B K"]
+    subject_index: Int[Tensor, "B K"]
+    keys: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one sample at one position."""
+
+    timestep_index: int
+    keep_text: bool
+    keep_references: bool
+    choices: tuple[tuple[float, float], ...]  # per subject, in [0, 1): cross pair or in pair; which of them
+    noise_seed: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A sample of a step before it is read: where it is and what was drawn for it."""
+
+    position: int
+    index: int
+    draw: Draw
+    bucket: tuple[int, ...]  # Z T h w and the number of attended reference frames
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes the batches of one rank; equal on every rank but for ``rank``."""
+
+    index: ShardIndex
+    config: RunConfig
+    rank: int = 0
+    num_ranks: int = 1
+
+    def make_step(self, step: int) -> list[Batch]:
+        """This rank's batches of optimizer step ``step`` (from 1); every rank has the same number of them."""
+        training = self.config.training
+        order = SampleOrder(len(self.index), self.config.seed)
+        pairs = order.global_batch((step - 1) * training.global_batch, training.global_batch)
+        draws = [make_draw(self.config.seed, position, training) for position, _ in pairs]
+        return self._make(pairs, draws, locate_step(training, step).stage.cross_pair_fraction)
+
+    def make_validation(self) -> list[Batch]:
+        """This rank's part of the fixed validation batch: the first samples, noise levels spread over the schedule."""
+        samples = count_validation_samples(self.index, self.config.training, self.num_ranks)
+        pairs = [(number, number % len(self.index)) for number in range(samples)]
+        draws = [make_validation_draw(self.config.seed, number, samples) for number in range(samples)]
+        return self._make(pairs, draws, cross_pair_fraction=0.0)
+
+    def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], cross_pair_fraction: float) -> list[Batch]:
+        planned = [
+            Planned(position, index, draw, _bucket_of(self.index, index, draw))
+            for (position, index), draw in zip(pairs, draws, strict=True)
+        ]
+        groups = plan_forwards(planned, self.num_ranks, self.config.training.micro_batch)[self.rank]
+        return [self._read(group, cross_pair_fraction) for group in groups]
+
+    def _read(self, group: Sequence[Planned], cross_pair_fraction: float) -> Batch:
+        parts = []
+        for item in group:
+            sample = self.index.read(item.index)
+            null_prompt = self.index.load_null_prompt(sample.tensors["prompt_embeds"].shape[1])
+            limit = self.config.models.max_text_tokens
+            parts.append(
+                {
+                    **_noise_part(sample, item.draw),
+                    **_reference_part(sample, item.draw, cross_pair_fraction),
+                    "prompt_embeds": _pad(sample.tensors["prompt_embeds"] if item.draw.keep_text else null_prompt, limit),
+                }
+            )
+        return Batch(
+            **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+            keys=tuple(self.index.entries[item.index].key for item in group),
+            positions=tuple(item.position for item in group),
+        )
+
+
+def count_validation_samples(index: ShardIndex, training: TrainingConfig, num_ranks: int) -> int:
+    """Samples of a validation: as configured, at most all of them, and a multiple of the ranks (repeats fill up)."""
+    if not len(index):
+        return 0
+    wanted = min(training.validation_samples, len(index))
+    return -(-wanted // num_ranks) * num_ranks
+
+
+def make_draw(seed: int, position: int, training: TrainingConfig) -> Draw:
+    """What is drawn for the sample at ``position``.
+
+    One uniform r decides the dropout: text below ``drop_text``, references in the next ``drop_references``, both in the
+    next ``drop_both``.
+    """
+    words = random_words(seed, "draw", position, 3 + 2 * _MAX_SUBJECTS)
+    r, level, *choices = ((int(word) >> 11) * 2.0**-53 for word in words[1:])
+    text_end = training.drop_text
+    references_end = text_end + training.drop_references
+    both_end = references_end + training.drop_both
+    return Draw(
+        timestep_index=int(level * NUM_TIMESTEPS),
+        keep_text=not (r < text_end or references_end <= r < both_end),
+        keep_references=not text_end <= r < both_end,
+        choices=tuple(zip(choices[0::2], choices[1::2], strict=True)),
+        noise_seed=int(words[0]) >> 1,
+    )
+
+
+def make_validation_draw(seed: int, number: int, count: int) -> Draw:
+    """Nothing dropped, first reference of each subject, noise level at the middle of the ``number``-th of ``count`` parts."""
+    return Draw(
+        timestep_index=int((number + 0.5) / count * NUM_TIMESTEPS),
+        keep_text=True,
+        keep_references=True,
+        choices=((1.0, 0.0),) * _MAX_SUBJECTS,
+        noise_seed=int(random_words(seed, "validate", number, 1)[0]) >> 1,
+    )
+
+
+def plan_forwards(planned: Sequence[Planned], num_ranks: int, micro_batch: int) -> list[list[list[Planned]]]:
+    """Deals a global batch to ranks and cuts each share into forward passes of one bucket.
+
+    Samples are sorted by bucket before each rank takes its slice, so that a slice meets few buckets. FSDP's collectives
+    need equally many forward passes on every rank: a rank with fewer splits its largest one. That always succeeds, since
+    all ranks have equally many samples and a forward pass has at least one.
+
+    Returns:
+        per rank, the forward passes, each a list of at most ``micro_batch`` samples.
+    """
+    ordered = sorted(planned, key=lambda item: (item.bucket, item.position))
+    share = len(ordered) // num_ranks
+    ranks = []
+    for rank in range(num_ranks):
+        groups: list[list[Planned]] = []
+        for _, members in groupby(ordered[rank * share : (rank + 1) * share], key=lambda item: item.bucket):
+            same = list(members)
+            groups += [same[start : start + micro_batch] for start in range(0, len(same), micro_batch)]
+        ranks.append(groups)
+    rounds = max(len(groups) for groups in ranks)
+    for groups in ranks:
+        while len(groups) < rounds:
+            largest = max(range(len(groups)), key=lambda number: len(groups[number]))
+            whole = groups[largest]
+            groups[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+    return ranks
+
+
+def choose_references(
+    references: Sequence[dict[str, Any]], choices: Sequence[tuple[float, float]], cross_pair_fraction: float
+) -> list[int]:
+    """One reference per subject, in the order of the subjects.
+
+    Args:
+        references: the sample's JSON entries, aligned with its R axis.
+        choices: per subject two numbers in [0, 1]: below ``cross_pair_fraction`` the first asks for a reference from
+            another clip; the second picks among those of the kind.
+        cross_pair_fraction: chance of a cross pair where one exists.
+
+    Returns:
+        positions on the R axis.
+    """
+    chosen = []
+    for subject in sorted({reference["subject_index"] for reference in references}):
+        by_kind: dict[str, list[int]] = {"cross_pair": [], "in_pair": []}
+        for number, reference in enumerate(references):
+            if reference["subject_index"] == subject:
+                by_kind[reference["kind"]].append(number)
+        wants_cross, which = choices[subject]
+        first, second = ("cross_pair", "in_pair") if wants_cross < cross_pair_fraction else ("in_pair", "cross_pair")
+        candidates = by_kind[first] or by_kind[second]
+        chosen.append(candidates[int(which * len(candidates))])
+    return chosen
+
+
+def _bucket_of(index: ShardIndex, number: int, draw: Draw) -> tuple[int, ...]:
+    entry = index.entries[number]
+    return (*entry.shape, max(1, entry.subjects) if draw.keep_references else 1)
+
+
+def _noise_part(sample: Sample, draw: Draw) -> dict[str, Tensor]:
+    latents = sample.tensors["latents"].float()
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(draw.noise_seed))
+    return {"latents": latents, "noise": noise, "timestep_index": torch.tensor(draw.timestep_index)}
+
+
+def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float) -> dict[str, Tensor]:
+    tensors = sample.tensors
+    chosen = []
+    if draw.keep_references:
+        chosen = choose_references(sample.info["references"], draw.choices, cross_pair_fraction)
+    part = {
+        "reference_latents": tensors["reference_latents"][chosen].float(),
+        "target_tokens": tensors["target_tokens"][chosen].float(),
+        "token_weight": tensors["foreground"][chosen].float(),
+        "alignment_mask": torch.ones(len(chosen), dtype=torch.bool),
+        "subject_index": torch.tensor([sample.info["references"][number]["subject_index"] for number in chosen]).long(),
+    }
+    if chosen:
+        return part
+    return {name: tensor.new_zeros(1, *tensor.shape[1:]) for name, tensor in part.items()}
+
+
+def _pad(prompt_embeds: Float[Tensor, "L D"], length: int) -> Float[Tensor, "length D"]:
+    """Zeros after the real tokens, which is what Wan attends to where a prompt is short."""
+    kept = prompt_embeds[:length].float()
+    return torch.cat([kept, kept.new_zeros(length - len(kept), kept.shape[1])])

@@ -1,0 +1,89 @@
+"""From trained weights to a folder that `diffusers` and `refalign.generation` open.
+
+    <run folder>/export/                 transformer/, and the base model's vae/ text_encoder/ tokenizer/ scheduler/ model_index.json
+    <run folder>/projectors.safetensors  beside it: needed to train on, never to generate
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from refalign.config import ModelsConfig
+from refalign.errors import ArtifactError
+from refalign.models.wan import RefAlignTransformer
+from refalign.steps import write_json
+from refalign.training.models import Ranks, TrainedModels
+from refalign.training.optim import Ema
+
+BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
+
+
+def export_model(folder: Path, base: ModelsConfig, models: TrainedModels, ema: Ema | None, ranks: Ranks) -> Path:
+    """Writes ``export/`` and the projectors from the averaged weights where there are any; all ranks call it.
+
+    The Transformer is stored in the run's compute type. A base model from the hub is referred to by id in
+    ``refalign.json`` instead of being copied.
+
+    Returns:
+        the ``export`` folder, whole or absent.
+
+    Raises:
+        ArtifactError: the local base folder lacks a part.
+    """
+    with ema.applied() if ema else nullcontext():
+        weights = _gather(models, ranks)
+    target = folder / "export"
+    if ranks.is_first:
+        aside = folder / ".export.tmp"
+        for leftover in (aside, target):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _save_transformer(aside / "transformer", models.transformer, _below(weights, "transformer."), models.compute_dtype)
+        _add_base(aside, base)
+        if models.projectors is not None:
+            save_file(_below(weights, "projectors."), folder / "projectors.safetensors")
+        aside.rename(target)
+    ranks.barrier()
+    return target
+
+
+def _gather(models: TrainedModels, ranks: Ranks) -> dict[str, Tensor]:
+    """Whole weights on the first rank's CPU, one tensor at a time so that a device never holds all of them; {} elsewhere."""
+    weights = {}
+    for name, parameter in models.named_parameters():
+        whole = parameter.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if ranks.is_first:
+            weights[name] = whole.to("cpu", copy=True).contiguous()
+    return weights
+
+
+def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+
+
+def _save_transformer(folder: Path, trained: RefAlignTransformer, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        transformer = RefAlignTransformer.from_config(trained.config)
+    transformer.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
+    transformer.save_pretrained(folder)
+
+
+def _add_base(folder: Path, base: ModelsConfig) -> None:
+    source = Path(base.base).expanduser()
+    if not source.is_dir():
+        write_json(folder / "refalign.json", {"base": base.base, "base_revision": base.base_revision})
+        return
+    for name in BASE_PARTS:
+        part = source / name
+        if not part.exists():
+            raise ArtifactError(f"{part}: missing in models.base; a complete diffusers folder has {', '.join(BASE_PARTS)}.")
+        copy = shutil.copytree if part.is_dir() else shutil.copyfile
+        copy(part, folder / name)

@@ -1,0 +1,279 @@
+"""Starting a training run: under Ray Train, under torchrun, or in this process. All three call `train_worker`.
+
+    run_training(config, step=..., shards=...)                                  Ray Train, the default
+    run_training(..., launch=launch_in_process)                                 one rank, here
+    torchrun --nproc-per-node 8 -m refalign.training.launch <folder>/launch.json
+
+Checkpoints in the step's folder are the truth: whoever starts next, and however, goes on from the newest one. Nothing here
+imports torch or diffusers into the driver before the checks have passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refalign import errors
+from refalign.config import RunConfig, check_config
+from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
+from refalign.steps import Step, write_json
+from refalign.training.records import FILE_NAME, RecordReader, read_records, summarize_records
+
+_POLL_S = 0.5
+_COLLECTIVE_TIMEOUT_S = 600  # far below torch's 30 minutes: a lost rank should be noticed, a slow checkpoint not
+
+Settings = dict[str, Any]
+"""What a worker is told, as JSON: config, shards, folder, and tracking (uri and run id) where it logs by itself."""
+
+
+def run_training(
+    config: RunConfig,
+    *,
+    step: Step,
+    shards: Path,
+    tracking_uri: str | None = None,
+    run_id: str | None = None,
+    progress: bool = True,
+    launch: Callable[[Settings, RunConfig], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Trains all stages in the step's folder, or does nothing if that is done. Interrupted, it resumes when called again.
+
+    Metrics go to MLflow from here, by following the run's ``metrics.jsonl``: importing MLflow in a rank would cost it half a
+    minute of CPU.
+
+    Args:
+        config: the run's settings.
+        step: names the folder; its fingerprint must cover everything that changes the result.
+        shards: folder of the finished shards step.
+        tracking_uri: MLflow server of ``run_id``; None logs to the folder alone.
+        run_id: MLflow run that gets the metrics.
+        progress: show a progress bar.
+        launch: how ranks are started; None is `launch_on_ray`.
+
+    Returns:
+        the step's manifest; paths in it are relative to the step's folder.
+
+    Raises:
+        RefAlignError: of the kind the ranks met, or that ranks were lost more often than ``training.max_restarts``.
+    """
+    manifest = step.load_manifest()
+    if manifest is not None:
+        return manifest
+    with step.lease():
+        from refalign.training.preflight import check_before_start  # torch: not for a step that is done
+
+        digest = check_before_start(config, shards, step.folder).digest
+        settings = make_settings(config, shards, step.folder)
+        write_json(step.folder / "launch.json", settings)
+        start_s = time.monotonic()
+        with _follow(step.folder / FILE_NAME, config, tracking_uri, run_id, progress):
+            result = (launch or launch_on_ray)(settings, config)
+        return step.commit(_make_manifest(config, step.folder, result, digest, time.monotonic() - start_s))
+
+
+def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
+    """What `train_worker` needs, with absolute paths: Ray's workers have another working directory."""
+    tree = config.model_dump(mode="json")
+    base = Path(config.models.base).expanduser()
+    if base.is_dir():
+        tree["models"]["base"] = str(base.resolve())
+    return {"config": tree, "shards": str(Path(shards).resolve()), "folder": str(Path(folder).resolve())}
+
+
+def train_worker(settings: Settings) -> dict[str, Any]:
+    """One rank: joins whatever process group there is and trains. Returns what `refalign.training.loop.train` returns."""
+    from refalign.training.loop import train
+
+    config = check_config(settings["config"])
+    with _join_single_group(config):
+        return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]))
+
+
+def launch_in_process(settings: Settings, config: RunConfig) -> dict[str, Any]:
+    """One rank in this process."""
+    return train_worker(settings)
+
+
+def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
+    """Ranks as Ray Train workers; a lost rank restarts the group, which goes on from the newest checkpoint.
+
+    Raises:
+        RefAlignError: see `run_training`.
+    """
+    from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    folder = Path(settings["folder"])
+    failure = folder / "failure.json"
+    failure.unlink(missing_ok=True)
+    shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own record of an earlier attempt; ours is in checkpoints/
+    cluster = config.cluster
+    uses_gpu = cluster.worker_gpus > 0
+    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=config.training.num_workers, use_gpu=uses_gpu, resources_per_worker=resources
+        ),
+        run_config=TrainRunConfig(
+            name="ray",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=config.training.max_restarts),
+        ),
+    )
+    try:
+        result = trainer.fit().return_value
+    except TrainingFailedError as error:
+        _raise_recorded(failure)
+        reason = " ".join(str(error).split())[-400:]
+        raise RefAlignError(
+            f"{folder}: ranks were lost more than training.max_restarts={config.training.max_restarts} times (last: {reason}). "
+            "Run the same command again to resume from the newest checkpoint."
+        ) from error
+    _raise_recorded(failure)
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    return result
+
+
+def _ray_worker(settings: Settings) -> dict[str, Any]:
+    """`train_worker` with an end to restarts that cannot help: our own errors would come back in every attempt."""
+    failure = Path(settings["folder"]) / "failure.json"
+    if failure.exists():
+        return {}  # restarted after such an error: ends the run, and the driver raises what is recorded
+    try:
+        return train_worker(settings)
+    except RefAlignError as error:
+        write_json(failure, {"type": type(error).__name__, "message": str(error)})
+        if isinstance(error, NonFiniteLoss):
+            return {}  # all ranks agreed on it and none is left waiting
+        raise
+
+
+def _raise_recorded(failure: Path) -> None:
+    if failure.exists():
+        record = json.loads(failure.read_text())
+        raise getattr(errors, record["type"], RefAlignError)(record["message"])
+
+
+@contextmanager
+def _join_single_group(config: RunConfig) -> Iterator[None]:
+    """bfloat16 on one rank uses FSDP2 too, which needs a process group; nothing to do where a launcher made one."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() or config.training.precision == "float32":
+        yield
+        return
+    import torch
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str | None, progress: bool) -> Iterator[None]:
+    """Passes each new line of ``path`` to a progress bar and to MLflow, from a thread, until the block ends."""
+    from tqdm import tqdm
+
+    logger = None
+    if tracking_uri is not None and run_id is not None:
+        from refalign.tracking.metrics import MetricLogger
+
+        logger = MetricLogger(tracking_uri, run_id)
+    done = threading.Event()
+    reader = RecordReader(path)
+    total = sum(stage.steps for stage in config.training.stages)
+    bar = tqdm(total=total, desc="train", unit="step", disable=not progress)
+
+    def pass_on() -> None:
+        for record in reader.read_new():
+            if logger is not None:
+                logger.log(record["step"], {name: value for name, value in record.items() if _is_number(value) and name != "step"})
+            bar.set_postfix({"stage": record["stage"], "loss": record.get("total", float("nan"))}, refresh=False)
+            bar.update(record["step"] - bar.n)
+
+    def work() -> None:
+        while not done.wait(_POLL_S):
+            pass_on()
+
+    thread = threading.Thread(target=work, name="follow-metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        pass_on()
+        bar.close()
+        if logger is not None:
+            logger.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _make_manifest(
+    config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float
+) -> dict[str, Any]:
+    from refalign.objective.total import LossTerms
+
+    records = read_records(folder / FILE_NAME)
+    steps = [record for record in records if "step_s" in record]
+    busy_s = sum(record["step_s"] for record in steps)
+    wait_s = sum(record["data_wait_s"] for record in steps)
+    validation = tuple(f"validation/{name}" for name in LossTerms._fields)
+    return {
+        "steps": len(steps),
+        "samples": len(steps) * config.training.global_batch,
+        "stages": [stage.name for stage in config.training.stages],
+        "loss": summarize_records(records, LossTerms._fields),
+        "validation": {name.removeprefix("validation/"): ends for name, ends in summarize_records(records, validation).items()},
+        "weights": "average" if config.training.ema_decay else "last",
+        "seconds": round(seconds, 1),
+        "steps_s": round(busy_s, 1),
+        "data_wait_fraction": wait_s / (busy_s + wait_s),
+        "resumed_from": result["resumed_from"],
+        "checkpoint": str(Path(result["checkpoint"]).relative_to(folder)),
+        "export": str(Path(result["export"]).relative_to(folder)),
+        "metrics": FILE_NAME,
+        "shard_digest": shard_digest,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """A rank under torchrun: reads the launch.json that `run_training` or `make_settings` wrote."""
+    import torch
+    import torch.distributed as dist
+
+    if len(arguments) != 1 or not Path(arguments[0]).is_file():
+        raise ArtifactError("expected the path of a launch.json: torchrun ... -m refalign.training.launch <folder>/launch.json")
+    uses_gpu = torch.cuda.is_available()
+    if uses_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo")
+    try:
+        train_worker(json.loads(Path(arguments[0]).read_text()))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except RefAlignError as error:
+        sys.exit(str(error))

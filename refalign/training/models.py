@@ -1,0 +1,106 @@
+"""The trained modules as one unit, and how they are spread over ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from refalign.config import RunConfig
+from refalign.models.projector import Projectors
+from refalign.models.wan import RefAlignTransformer, load_transformer
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others; without a process group, the only one."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Reads the process group that a launcher made, if any."""
+        joined = dist.is_initialized()
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device() if joined else 0)
+        return cls(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, device)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks; every rank gets it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` in the order of ranks; every rank gets it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+
+class TrainedModels(nn.Module):
+    """The Transformer and, under an alignment objective, one projector per aligned block."""
+
+    def __init__(self, transformer: RefAlignTransformer, projectors: Projectors | None) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.projectors = projectors
+        self.compute_dtype = torch.float32  # what inputs are cast to
+
+    def spread(self, config: RunConfig, ranks: Ranks) -> TrainedModels:
+        """Moves to the device; FSDP2 over more than one rank: each block by itself, then what is left around them.
+
+        One rank stays a plain module in float32. With bfloat16 even one rank is sharded (it needs a process group), so
+        that master weights in float32 and computing in bfloat16 are the same code at every size.
+        """
+        self.to(ranks.device)
+        if config.training.activation_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self.compute_dtype = getattr(torch, config.training.precision)
+        if ranks.size == 1 and self.compute_dtype == torch.float32:
+            return self
+        # Inputs are cast in `train_step`: FSDP would round timesteps and rotary tables as well.
+        policy = MixedPrecisionPolicy(self.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        # Resharding after each forward, the roots too: weights gathered for a validation would outlive it and be trained on.
+        for module in (*self.transformer.blocks, self.transformer, self.projectors):
+            if module is not None:
+                fully_shard(module, mp_policy=policy, reshard_after_forward=True)
+        return self
+
+
+def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
+    """Loads the Transformer and makes new projectors, in float32 on the CPU; equal on every rank.
+
+    Args:
+        config: names the base model, the aligned blocks and the seed of the projectors.
+        vision_width: E, width of the target tokens in the shards.
+
+    Raises:
+        ArtifactError: the base model is missing, gated or of another kind.
+    """
+    transformer = load_transformer(config.models.base, revision=config.models.base_revision)
+    transformer.train().requires_grad_(True)
+    projectors = None
+    if config.objective.alignment != "none":
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        torch.manual_seed(config.seed)
+        projectors = Projectors.make_refalign(range(config.objective.alignment_blocks), width, vision_width)
+    return TrainedModels(transformer, projectors)

@@ -1,0 +1,104 @@
+"""The optimizer of a stage, its learning rate, gradient clipping and the moving average of the weights.
+
+Works alike on plain parameters and on FSDP2's sharded ones: what is elementwise acts on each rank's own shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from refalign.config import StageConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class StepPlace:
+    """Where an optimizer step lies in the recipe."""
+
+    stage: StageConfig
+    step_in_stage: int  # from 1
+
+
+def locate_step(training: TrainingConfig, step: int) -> StepPlace:
+    """The stage that optimizer step ``step`` (from 1, counted over the whole run) belongs to."""
+    before = 0
+    for stage in training.stages:
+        if step <= before + stage.steps:
+            return StepPlace(stage, step - before)
+        before += stage.steps
+    raise AssertionError(f"step {step} is beyond the {before} steps of the recipe")
+
+
+def count_steps(training: TrainingConfig) -> int:
+    """Optimizer steps of all stages."""
+    return sum(stage.steps for stage in training.stages)
+
+
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW as published: betas 0.9 and 0.999, one weight decay for all weights. The state is made at once, as zeros.
+
+    An optimizer that already has its state can be saved before its first step and loaded into without one.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    on_gpu = all(parameter.is_cuda for parameter in parameters)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=on_gpu)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=parameter.device if on_gpu else "cpu"),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def learning_rate_at(place: StepPlace, training: TrainingConfig) -> float:
+    """Linear warm-up over the first ``warmup_steps`` of a stage, then its peak."""
+    return place.stage.learning_rate * min(1.0, place.step_in_stage / max(1, training.warmup_steps))
+
+
+def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
+    """Scales all gradients down to ``max_norm`` together; returns the norm before, over all ranks, as a plain scalar."""
+    norm = nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class Ema:
+    """Exponential moving average of a module's trained weights, in their own type and sharding."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        """Starts the average at the current weights."""
+        self.decay = decay
+        self._parameters = dict(module.named_parameters())
+        self.weights = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """average = decay * average + (1 - decay) * weights."""
+        for name, average in self.weights.items():
+            _local(average).lerp_(_local(self._parameters[name]), 1.0 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module computes with the averages inside this block."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, average in self.weights.items():
+            mine, theirs = _local(average), _local(self._parameters[name])
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

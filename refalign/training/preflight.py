@@ -1,0 +1,126 @@
+"""What can be known to fail before anything heavy starts: shards, shapes, batch size, disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refalign.config import RunConfig, TrainingConfig
+from refalign.errors import ArtifactError, ConfigError, SchemaError
+from refalign.shards.reader import ShardIndex
+from refalign.steps import check_disk_space
+
+
+@dataclass(frozen=True)
+class ShardShapes:
+    """Sizes that the model must agree with, from the first sample of the shards."""
+
+    where: str
+    channels: int
+    height: int  # latent
+    width: int  # latent
+    text_width: int
+    tokens_per_reference: int
+    vision_width: int
+
+
+def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIndex:
+    """All checks that need neither model nor cluster; takes a second.
+
+    Returns:
+        the index of the training split.
+
+    Raises:
+        ArtifactError: shards or model folder are missing or damaged, or the disk is too small.
+        SchemaError: shards and model do not fit.
+        ConfigError: settings contradict the shards.
+    """
+    index = ShardIndex.open(shards, "train")
+    ShardIndex.open(shards, "validation")
+    shapes = load_shapes(index)
+    base = Path(config.models.base).expanduser()
+    if base.is_dir():
+        path = base / "transformer" / "config.json"
+        if not path.is_file():
+            raise ArtifactError(f"{path}: not found; models.base must be a folder in the diffusers layout, or a hub id.")
+        check_shapes(shapes, config, json.loads(path.read_text()))
+        check_disk_space(folder, _estimate_disk_bytes(config, base / "transformer"))
+    return index
+
+
+def load_shapes(index: ShardIndex) -> ShardShapes:
+    """Reads the first sample.
+
+    Raises:
+        ArtifactError: the split has no samples.
+        SchemaError: the sample's tensors do not have the declared number of axes.
+    """
+    if not len(index):
+        raise ArtifactError(f"{index.folder}: no {index.split} samples; check what the shards step wrote, or give it more videos.")
+    tensors = index.read(0).tensors
+    axes = {"latents": 4, "prompt_embeds": 2, "reference_latents": 4, "target_tokens": 3, "foreground": 2}
+    wrong = {name: tuple(tensors[name].shape) for name, count in axes.items() if tensors[name].ndim != count}
+    where = f"{index.entries[0].shard}: sample {index.entries[0].key}"
+    if wrong:
+        raise SchemaError(f"{where}: shapes {wrong}; see refalign.schemas.SAMPLE_TENSORS.")
+    channels, _, height, width = tensors["latents"].shape
+    _, tokens, vision_width = tensors["target_tokens"].shape
+    return ShardShapes(where, channels, height, width, tensors["prompt_embeds"].shape[1], tokens, vision_width)
+
+
+def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[str, Any]) -> None:
+    """Shards against the Transformer's config.
+
+    Raises:
+        SchemaError: a width or a token count differs; the shards were made with other models.
+        ConfigError: the objective asks for what the model or the shards do not have.
+    """
+    _, patch_height, patch_width = transformer["patch_size"]
+    grid = (shapes.height // patch_height) * (shapes.width // patch_width)
+    facts = (
+        ("latent channels", shapes.channels, transformer["in_channels"]),
+        ("text embedding width", shapes.text_width, transformer["text_dim"]),
+        ("target tokens per reference", shapes.tokens_per_reference, grid),
+    )
+    for name, found, expected in facts:
+        if found != expected:
+            raise SchemaError(
+                f"{shapes.where}: {name} {found}, the transformer of {config.models.base} has {expected}; "
+                "run the shards step again with the same models."
+            )
+    if shapes.height % patch_height or shapes.width % patch_width:
+        raise SchemaError(f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of 2 x 2.")
+    objective = config.objective
+    if objective.alignment == "repa":
+        raise ConfigError(
+            "objective.alignment=repa needs vision tokens of the video's own frames, which these shards do not hold; "
+            "use reference_alignment or none."
+        )
+    if objective.alignment != "none" and objective.alignment_blocks > transformer["num_layers"]:
+        raise ConfigError(
+            f"objective.alignment_blocks={objective.alignment_blocks}, but {config.models.base} has "
+            f"{transformer['num_layers']} blocks."
+        )
+
+
+def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
+    """The global batch must divide over the ranks that are really there.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if training.global_batch % num_ranks:
+        raise ConfigError(
+            f"training.global_batch={training.global_batch} does not divide over {num_ranks} ranks; "
+            "start another number of ranks (the global batch of a run cannot change)."
+        )
+
+
+def _estimate_disk_bytes(config: RunConfig, transformer: Path) -> int:
+    """Checkpoints (weights, two moments, perhaps an average, float32) and the export, from the size of the weight files."""
+    weights = sum(path.stat().st_size for path in transformer.glob("*.safetensors"))
+    copies = 3 + bool(config.training.ema_decay)
+    return weights * (copies * (config.training.keep_checkpoints + 1) + 1)

@@ -1,0 +1,201 @@
+"""MLflow on a real database: one story, whatever is restarted."""
+
+import json
+import socket
+
+import pytest
+
+from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.presets import toy_tiny
+from refalign.tracking.client import hide_credentials, make_tracking_uri
+from refalign.tracking.metrics import MetricLogger, iter_metrics
+from refalign.tracking.model_card import Provenance, make_model_card
+from refalign.tracking.registry import register_model, resolve_model
+from refalign.tracking.run import StoryRun, flatten
+
+PROVENANCE = Provenance({"CC-BY-NC-4.0": 3}, {"signed": 3}, "d" * 64, "0123456789ab", "abc", {"train": "train-0123456789ab"}, "run it")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """One output folder, hence one database, for the module: creating one takes seconds."""
+    return tmp_path_factory.mktemp("it's an output")
+
+
+def test_rerun_continues_the_same_run_and_changes_nothing(output):
+    config = toy_tiny()
+    story = StoryRun.open(config, output=output, fingerprint="a" * 12)
+    train = story.child("train")
+    story.log_metrics("train", {"total": 2.0}, at=1)
+    story.finish("KILLED")
+    statuses = {run_id: story.client.get_run(run_id).info.status for run_id in (story.run_id, train)}
+    assert set(statuses.values()) == {"KILLED"}
+
+    other_cluster = config.model_copy(update={"cluster": config.cluster.model_copy(update={"threads": 7})})
+    again = StoryRun.open(other_cluster, output=output, fingerprint="a" * 12)
+    assert (again.run_id, again.child("train")) == (story.run_id, train)
+    assert again.client.get_run(again.run_id).info.status == "RUNNING"
+    assert again.client.get_run(again.run_id).data.params["cluster.threads"] == str(config.cluster.threads)
+    again.log_metrics("train", {"total": 9.0, "pull": 1.0}, at=1)
+    assert [(m.step, m.value) for m in again.client.get_metric_history(train, "total")] == [(1, 2.0)]
+    assert [(m.step, m.value) for m in again.client.get_metric_history(train, "pull")] == [(1, 1.0)]
+    again.finish()
+    assert again.client.get_run(train).info.status == "FINISHED"
+    assert len(again.client.search_runs([again.experiment_id])) == 2
+
+
+def test_stories_differ_by_fingerprint_and_by_output_folder(output, tmp_path):
+    config = toy_tiny()
+    ids = {StoryRun.open(config, output=output, fingerprint=name * 12).run_id for name in "abb"}
+    assert len(ids) == 2
+    shared = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": make_tracking_uri(None, output)})})
+    assert StoryRun.open(shared, output=tmp_path, fingerprint="a" * 12).run_id not in ids
+
+
+def test_a_step_is_never_logged_twice(output, tmp_path):
+    story = StoryRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
+    run_id = story.child("train")
+    records = [{"step": step, "stage": "stage1", "total": 1.0 / step, "validation": {"pull": 0.5}} for step in range(1, 8)]
+    file = tmp_path / "metrics.jsonl"
+    _write_lines(file, records[:5])
+    first = MetricLogger(story.uri, run_id)
+    for record in records[:3]:
+        first.log(record["step"], {"total": record["total"]})
+    first.sync(file)
+    assert first.close()
+    # A restart: the file was cut back to the checkpoint's step, and the steps after it are made again.
+    _write_lines(file, records[:4])
+    second = MetricLogger(story.uri, run_id)
+    second.sync(file)
+    _write_lines(file, records)
+    second.sync(file)
+    second.log(7, {"total": records[6]["total"]})
+    assert second.close()
+    for name in ("total", "validation/pull"):
+        assert [point.step for point in story.client.get_metric_history(run_id, name)] == list(range(1, 8))
+
+
+def test_a_line_cut_short_by_a_kill_is_not_read(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "total": 1.5}\n{"step": 2, "tot')
+    assert list(iter_metrics(file)) == [(1, {"total": 1.5})]
+    assert list(iter_metrics(tmp_path / "absent.jsonl")) == []
+
+
+def test_a_server_that_is_away_delays_metrics_and_stops_nobody(caplog):
+    logger = MetricLogger(_dead_uri(), "0" * 32)
+    logger.log(1, {"total": 1.0})
+    assert not logger.close(timeout_s=30)
+    assert "does not answer" in caplog.text
+
+
+def test_unreachable_server_is_one_line_without_the_password(tmp_path):
+    uri = _dead_uri().replace("//", "//me:secret@")
+    config = toy_tiny()
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
+    with pytest.raises(BackendUnavailable) as caught:
+        StoryRun.open(config, output=tmp_path / "new", fingerprint="a" * 12)
+    text = str(caught.value)
+    assert "does not answer" in text and "tracking.uri" in text
+    assert "\n" not in text and "secret" not in text
+
+
+def test_params_are_dotted_short_and_without_credentials():
+    config = toy_tiny()
+    tracking = config.tracking.model_copy(update={"uri": "https://me:secret@mlflow.example/x"})
+    negative = config.evaluation.model_copy(update={"negative_prompt": "blurred " * 200})
+    params = flatten(config.model_copy(update={"tracking": tracking, "evaluation": negative}))
+    assert params["training.stages.1.name"] == config.training.stages[1].name
+    assert params["tracking.uri"] == hide_credentials(tracking.uri) == "https://mlflow.example/x"
+    assert max(map(len, params.values())) == 500
+
+
+def test_the_shard_digest_is_a_dataset_of_the_run_once(output):
+    story = StoryRun.open(toy_tiny(), output=output, fingerprint="d" * 12)
+    for _ in range(2):
+        story.log_dataset("train", name="shards", folder=output, digest="e" * 64)
+    datasets = story.client.get_run(story.child("train")).inputs.dataset_inputs
+    assert [(item.dataset.name, item.dataset.digest) for item in datasets] == [("shards", "e" * 36)]
+
+
+def test_registering_twice_is_one_version(output, tmp_path):
+    config = toy_tiny()
+    export = _make_export(tmp_path / "export")
+    card = make_model_card(config, PROVENANCE, {"after": {"fidelity": 0.5}}, untrained=True)
+    versions = []
+    for fingerprint in ("e" * 12, "e" * 12, "f" * 12):  # a retry, and another story that evaluated the same checkpoint
+        story = StoryRun.open(config, output=output, fingerprint=fingerprint)
+        versions.append(register_model(story, config, key="same", export_folder=export, card=card, tags=PROVENANCE.tags()))
+    assert len({model.version for model in versions}) == 1
+    other = register_model(story, config, key="other", export_folder=export, card=card, tags=PROVENANCE.tags())
+    assert int(other.version) == int(versions[0].version) + 1
+    assert (other.alias, other.uri) == ("challenger", "models:/refalign@challenger")
+    first = story.client.get_model_version("refalign", versions[0].version)
+    assert first.tags["refalign.licenses"] == "CC-BY-NC-4.0" and first.tags["refalign.shard_digest"] == "d" * 64
+    assert first.run_id and "non-commercial use only" in first.description
+
+
+def test_a_kill_between_upload_and_version_uploads_nothing_again(output, tmp_path):
+    config = toy_tiny()
+    story = StoryRun.open(config, output=output, fingerprint="f" * 12)
+    export = _make_export(tmp_path / "export")
+    before = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
+    source = story.client.get_model_version("refalign", before.version).source
+    story.client.delete_model_version("refalign", before.version)  # what the kill left: the upload without its version
+    after = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
+    assert story.client.get_model_version("refalign", after.version).source == source
+
+
+def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
+    config = toy_tiny()
+    story = StoryRun.open(config, output=output, fingerprint="f" * 12)
+    export = _make_export(tmp_path / "made-elsewhere")
+    model = register_model(story, config, key="resolved", export_folder=export, card="card", tags={})
+    for source in (model.uri, f"models:/refalign/{model.version}", str(export), str(export.parent / ".." / tmp_path.name / export.name)):
+        assert json.loads((resolve_model(source, story.uri) / "model_index.json").read_text()) == {"_class_name": "WanPipeline"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("models:/refalign@nobody", "it has versions"),
+        ("models:/refalign/99", "it has versions"),
+        ("models:/other@challenger", "it has no model other"),
+        ("models:/refalign", "models:/<name>@<alias>"),
+        ("/no/such/folder", "model_index.json"),
+    ],
+)
+def test_models_that_are_not_there_are_one_line(output, tmp_path, source, expected):
+    story = StoryRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    register_model(story, toy_tiny(), key="present", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
+    with pytest.raises(ArtifactError, match=expected) as caught:
+        resolve_model(source, story.uri)
+    assert "\n" not in str(caught.value)
+
+
+def test_registering_what_is_no_export_is_refused(output, tmp_path):
+    story = StoryRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    with pytest.raises(ArtifactError, match="run the train step again"):
+        register_model(story, toy_tiny(), key="none", export_folder=tmp_path, card="card", tags={})
+
+
+def test_the_card_names_licences_and_survives_hostile_text():
+    hostile = Provenance({"<script>|x\ny": 1}, {}, "d", "f", "c", {}, "cmd")
+    card = make_model_card(toy_tiny(), hostile, {}, untrained=False)
+    assert "&lt;script>\\|x y" in card and "AGPL-3.0" in card and "Not evaluated" in card
+
+
+def _make_export(folder):
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    return folder
+
+
+def _write_lines(file, records):
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _dead_uri():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
