@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -78,7 +80,7 @@ class RefAlignPipeline(DiffusionPipeline):
         )
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # fewer and named options
+    def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options, all named
         cls,
         source: str,
         *,
@@ -134,10 +136,9 @@ class RefAlignPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         batch_passes: bool = False,
         output_type: str = "np",
-        return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> WanPipelineOutput | tuple:
+    ) -> WanPipelineOutput:
         """Makes one video per prompt.
 
         Args:
@@ -165,9 +166,10 @@ class RefAlignPipeline(DiffusionPipeline):
 
         # 1. Conditions
         prompt_embeds, negative_prompt_embeds = self._encode_text(prompts, negative_prompt, device)
-        references = self._encode_references([references] if isinstance(prompt, str) else references, height, width, device)
-        if references is not None and len(references) != len(prompts):
-            raise ConfigError(f"{len(prompts)} prompts but {len(references)} sequences of references; give one for each prompt.")
+        given: Any = [references] if isinstance(prompt, str) else references
+        if len(given) not in (0, len(prompts)):
+            raise ConfigError(f"{len(prompts)} prompts but {len(given)} sequences of references; give one for each prompt.")
+        reference_latents = self._encode_references(given, height, width, device)
 
         # 2. Noise and noise levels
         shape = (len(prompts), self.transformer.config.in_channels, *latent_shape(num_frames, height, width))
@@ -178,7 +180,7 @@ class RefAlignPipeline(DiffusionPipeline):
         tensors = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         with self.progress_bar(total=num_inference_steps) as progress:
             for step, timestep in enumerate(timesteps):
-                predictions = self._predict(tensors, timestep, references, batch_passes=batch_passes)
+                predictions = self._predict(tensors, timestep, reference_latents, batch_passes=batch_passes)
                 velocity = combine_guidance(*predictions, reference_guidance_scale, guidance_scale)
                 tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
                 if callback_on_step_end is not None:
@@ -189,7 +191,7 @@ class RefAlignPipeline(DiffusionPipeline):
         # 4. Pixels
         frames = self._decode(tensors["latents"], output_type, device)
         self.maybe_free_model_hooks()
-        return WanPipelineOutput(frames=frames) if return_dict else (frames,)
+        return WanPipelineOutput(frames=frames)
 
     def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
         encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt])

@@ -58,12 +58,12 @@ def box_iou(a_xyxy_px: Sequence[float], b_xyxy_px: Sequence[float]) -> float:
 
 
 def letterbox(
-    image: Image.Image | UInt8[np.ndarray, "h w 3"], height_px: int, width_px: int
+    image: Image.Image | UInt8[np.ndarray, "h w channels"], height_px: int, width_px: int
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
     """Fits an image into a size without cropping or distorting it: centred on white.
 
     Args:
-        image: any PIL image (transparency becomes white), or an RGB array.
+        image: any PIL image, or an RGB or RGBA array; transparency becomes white.
 
     Returns:
         The pixels, and a mask that is True where white was added.

@@ -7,6 +7,7 @@ record. Ray Data places the actors, restarts lost ones and scales the pool; what
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import sys
@@ -19,6 +20,7 @@ from refalign.config import ClusterConfig, RunConfig
 from refalign.errors import BackendUnavailable
 from refalign.steps import Step
 
+_LOCAL_STORE_BYTES = 512 * 2**20
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,6 +52,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
             include_dashboard=False if started_here else None,
             log_to_driver=True,
             logging_level="warning",
+            object_store_memory=_LOCAL_STORE_BYTES if started_here else None,  # rows are small; the default takes 30% of memory
             runtime_env={"env_vars": _worker_env(config)},
         )
     except (ConnectionError, OSError, RuntimeError, TimeoutError) as error:
@@ -94,6 +97,7 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     rows = [{"name": name, "work": json.dumps(plan[name])} for name in todo]
     cluster = config.cluster
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

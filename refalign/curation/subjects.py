@@ -67,6 +67,8 @@ def find_candidates(window: Window, detector: Any, config: CurationConfig) -> li
 def read_candidates(window: Window, annotation: dict[str, Any], config: CurationConfig) -> list[Candidate]:
     """Entities of an OpenS2V entry that pass the published score filter (aesthetic or text-image).
 
+    What the entry's word tags call background is the scene, not a subject.
+
     Raises:
         DataError: a mask does not fit its frame.
     """
@@ -76,10 +78,11 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
     left, right, top, bottom = (int(value) for value in annotation["metadata"]["crop"])  # stored x0, x1, y0, y1
     frame_key = str(marked["ann_frame_data"]["ann_frame_idx"])
     masks = marked["mask_annotation"][frame_key]
+    scenes = set(annotation.get("word_tags", {}).get("background", ()))
     candidates = []
     for index, entry in enumerate(marked["ann_frame_data"]["annotations"]):
         aesthetic, text_image = float(entry.get("aes_score", 0)), float(entry.get("gme_score", 0))
-        if aesthetic < config.min_aesthetic and text_image < config.min_text_image:
+        if (aesthetic < config.min_aesthetic and text_image < config.min_text_image) or entry["class_name"] in scenes:
             continue
         encoded = masks[str(index + 1)]
         inside = decode_rle(encoded["size"], encoded["counts"])

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,13 +58,16 @@ def official_name(name: str) -> str:
     return name
 
 
-def convert_official(source: str | Path, folder: str | Path, *, num_attention_heads: int | None = None) -> None:
+def convert_official(source: str | Path, folder: str | Path, *, num_attention_heads: int | None = None) -> str:
     """Writes ``folder/transformer`` (opens in stock diffusers) and ``folder/projectors.safetensors`` if there are any.
 
     Args:
         source: a safetensors file, or a folder of them.
         folder: created if needed.
         num_attention_heads: None assumes heads of 128, as in every released Wan.
+
+    Returns:
+        One line for people: what the weights turned out to be.
 
     Raises:
         ArtifactError: files are unreadable, or keys are missing, unexpected or of another shape.
@@ -77,6 +81,7 @@ def convert_official(source: str | Path, folder: str | Path, *, num_attention_he
     if projectors is not None:
         weights = {name: checkpoint.read(names[name]) for name in projectors.state_dict()}
         save_file(weights, Path(folder) / PROJECTORS_FILE)
+    return _describe(transformer, projectors)
 
 
 def convert_to_official(folder: str | Path, target: str | Path) -> None:
@@ -88,7 +93,7 @@ def convert_to_official(folder: str | Path, target: str | Path) -> None:
     source = Path(folder) / "transformer"
     config = load_pretrained(_Config, str(source))
     with torch.device("meta"):
-        transformer = RefAlignTransformer.from_config(config)
+        transformer = RefAlignTransformer(**config)
     checkpoint = _Checkpoint(source)
     expected = {name: tuple(weight.shape) for name, weight in transformer.state_dict().items()}
     _check_shapes(checkpoint, expected, origin=str(source))
@@ -120,12 +125,20 @@ def load_official(path: str | Path, *, num_attention_heads: int | None = None) -
     return transformer, projectors
 
 
+def _describe(transformer: RefAlignTransformer, projectors: Projectors | None) -> str:
+    config = transformer.config
+    billions = sum(weight.numel() for weight in transformer.parameters()) / 1e9
+    aligned = f"projectors of blocks {projectors.block_indices}" if projectors else "no projectors (needed only to train on)"
+    return f"{config.num_layers} layers of width {transformer.width}, {billions:.2f} billion parameters, {aligned}"
+
+
 class _Config:
     """Lets ``load_pretrained`` read a Transformer's config with its one-line errors."""
 
     @staticmethod
     def from_pretrained(source: str) -> dict:
-        return dict(RefAlignTransformer.load_config(source))
+        config: Any = RefAlignTransformer.load_config(source)
+        return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 class _Checkpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -47,12 +47,12 @@ class VideoVAE:
     @property
     def stride_px(self) -> int:
         """Pixels per latent cell, in height and width."""
-        return self.model.config.scale_factor_spatial
+        return self.model.config["scale_factor_spatial"]
 
     @property
     def stride_frames(self) -> int:
         """Pixel frames per latent frame, after the first."""
-        return self.model.config.scale_factor_temporal
+        return self.model.config["scale_factor_temporal"]
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B Z T h w"]:
@@ -85,6 +85,6 @@ class VideoVAE:
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         config = self.model.config
-        values = torch.tensor([config.latents_mean, config.latents_std], device=self.device)
+        values = torch.tensor([config["latents_mean"], config["latents_std"]], device=self.device)
         mean, std = values[:, :, None, None, None]
         return mean, std

@@ -16,8 +16,7 @@ import json
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformerBlock
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel, WanTransformerBlock
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class DiTOutput(NamedTuple):
 class ReferenceWanBlock(WanTransformerBlock):
     """A Wan block in which the last tokens, the references, take no part in text cross-attention."""
 
-    def forward(  # type: ignore[override]  # one more argument than the stock block
+    def forward(  # ty: ignore[incompatible-method-override]  # one more argument than the stock block
         self,
         hidden_states: Float[Tensor, "B N D"],
         encoder_hidden_states: Float[Tensor, "B L D"],
@@ -77,6 +76,8 @@ class RefAlignTransformer(WanTransformer3DModel):
     Source: arXiv 2603.25743 and its published model. Ours takes batches and per-sample timesteps.
     """
 
+    config: Any  # diffusers' frozen dictionary, whose entries are attributes too
+    _gradient_checkpointing_func: Any
     _repeated_blocks = ["ReferenceWanBlock"]
     _no_split_modules = ["ReferenceWanBlock"]
     # The stock plan splits the token axis over devices by position, which would tear references off their video.
@@ -89,6 +90,11 @@ class RefAlignTransformer(WanTransformer3DModel):
             raise ArtifactError("this Wan is image-to-video (it has image_dim or added_kv_proj_dim); give a text-to-video one.")
         for block in self.blocks:
             block.__class__ = ReferenceWanBlock  # same parameters; only forward differs
+
+    @property
+    def width(self) -> int:
+        """D, the width of a token."""
+        return self.config.num_attention_heads * self.config.attention_head_dim
 
     def to_json_string(self) -> str:
         """The config as stock diffusers' class, so that the saved folder opens without this package.
@@ -104,7 +110,7 @@ class RefAlignTransformer(WanTransformer3DModel):
         with torch.device("cpu"):
             return WanRotaryPosEmbed(self.config.attention_head_dim, self.config.patch_size, self.config.rope_max_seq_len)
 
-    def forward(  # type: ignore[override]  # latents and references instead of one hidden state
+    def forward(  # latents and references instead of one hidden state
         self,
         latents: Float[Tensor, "B Z T h w"],
         timestep: Float[Tensor, "B"] | Int[Tensor, "B"],

@@ -1,6 +1,6 @@
 """Trains the sprite detector: a narrow one-class YOLO11 segmentation model on freshly drawn frames.
 
-    python -m refalign.toy.train_detector --steps 3000 --checkpoint runs/detector.pt [--init runs/detector.pt]
+    python -m refalign.toy.train_detector --steps 1600 --checkpoint runs/detector.pt [--init runs/detector.pt]
     python -m refalign.toy.train_detector --steps 0            # only measures what is shipped
 
 The loss is ultralytics' own; the loop is ours, because its trainer wants files on disk and looks for the network.
@@ -148,7 +148,7 @@ def train(steps: int, batch_size: int, checkpoint: Path, init: Path | None, outp
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)
     averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
     )
     step = 0
     if init:
@@ -181,7 +181,7 @@ def train(steps: int, batch_size: int, checkpoint: Path, init: Path | None, outp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=3000, help="total number of steps; 0 only measures --output")
+    parser.add_argument("--steps", type=int, default=1600, help="total number of steps; 0 only measures --output")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_detector.pt"), help="where the training state is kept")
     parser.add_argument("--init", type=Path, help="training state to continue from")

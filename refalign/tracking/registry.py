@@ -6,12 +6,15 @@ version and the step's manifest, finds it instead of adding another.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from urllib.request import url2pathname
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
+from refalign.steps import Step, sha256_of
 from refalign.tracking.client import hide_credentials, one_line_errors, open_client
-from refalign.tracking.run import StoryRun
+from refalign.tracking.model_card import Provenance, load_note, make_model_card
+from refalign.tracking.run import StoryRun, code_revision
 
 CHALLENGER = "challenger"
 _KEY_TAG = "refalign.key"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
+_MARKER = "transformer/config.json"  # what every export has; the other parts may be named by hub id instead
 _MAX_DESCRIPTION = 5000  # of MLflow's database
 _PACKAGES = ("mlflow", "torch", "diffusers", "transformers", "accelerate", "tokenizers", "safetensors", "pydantic", "jaxtyping")
 _PACKAGES += ("numpy", "pandas", "pillow", "av")
@@ -40,6 +46,52 @@ class RegisteredModel:
     version: str
     alias: str
     uri: str
+
+
+def run_register(
+    config: RunConfig, *, step: Step, steps: Mapping[str, Step], manifests: Mapping[str, dict[str, Any]], tracker: StoryRun
+) -> dict[str, Any]:
+    """Registers what was evaluated and returns the step's manifest.
+
+    The key holds a digest of the weights, so that training again with another result is another version.
+    """
+    export = steps["train"].folder / manifests["train"]["export"]
+    provenance = Provenance(
+        licenses=manifests["subjects"]["licenses"],
+        consents=manifests["subjects"]["consents"],
+        shard_digest=manifests["shards"]["digest"],
+        fingerprint=step.fingerprint,
+        code=code_revision(),
+        folders={name: each.folder.name for name, each in steps.items()},
+        command=shlex.join(["uv", "run", *sys.argv]),
+    )
+    weights = digest_weights(export)
+    scores = manifests["evaluate"]["scores"]
+    card = make_model_card(config, provenance, scores, note=load_note(config.models.base))
+    tags = {**provenance.tags(), "refalign.weights": weights}
+    key = f"{steps['evaluate'].fingerprint}-{weights}"
+    model = register_model(tracker, config, key=key, export_folder=export, card=card, tags=tags)
+    example = manifests["evaluate"]["samples"][0]
+    references = [str(steps["evaluate"].folder / reference["file"]) for reference in example["references"]]
+    return step.commit(
+        {
+            **asdict(model),
+            "tracking_uri": hide_credentials(tracker.uri),
+            "weights": weights,
+            "licenses": provenance.licenses,
+            "consents": provenance.consents,
+            "code": provenance.code,
+            "card": card,
+            "example": {"prompt": example["prompt"], "references": references},
+        }
+    )
+
+
+def digest_weights(export_folder: Path) -> str:
+    """16 hexadecimal digits over every safetensors file of an export, by name and content."""
+    files = sorted(Path(export_folder).rglob("*.safetensors"))
+    lines = [f"{file.relative_to(export_folder)} {sha256_of(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def register_model(
@@ -58,8 +110,8 @@ def register_model(
         BackendUnavailable: MLflow does not answer, or refuses.
         ArtifactError: ``export_folder`` is no diffusers folder.
     """
-    if not (Path(export_folder) / "model_index.json").is_file():
-        raise ArtifactError(f"{export_folder}: no exported model (model_index.json is missing); run the train step again.")
+    if not (Path(export_folder) / _MARKER).is_file():
+        raise ArtifactError(f"{export_folder}: no exported model ({_MARKER} is missing); run the train step again.")
     run_id, client, name = story.child("register"), story.client, config.tracking.model_name
     with one_line_errors(story.uri):
         client.log_text(run_id, card, "model_card.md")
@@ -146,9 +198,9 @@ def _find_export(folder: Path) -> Path:
 def _check_export(folder: Path, source: str) -> Path:
     """The folder itself, or the ``export`` of a train step's folder."""
     for candidate in (folder, folder / _EXPORT):
-        if (candidate / "model_index.json").is_file():
+        if (candidate / _MARKER).is_file():
             return candidate
-    raise ArtifactError(f"{source}: no model there (looked for {folder / 'model_index.json'}); give a models:/ URI or an exported folder.")
+    raise ArtifactError(f"{source}: no model there (looked for {folder / _MARKER}); give a models:/ URI or an exported folder.")
 
 
 def _find_version(client: Any, name: str, key: str) -> str | None:

@@ -118,9 +118,9 @@ class StoryRun:
             for key, value in tags.items():
                 self.client.set_tag(run_id, key, str(value)[:_MAX_PARAM_CHARACTERS])
 
-    def log_file(self, step: str, path: Path, folder: str | None = None) -> None:
-        """Copies a file (video, picture, report) to a step's run; the same name is overwritten."""
-        run_id = self.child(step)
+    def log_file(self, step: str | None, path: Path, folder: str | None = None) -> None:
+        """Copies a file (video, picture, report) to a step's run, or the story's own; the same name is overwritten."""
+        run_id = self.run_id if step is None else self.child(step)
         with one_line_errors(self.uri):
             self.client.log_artifact(run_id, str(path), folder)
 

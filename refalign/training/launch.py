@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,32 +109,17 @@ def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
     Raises:
         RefAlignError: see `run_training`.
     """
-    from ray.train import FailureConfig, RunConfig as TrainRunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     folder = Path(settings["folder"])
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
     shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own record of an earlier attempt; ours is in checkpoints/
-    cluster = config.cluster
-    uses_gpu = cluster.worker_gpus > 0
-    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config=settings,
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=config.training.num_workers, use_gpu=uses_gpu, resources_per_worker=resources
-        ),
-        run_config=TrainRunConfig(
-            name="ray",
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=config.training.max_restarts),
-        ),
-    )
+    trainer = _make_trainer(settings, config)
     try:
-        result = trainer.fit().return_value
+        # Not in the main thread: there, Ray would replace the process's Ctrl-C handler for good, and exit with 0 on it.
+        # An interrupt leaves this call at once; the ranks end with the driver, which owns them.
+        result = _run_in_thread(trainer.fit).return_value
     except TrainingFailedError as error:
         _raise_recorded(failure)
         reason = " ".join(str(error).split())[-400:]
@@ -144,6 +130,36 @@ def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
     _raise_recorded(failure)
     shutil.rmtree(folder / "ray", ignore_errors=True)
     return result
+
+
+def _make_trainer(settings: Settings, config: RunConfig) -> Any:
+    """A `TorchTrainer` with the ranks and resources of ``config``."""
+    import ray
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    # A busy machine imports torch for more than Ray's 60 s.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    if ray.is_initialized() and len(ray.nodes()) == 1:
+        # Nobody announces the loss of the only node: one process less to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    cluster, training = config.cluster, config.training
+    uses_gpu = cluster.worker_gpus > 0
+    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
+    return TorchTrainer(
+        _ray_worker,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=uses_gpu, resources_per_worker=resources),
+        run_config=TrainRunConfig(
+            name="ray",
+            storage_path=settings["folder"],
+            failure_config=FailureConfig(max_failures=training.max_restarts),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
 
 
 def _ray_worker(settings: Settings) -> dict[str, Any]:
@@ -158,6 +174,20 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
         if isinstance(error, NonFiniteLoss):
             return {}  # all ranks agreed on it and none is left waiting
         raise
+
+
+def _run_in_thread(function: Callable[[], Any]) -> Any:
+    """Calls ``function`` in another thread and waits; its result or exception is this call's."""
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, name="ray-train", daemon=True).start()
+    return outcome.result()
 
 
 def _raise_recorded(failure: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -69,6 +70,8 @@ def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = No
         ArtifactError: shards or checkpoints are missing, damaged or of another run.
     """
     torch.set_num_threads(config.cluster.threads)
+    # FSDP2 warns that outputs which are views must not be written to; nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     run = start_run(config, shards, folder)
     resumed_from = run.step
     last_step = count_steps(config.training)

@@ -121,7 +121,7 @@ def test_the_shard_digest_is_a_dataset_of_the_run_once(output):
 def test_registering_twice_is_one_version(output, tmp_path):
     config = toy_tiny()
     export = _make_export(tmp_path / "export")
-    card = make_model_card(config, PROVENANCE, {"after": {"fidelity": 0.5}}, untrained=True)
+    card = make_model_card(config, PROVENANCE, {"after": {"fidelity": 0.5}}, note="Tiny.")
     versions = []
     for fingerprint in ("e" * 12, "e" * 12, "f" * 12):  # a retry, and another story that evaluated the same checkpoint
         story = StoryRun.open(config, output=output, fingerprint=fingerprint)
@@ -152,7 +152,7 @@ def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     export = _make_export(tmp_path / "made-elsewhere")
     model = register_model(story, config, key="resolved", export_folder=export, card="card", tags={})
     for source in (model.uri, f"models:/refalign/{model.version}", str(export), str(export.parent / ".." / tmp_path.name / export.name)):
-        assert json.loads((resolve_model(source, story.uri) / "model_index.json").read_text()) == {"_class_name": "WanPipeline"}
+        assert json.loads((resolve_model(source, story.uri) / "transformer" / "config.json").read_text()) == {"num_layers": 9}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
         ("models:/refalign/99", "it has versions"),
         ("models:/other@challenger", "it has no model other"),
         ("models:/refalign", "models:/<name>@<alias>"),
-        ("/no/such/folder", "model_index.json"),
+        ("/no/such/folder", "transformer/config.json"),
     ],
 )
 def test_models_that_are_not_there_are_one_line(output, tmp_path, source, expected):
@@ -181,13 +181,13 @@ def test_registering_what_is_no_export_is_refused(output, tmp_path):
 
 def test_the_card_names_licences_and_survives_hostile_text():
     hostile = Provenance({"<script>|x\ny": 1}, {}, "d", "f", "c", {}, "cmd")
-    card = make_model_card(toy_tiny(), hostile, {}, untrained=False)
+    card = make_model_card(toy_tiny(), hostile, {}, note=None)
     assert "&lt;script>\\|x y" in card and "AGPL-3.0" in card and "Not evaluated" in card
 
 
 def _make_export(folder):
-    folder.mkdir()
-    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    (folder / "transformer").mkdir(parents=True)
+    (folder / "transformer" / "config.json").write_text('{"num_layers": 9}')
     return folder
 
 

@@ -1,0 +1,202 @@
+"""The evaluate step: a video per held-out prompt from the base model and from the trained one, scored and kept.
+
+Every video is a part of the step: a killed evaluation goes on with the next one. Models are loaded only in the actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refalign.config import RunConfig
+from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, make_windows, score_video
+from refalign.evaluation.samples import ChosenSample, choose_samples
+from refalign.parts import run_parts
+from refalign.pictures import decode_image, read_image, write_mp4
+from refalign.steps import Step
+
+LABELS = ("before", "after")
+"""The base model and the trained one, at the same seeds."""
+_EMBED_BATCH = 32
+
+
+def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) -> dict[str, Any]:
+    """Runs the step and returns its manifest.
+
+    Raises:
+        ArtifactError: a step before this one is missing or damaged.
+    """
+    train = steps["train"].load_manifest()
+    assert train is not None, "evaluation comes after training"
+    samples, split = choose_samples(
+        steps["shards"].folder, steps["subjects"].folder, count=config.evaluation.num_samples, seed=config.seed
+    )
+    pictures = {sample.key: _write_references(step, sample) for sample in samples}
+    export = str(steps["train"].folder / train["export"])
+    plan = {
+        _video_name(label, sample): {
+            "label": label,
+            "source": export if label == "after" else config.models.base,
+            "prompt": sample.prompt,
+            "seed": sample.seed,
+            "own": pictures[sample.key],
+            # Clips of one source may show one subject: they are no strangers to each other.
+            "other": [name for each in samples if each.source_group != sample.source_group for name in pictures[each.key]],
+        }
+        for label in LABELS
+        for sample in samples
+    }
+    records = run_parts(step, plan, EvaluationActor, config, label="evaluate")
+    return step.commit(_make_manifest(step, samples, split, pictures, records, train))
+
+
+class EvaluationActor:
+    """One pipeline at a time and the vision encoder; makes and scores one video per call."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import torch
+
+        from refalign.models.dinov3 import VisionEncoder
+
+        torch.set_num_threads(config.cluster.threads)
+        self.config = config
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.vision = VisionEncoder.from_pretrained(
+            config.models.vision_encoder,
+            revision=config.models.vision_encoder_revision,
+            device=self.device,
+            dtype=getattr(torch, config.models.encoder_dtype),
+        )
+        self.embeddings: dict[str, Any] = {}
+        self.label, self.pipeline = "", None
+
+    def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
+        """Generates, scores and writes one video."""
+        import numpy as np
+
+        frames = self._generate(step, work)
+        windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
+        matches = {}
+        for whose in ("own", "other"):
+            references = [self._embed_reference(step.parts_folder / picture) for picture in work[whose]]
+            matches[whose] = best_match(np.stack(references), windows).tolist() if references else []
+        record = {"label": work["label"], "scores": score_video(matches["own"], matches["other"])}
+
+        def write(path: Path) -> dict[str, Any]:
+            write_mp4(path, frames, self.config.video.fps)
+            return record
+
+        return step.write_part(name, write)
+
+    def _generate(self, step: Step, work: dict[str, Any]) -> Any:
+        import torch
+
+        video, evaluation = self.config.video, self.config.evaluation
+        videos = self._open(work["label"], work["source"])(
+            prompt=work["prompt"],
+            references=[read_image(step.parts_folder / picture) for picture in work["own"]],
+            num_frames=video.num_frames,
+            height=video.height_px,
+            width=video.width_px,
+            num_inference_steps=evaluation.num_inference_steps,
+            guidance_scale=evaluation.guidance_scale,
+            reference_guidance_scale=evaluation.reference_guidance_scale,
+            negative_prompt=evaluation.negative_prompt,
+            generator=torch.Generator().manual_seed(work["seed"]),
+            output_type="uint8",
+        )
+        return videos.frames[0].numpy()
+
+    def _open(self, label: str, source: str) -> Any:
+        """The pipeline of ``label``. On a GPU its parts are moved there in turn, so that the largest one decides what fits."""
+        import torch
+
+        from refalign.generation import RefAlignPipeline
+
+        if label != self.label:
+            self.pipeline = None
+            dtype = getattr(torch, self.config.training.precision)
+            revision = self.config.models.base_revision if label == "before" else None
+            self.pipeline = RefAlignPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
+            self.pipeline.set_progress_bar_config(disable=True)
+            if self.device == "cuda":
+                self.pipeline.enable_model_cpu_offload()
+            self.label = label
+        return self.pipeline
+
+    def _embed(self, images: Any) -> Any:
+        import numpy as np
+        import torch
+
+        starts = range(0, len(images), _EMBED_BATCH)
+        chunks = [self.vision.embed(torch.from_numpy(images[start : start + _EMBED_BATCH])) for start in starts]
+        return np.concatenate([chunk.float().cpu().numpy() for chunk in chunks])
+
+    def _embed_reference(self, path: Path) -> Any:
+        from refalign.geometry import letterbox
+
+        if path.name not in self.embeddings:
+            side_px = self.config.curation.embedding_px
+            self.embeddings[path.name] = self._embed(letterbox(read_image(path), side_px, side_px)[0][None])[0]
+        return self.embeddings[path.name]
+
+
+def _write_references(step: Step, sample: ChosenSample) -> list[str]:
+    """Keeps the reference pictures as parts; returns their names."""
+    names = []
+    for number, reference in enumerate(sample.references):
+        name = f"reference-{sample.key}-{number}.png"
+        decode_image(reference.crop_png, reference.subject_id)  # a damaged crop is found before hours of generation
+
+        def write(path: Path, data: bytes = reference.crop_png) -> dict[str, Any]:
+            path.write_bytes(data)
+            return {}
+
+        if step.load_part(name) is None:
+            step.write_part(name, write)
+        names.append(name)
+    return names
+
+
+def _video_name(label: str, sample: ChosenSample) -> str:
+    return f"{label}-{sample.key}.mp4"
+
+
+def _make_manifest(
+    step: Step,
+    samples: list[ChosenSample],
+    split: str,
+    pictures: Mapping[str, list[str]],
+    records: list[dict[str, Any]],
+    train: Mapping[str, Any],
+) -> dict[str, Any]:
+    scores_of = {record["part"]: record["scores"] for record in records}
+    entries = []
+    for sample in samples:
+        references = [
+            {**{name: value for name, value in asdict(reference).items() if name != "crop_png"}, "file": f"parts/{picture}"}
+            for reference, picture in zip(sample.references, pictures[sample.key], strict=True)
+        ]
+        names = {label: _video_name(label, sample) for label in LABELS}
+        entries.append(
+            {
+                "key": sample.key,
+                "prompt": sample.prompt,
+                "seed": sample.seed,
+                "references": references,
+                "videos": {label: f"parts/{name}" for label, name in names.items()},
+                "scores": {label: scores_of[name] for label, name in names.items()},
+            }
+        )
+    return {
+        "folder": str(step.parts_folder),
+        "num_samples": len(samples),
+        "split": split,
+        "held_out": split == "validation",
+        "samples": entries,
+        "scores": {label: average_scores([entry["scores"][label] for entry in entries]) for label in LABELS},
+        "validation": train.get("validation", {}),
+        "measured": MEASURED,
+    }

@@ -1,0 +1,95 @@
+"""Which held-out samples are evaluated, with which pictures of their subjects."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from refalign.errors import ArtifactError
+from refalign.schemas import CLIP_SCHEMA, check_table
+
+
+@dataclass(frozen=True)
+class ChosenReference:
+    """One subject's picture: ``crop_png`` is RGBA with the subject's mask as alpha."""
+
+    subject_id: str
+    class_name: str
+    kind: str  # "cross_pair": from another clip; "in_pair": from the clip itself
+    crop_png: bytes
+
+
+@dataclass(frozen=True)
+class ChosenSample:
+    """One prompt with its references."""
+
+    key: str
+    prompt: str
+    source_group: str
+    seed: int
+    references: tuple[ChosenReference, ...]
+
+
+def choose_samples(shards_folder: Path, subjects_folder: Path, *, count: int, seed: int) -> tuple[list[ChosenSample], str]:
+    """Up to ``count`` samples, spread evenly over the held-out split, or over the training split where that is empty.
+
+    A subject is shown by a picture from another clip where there is one: copying that is not enough to place it in the scene.
+
+    Returns:
+        the samples, and the split they are from.
+
+    Raises:
+        ArtifactError: there is no sample at all, or a picture is not in the subjects step.
+    """
+    from refalign.shards.reader import ShardIndex
+
+    for split in ("validation", "train"):
+        index = ShardIndex.open(shards_folder, split)
+        if len(index):
+            break
+    else:
+        raise ArtifactError(f"{shards_folder}: no samples to evaluate; run the shards step on more videos.")
+    numbers = sorted(set(np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int).tolist()))
+    infos = {index.entries[number].key: index.read(number).info for number in numbers}
+    chosen = {key: _choose_references(info["references"]) for key, info in infos.items()}
+    crops = _load_crops(subjects_folder, {entry["clip_id"] for entries in chosen.values() for entry in entries})
+    samples = []
+    for order, (key, info) in enumerate(infos.items()):
+        references = tuple(_make_reference(entry, crops, subjects_folder) for entry in chosen[key])
+        samples.append(ChosenSample(key, info["caption"], info["source_group"], seed + order, references))
+    return samples, split
+
+
+def _choose_references(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first entry of each subject, from another clip if possible."""
+    best: dict[int, dict[str, Any]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["kind"] != "cross_pair"):
+        best.setdefault(entry["subject_index"], entry)
+    return [best[subject] for subject in sorted(best)]
+
+
+def _load_crops(subjects_folder: Path, clip_ids: set[str]) -> dict[str, bytes]:
+    """PNG bytes by subject id; the small id column tells which files are worth reading whole."""
+    crops: dict[str, bytes] = {}
+    for file in sorted(Path(subjects_folder, "parts").glob("*.parquet")):
+        if clip_ids.isdisjoint(pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()):
+            continue
+        for row in check_table(pq.read_table(file), CLIP_SCHEMA, str(file)).to_pylist():
+            if row["clip_id"] in clip_ids:
+                crops |= {subject["subject_id"]: subject["crop_png"] for subject in row["subjects"]}
+    return crops
+
+
+def _make_reference(entry: dict[str, Any], crops: dict[str, bytes], subjects_folder: Path) -> ChosenReference:
+    names = [field.name for field in dataclasses.fields(ChosenReference) if field.name != "crop_png"]
+    try:
+        return ChosenReference(**{name: entry[name] for name in names}, crop_png=crops[entry["subject_id"]])
+    except KeyError as error:
+        raise ArtifactError(
+            f"{subjects_folder}: no picture of subject {entry.get('subject_id')}; the shards were made from another subjects step."
+        ) from error

@@ -1,0 +1,133 @@
+"""Reading by byte offset, the order of samples, prefetching."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from make_shards import make_sample, write_shards  # noqa: E402
+
+from refalign.errors import ArtifactError, SchemaError  # noqa: E402
+from refalign.shards.reader import Prefetcher, SampleOrder, ShardIndex, random_words  # noqa: E402
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "shards", train=10, validation=2, per_shard=4)
+
+
+def test_every_sample_is_read_back_from_its_offset(folder: Path) -> None:
+    index = ShardIndex.open(folder, "train")
+    assert len(index) == 10 and index.digest == "d1"
+    for number in range(10):
+        sample = index.read(number)
+        tensors, info = make_sample(number, subjects=1 + number % 3)
+        assert sample.key == f"train{number:04d}" and sample.info == info
+        assert all(torch.equal(sample.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_splits_are_apart(folder: Path) -> None:
+    assert {entry.key for entry in ShardIndex.open(folder, "validation").entries} == {"validation0500", "validation0501"}
+    assert len(ShardIndex.open(folder, "test")) == 0
+
+
+def test_an_unfinished_step_is_refused(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: not found; the shards step has not finished"):
+        ShardIndex.open(folder, "train")
+
+
+def test_a_missing_or_short_shard_is_named_with_the_way_out(folder: Path) -> None:
+    shard = folder / "parts" / "train-000001.tar"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-512])
+    with pytest.raises(ArtifactError, match=rf"train-000001\.tar: {len(data) - 512} bytes, {len(data)} were committed; delete"):
+        ShardIndex.open(folder, "train")
+    shard.unlink()
+    with pytest.raises(ArtifactError, match=r"train-000001\.tar: this shard is missing; delete"):
+        ShardIndex.open(folder, "train")
+
+
+def test_damaged_bytes_and_damaged_commits_are_named(folder: Path) -> None:
+    index = ShardIndex.open(folder, "train")
+    entry = index.entries[5]
+    with entry.shard.open("r+b") as file:
+        file.seek(entry.members["safetensors"][0])
+        file.write(b"\xff" * 64)
+    with pytest.raises(ArtifactError, match=rf"{entry.shard.name}: sample {entry.key} is damaged"):
+        index.read(5)
+    (folder / "parts" / "train-000002.tar.json").write_text('{"part": "train-0')
+    with pytest.raises(ArtifactError, match=r"train-000002\.tar\.json: damaged"):
+        ShardIndex.open(folder, "train")
+
+
+def test_a_sample_that_contradicts_its_commit_is_a_schema_error(folder: Path) -> None:
+    path = folder / "parts" / "train-000000.tar.json"
+    commit = json.loads(path.read_text())
+    commit["samples"][0]["subjects"] = 2
+    path.write_text(json.dumps(commit))
+    with pytest.raises(SchemaError, match=r"train0000: 2 subjects, but references for subjects \[0\]"):
+        ShardIndex.open(folder, "train").read(0)
+
+
+def test_a_null_prompt_is_read_where_there_is_one(folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    index = ShardIndex.open(folder, "train")
+    assert index.load_null_prompt(12).shape == (0, 12)
+    save_file({"prompt_embeds": torch.ones(1, 12, dtype=torch.bfloat16)}, folder / "null_prompt.safetensors")
+    assert torch.equal(index.load_null_prompt(12), torch.ones(1, 12))
+
+
+def test_each_epoch_is_another_permutation_and_nothing_repeats_or_is_left_out() -> None:
+    order = SampleOrder(size=11, seed=3)
+    batches = [order.global_batch(position, 4) for position in range(0, 44, 4)]
+    positions = [position for batch in batches for position, _ in batch]
+    indices = [index for batch in batches for _, index in batch]
+    assert positions == list(range(44))
+    epochs = [indices[start : start + 11] for start in range(0, 44, 11)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_order_does_not_depend_on_where_it_is_entered() -> None:
+    order = SampleOrder(size=7, seed=0)
+    stream = order.iter_positions(0, 3)
+    for _ in range(5):
+        next(stream)
+    assert next(stream) == next(order.iter_positions(15, 3)) == order.global_batch(15, 3)
+
+
+def test_random_words_are_fixed_for_good() -> None:
+    words = random_words(0, "order", 0, 2)
+    assert [int(word) for word in words] == [int(word) for word in random_words(0, "order", 0, 3)[:2]]
+    streams = [(0, "order", 0), (0, "order", 1), (0, "draw", 0), (1, "order", 0)]
+    assert len({int(random_words(*stream, 1)[0]) for stream in streams}) == 4
+
+
+def test_prefetching_keeps_order_and_stays_bounded() -> None:
+    made: list[int] = []
+    prefetcher = Prefetcher(lambda number: made.append(number) or number, 1, 50, depth=2)
+    assert [prefetcher.next() for _ in range(10)] == list(range(1, 11))
+    assert len(made) <= 10 + 2 + 1  # what was taken, the queue, one in the maker's hands
+    prefetcher.close()
+    assert not any(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def test_a_fault_in_the_prefetch_thread_reaches_the_consumer() -> None:
+    def make(number: int) -> int:
+        if number == 2:
+            raise ArtifactError("broken.tar: damaged")
+        return number
+
+    prefetcher = Prefetcher(make, 1, 5)
+    assert prefetcher.next() == 1
+    with pytest.raises(ArtifactError, match=r"broken\.tar"):
+        prefetcher.next()
+    prefetcher.close()

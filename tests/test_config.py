@@ -1,0 +1,53 @@
+import pytest
+
+from refalign.config import apply_overrides, make_fingerprint
+from refalign.errors import ConfigError
+from refalign.presets import PRESETS, load_preset, toy
+
+
+def test_every_preset_is_complete_and_round_trips():
+    for name in PRESETS:
+        config = load_preset(name)
+        assert type(config).model_validate_json(config.model_dump_json()) == config
+
+
+def test_overrides_reach_nested_fields_and_list_items():
+    config = apply_overrides(toy(), ["training.stages.1.steps=7", "models.base=some/model", "objective.stop_gradient=true"])
+    assert config.training.stages[1].steps == 7
+    assert config.models.base == "some/model"
+    assert config.objective.stop_gradient is True
+    assert toy().training.stages[1].steps != 7, "a preset is never changed in place"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.stepz=1", "stepz"),
+        ("nothing=1", "known: "),
+        ("training.stages.9.steps=1", "stages.9"),
+        ("video.fps=fast", "video.fps"),
+        ("training.global_batch=7", "training.micro_batch=8"),
+        ("training.drop_text=0.95", "drop_text + drop_references"),
+        ("seed", "section.field=value"),
+        ("curation.min_confidence=3", "less than or equal to 1"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_it(override, said):
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(toy(), [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="toy_tiny"):
+        load_preset("wan9")
+
+
+def test_fingerprint_depends_on_every_part_and_nothing_else():
+    config = toy()
+    assert make_fingerprint("subjects", config.video) == make_fingerprint("subjects", toy().video)
+    other = config.video.model_copy(update={"fps": 9.0})
+    assert make_fingerprint("subjects", config.video) != make_fingerprint("subjects", other)
+    assert len(make_fingerprint(1)) == 12

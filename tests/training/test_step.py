@@ -1,0 +1,106 @@
+"""One forward pass: what is and is not differentiated, and that no split of the batch changes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_shards import VISION_WIDTH, make_config
+
+from refalign.config import RunConfig
+from refalign.objective.flow_matching import make_training_schedule
+from refalign.shards.reader import ShardIndex
+from refalign.training.batch import BatchMaker
+from refalign.training.models import TrainedModels, build_models
+from refalign.training.step import train_step
+
+KEEP_ALL = {"drop_text": 0.0, "drop_references": 0.0, "drop_both": 0.0}
+
+
+def make_models(config: RunConfig) -> TrainedModels:
+    return build_models(config, VISION_WIDTH)
+
+
+def run(models: TrainedModels, config: RunConfig, shards: Path) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Loss terms and gradients of step 1 over all its forward passes."""
+    models.zero_grad()
+    totals: dict[str, Any] = {}
+    for batch in BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1):
+        size = config.training.global_batch
+        terms = train_step(models, batch, make_training_schedule(), objective=config.objective, global_batch_size=size)
+        terms.total.backward()
+        for name, term in terms._asdict().items():
+            totals[name] = totals.get(name, 0.0) + float(term.detach())
+    return totals, {name: p.grad.clone() for name, p in models.named_parameters() if p.grad is not None}
+
+
+def with_objective(config: RunConfig, **values: Any) -> RunConfig:
+    return config.model_copy(update={"objective": config.objective.model_copy(update=values)})
+
+
+@pytest.fixture()
+def config(base: Path) -> RunConfig:
+    return make_config(base, global_batch=8, micro_batch=8, **KEEP_ALL)
+
+
+def test_the_terms_add_up(config: RunConfig, shards: Path) -> None:
+    terms, gradients = run(make_models(config), config, shards)
+    assert terms["total"] == pytest.approx(terms["flow_matching"] + terms["alignment"], rel=1e-6)
+    assert terms["scored_fraction"] == 1.0 and 0 < terms["pull"] < 2 and terms["push"] > 0 and terms["push_floor"] > 0
+    assert any(name.startswith("projectors.") and gradient.abs().max() > 0 for name, gradient in gradients.items())
+
+
+def test_two_by_four_accumulated_is_eight(base: Path, shards: Path) -> None:
+    results = []
+    for micro_batch in (8, 4, 1):
+        config = make_config(base, global_batch=8, micro_batch=micro_batch)
+        results.append(run(make_models(config), config, shards))
+    for terms, gradients in results[1:]:
+        assert terms == pytest.approx(results[0][0], rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_dropped_references_contribute_nothing_and_still_count(base: Path, shards: Path) -> None:
+    config = make_config(base, global_batch=8, micro_batch=8, drop_text=0.0, drop_references=1.0, drop_both=0.0)
+    models = make_models(config)
+    terms, gradients = run(models, config, shards)
+    assert terms["alignment"] == terms["pull"] == terms["push"] == terms["scored_fraction"] == 0
+    assert not any(gradient.any() for name, gradient in gradients.items() if name.startswith("projectors."))
+    plain = with_objective(config, alignment="none")
+    assert run(make_models(plain), plain, shards)[0]["total"] == pytest.approx(terms["total"], rel=1e-6)
+
+
+def test_with_stop_gradient_the_transformer_feels_flow_matching_alone(config: RunConfig, shards: Path) -> None:
+    stopped = with_objective(config, stop_gradient=True)
+    terms, gradients = run(make_models(stopped), stopped, shards)
+    plain = with_objective(config, alignment="none")
+    _, plain_gradients = run(make_models(plain), plain, shards)
+    assert terms["alignment"] > 0
+    for name, gradient in plain_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7)
+    aligned = run(make_models(config), config, shards)[1]
+    assert any(not torch.allclose(aligned[name], gradient) for name, gradient in plain_gradients.items())
+
+
+def test_every_switch_of_the_objective_changes_the_loss_and_nothing_breaks(config: RunConfig, shards: Path) -> None:
+    models = make_models(config)
+    default, _ = run(models, config, shards)
+    switches = [{"token_weight": "foreground"}, {"push_coefficient": 0.0}, {"coefficient": 0.5}, {"gate_power": 0.0}]
+    for switch in (*switches, {"pull_margin": 0.5}, {"push_margin": 0.9}):
+        terms, _ = run(models, with_objective(config, **switch), shards)
+        assert terms["alignment"] != pytest.approx(default["alignment"], rel=1e-4), switch
+        assert terms["flow_matching"] == pytest.approx(default["flow_matching"], rel=1e-6)
+
+
+def test_activation_checkpointing_changes_no_gradient(base: Path, shards: Path) -> None:
+    results = []
+    for recompute in (False, True):
+        config = make_config(base, activation_checkpointing=recompute)
+        models = make_models(config)
+        if recompute:
+            models.transformer.enable_gradient_checkpointing()
+        results.append(run(models, config, shards)[1])
+    assert all(torch.equal(results[1][name], gradient) for name, gradient in results[0].items())
