@@ -22,7 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from refalign.generate import generate_file
+        from refalign.sampling import generate_file
 
         generate_file(
             arguments.model,

@@ -51,6 +51,7 @@ class Story:
         self.manifests: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         self.fingerprint = ""
+        self.summary: dict[str, Any] = {}
         self._stack = stack
         self._tracker: Any = None
 
@@ -73,7 +74,6 @@ class Story:
         step = self._make_step("subjects", identity, settings, config.video, config.models.detector, *encoder)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
-            self.close("FAILED")
             raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
 
     def _pairs(self) -> None:
@@ -128,7 +128,7 @@ class Story:
 
     def _draw_world(self) -> Path:
         settings = self.config.input
-        step = Step.make(self.output, "world", settings.world_videos, settings.world_seed)
+        step = self._make_step("world", settings.world_videos, settings.world_seed)
 
         def work() -> dict[str, Any]:
             from refalign.toy.videos import write_world
@@ -153,6 +153,8 @@ class Story:
         else:
             manifest = self._perform(step, work)
         self.manifests[step.name] = manifest
+        if self._tracker is not None and step.name != "world":
+            self._log(step)
         return manifest
 
     def _perform(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -163,10 +165,6 @@ class Story:
         with step.lease():
             manifest = step.load_manifest() or work()
         self.seconds[step.name] = round(time.monotonic() - began, 1)
-        if step.name != "world":
-            from refalign.tracking.story import log_step
-
-            log_step(self.tracker, step, manifest, self.seconds[step.name])
         print(f"{step.name}: {describe_step(step.name, manifest)} in {self.seconds[step.name]} s", flush=True)
         return manifest
 
@@ -190,19 +188,44 @@ class Story:
         arm_signals()
         self._tracker = StoryRun.open(self.config, output=self.output, fingerprint=self.fingerprint)
         self.seconds["start-up"] = round(time.monotonic() - began, 1)
+        for name in self.manifests.keys() & self.steps.keys():
+            self._log(self.steps[name])  # done by an earlier attempt, or for another story
+
+    def _log(self, step: Step) -> None:
+        from refalign.tracking.story import log_step
+
+        log_step(self.tracker, step, self.manifests[step.name], self.seconds.get(step.name))
 
     def close(self, status: str) -> None:
-        """Writes summary and report, and ends the MLflow run."""
+        """Writes summary and report, and ends the MLflow run. A story in which nothing was done leaves all as it is."""
+        from refalign.evaluation.report import make_report
         from refalign.summary import load_summary, make_summary
+        from refalign.tracking.model_card import load_note
 
-        known = load_summary(self.output)
-        if self._tracker is None and known and known["story"] == self.fingerprint:
+        known = load_summary(self.output) or {}
+        if self._tracker is None and known.get("story") == self.fingerprint:
             self.summary = known
             return
-        seconds = {**(known or {}).get("seconds", {}), **self.seconds}
-        self.summary = {"story": self.fingerprint, **make_summary(self.config, self.output, self.manifests, seconds)}
-        if "subjects" in self.manifests:
-            write_json(self.output / "summary.json", self.summary)
+        if "subjects" not in self.manifests:
+            return
+        summary = make_summary(self.config, self.output, self.manifests, {**known.get("seconds", {}), **self.seconds})
+        summary["story"] = self.fingerprint
+        summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
+        summary["untrained"] = load_note(self.config.models.base)
+        summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))
+        write_json(self.output / "summary.json", summary)
+        self.summary = summary
         if self._tracker is not None:
             tracker, self._tracker = self._tracker, None
+            tracker.log_file(None, self.output / "report.html")
             tracker.finish(status)
+
+
+def _explain_no_subject(manifest: dict[str, Any], config: RunConfig, output: Path) -> str:
+    videos = manifest["counts"]["video"]["planned"]
+    embedded = Path(config.models.detector).name == "detector" and Path(config.models.detector).parent.name == "weights"
+    why = "the embedded detector knows only sprites; " if embedded else ""
+    return (
+        f"no subject in {videos} videos: {why}--set models.detector=yolo11n-seg.pt takes a real one "
+        f"(or a folder or .pt file of your own). What came of each file: {output / 'summary.json'} and report.html."
+    )

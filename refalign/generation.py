@@ -30,6 +30,8 @@ from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer, load_transformer
 
+_OUTPUT_TYPES = ("np", "pil", "uint8", "latent")
+
 Reference = Image.Image | np.ndarray
 """A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
 
@@ -146,46 +148,41 @@ class RefAlignPipeline(DiffusionPipeline):
             references: images of the subjects, each fitted on white into height x width; with several prompts one
                 sequence for each of them, all of the same length. Segment subjects onto white beforehand, scenes not.
             negative_prompt: the null text of all three passes' formula.
-            reference_guidance_scale: how strongly references count; 1 switches that guidance off.
-            guidance_scale: how strongly the text counts; 1 switches that guidance off.
+            reference_guidance_scale: how strongly references count; likewise ``guidance_scale`` the text. 1: not amplified.
             generator: its seed decides the video.
             batch_passes: runs passes of equal length as one batch: faster on a large GPU, more memory.
             output_type: ``np`` (float [B, F, H, W, 3] in [0, 1]), ``pil`` (lists of images), ``uint8`` (tensor) or ``latent``.
-            callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors) -> changed tensors.
-            callback_on_step_end_tensor_inputs: which of latents, prompt_embeds, negative_prompt_embeds it is given.
+            callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors) -> changed tensors; it is given
+                those named by ``callback_on_step_end_tensor_inputs``.
 
         Raises:
             GeometryError: height, width or num_frames do not fit the grids; the message names sizes that do.
             ConfigError: references do not match the prompts, or an unknown output type.
         """
+        prompts, given = _pair_up(prompt, references)
         check_geometry(height, width, num_frames)
-        if output_type not in ("np", "pil", "uint8", "latent"):
-            raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if output_type not in _OUTPUT_TYPES:
+            raise ConfigError(f"output_type {output_type!r} is not known; choose {', '.join(_OUTPUT_TYPES)}.")
         device = self._execution_device
 
         # 1. Conditions
-        prompt_embeds, negative_prompt_embeds = self._encode_text(prompts, negative_prompt, device)
-        given: Any = [references] if isinstance(prompt, str) else references
-        if len(given) not in (0, len(prompts)):
-            raise ConfigError(f"{len(prompts)} prompts but {len(given)} sequences of references; give one for each prompt.")
+        tensors = self._encode_text(prompts, negative_prompt, device)
         reference_latents = self._encode_references(given, height, width, device)
 
         # 2. Noise and noise levels
         shape = (len(prompts), self.transformer.config.in_channels, *latent_shape(num_frames, height, width))
-        latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        tensors["latents"] = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         timesteps = self._set_timesteps(num_inference_steps, device)
 
-        # 3. Denoising
-        tensors = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        # 3. Denoising, one guided velocity a step
         with self.progress_bar(total=num_inference_steps) as progress:
             for step, timestep in enumerate(timesteps):
                 predictions = self._predict(tensors, timestep, reference_latents, batch_passes=batch_passes)
                 velocity = combine_guidance(*predictions, reference_guidance_scale, guidance_scale)
                 tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    seen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, step, timestep, seen)
+                if callback_on_step_end:
+                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, step, timestep, shown)
                 progress.update()
 
         # 4. Pixels
@@ -193,27 +190,20 @@ class RefAlignPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=frames)
 
-    def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> dict[str, Tensor]:
         encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt])
         padded = pad_prompt_embeds(encoded, TEXT_TOKENS).to(device)
-        return padded[:-1], padded[-1:].expand(len(prompts), -1, -1)
+        return {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:].expand(len(prompts), -1, -1)}
 
     def _encode_references(
         self, references: Sequence[Sequence[Reference]], height: int, width: int, device: torch.device
     ) -> Tensor | None:
-        """Latents [B, K, Z, h, w], or None where there are no references.
-
-        Raises:
-            ConfigError: prompts have different numbers of references.
-        """
-        counts = sorted({len(each) for each in references})
-        if len(counts) > 1:
-            raise ConfigError(f"prompts of one call have {counts} references; make one call for each number of references.")
-        if counts in ([], [0]):
+        """Latents [B, K, Z, h, w], or None where there are no references."""
+        if not any(len(each) for each in references):
             return None
         images = [letterbox(image, height, width)[0] for each in references for image in each]
         latents = VideoVAE(self.vae, device=device).encode_images(torch.from_numpy(np.stack(images)))
-        return latents.unflatten(0, (len(references), counts[0]))
+        return latents.unflatten(0, (len(references), -1))
 
     def _set_timesteps(self, num_steps: int, device: torch.device) -> Tensor:
         if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
@@ -272,6 +262,21 @@ class RefAlignPipeline(DiffusionPipeline):
         if output_type == "np":
             return frames.numpy().astype(np.float32) / 255
         return [[Image.fromarray(frame) for frame in video.numpy()] for video in frames]
+
+
+def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[list[str], Sequence[Sequence[Reference]]]:
+    """Prompts and, for each of them, its references; none at all stays an empty sequence.
+
+    Raises:
+        ConfigError: references do not match the prompts, or each other, in number.
+    """
+    prompts, given = ([prompt], [references]) if isinstance(prompt, str) else (list(prompt), references)
+    if len(given) not in (0, len(prompts)):
+        raise ConfigError(f"{len(prompts)} prompts but {len(given)} sequences of references; give one for each prompt.")
+    counts = sorted({len(each) for each in given})
+    if len(counts) > 1:
+        raise ConfigError(f"prompts of one call have {counts} references; make one call for each number of references.")
+    return prompts, given
 
 
 def _find_base(source: str, revision: str | None) -> tuple[str, str | None]:

@@ -37,6 +37,8 @@ def connect(config: ClusterConfig) -> Iterator[None]:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "240")
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Its C++ side prints advice about Ray Data's own actors at error level; real errors arrive as exceptions.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Driver and workers share one environment: without this a driver under `uv run` starts every worker through uv.
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -50,7 +52,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
         ray.init(
             address="local" if started_here else None,
             include_dashboard=False if started_here else None,
-            log_to_driver=True,
+            log_to_driver=not started_here,  # here errors arrive as exceptions and the rest is in Ray's own log folder
             logging_level="warning",
             object_store_memory=_LOCAL_STORE_BYTES if started_here else None,  # rows are small; the default takes 30% of memory
             runtime_env={"env_vars": _worker_env(config)},
@@ -67,7 +69,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
 def _worker_env(config: ClusterConfig) -> dict[str, str]:
     threads = str(config.threads)
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str) -> list[dict[str, Any]]:
@@ -97,7 +99,7 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its warnings speak of its own progress bars
     rows = [{"name": name, "work": json.dumps(plan[name])} for name in todo]
     cluster = config.cluster
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

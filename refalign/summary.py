@@ -9,6 +9,7 @@ from typing import Any
 
 from refalign.config import RunConfig
 
+_SHOWN_TERMS = ("flow_matching", "pull")
 Manifests = dict[str, dict[str, Any]]
 
 
@@ -78,9 +79,9 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
             f"{samples['train']} + {samples['validation']} samples (training + validation) with {manifest['references']} references"
         )
     if name == "train":
-        first, last = manifest["first"], manifest["last"]
-        terms = ", ".join(f"{term} {first[term]:.3f} -> {last[term]:.3f}" for term in ("flow_matching", "pull") if term in first)
-        return f"{manifest['steps']} steps, {terms}"
+        measured = manifest["validation"] or manifest["loss"]
+        terms = ", ".join(f"{term} {measured[term]['first']:.3f} -> {measured[term]['last']:.3f}" for term in _SHOWN_TERMS)
+        return f"{manifest['steps']} steps; {'held-out' if manifest['validation'] else 'training'} {terms}"
     if name == "evaluate":
         return f"{manifest['num_samples']} sample videos"
     return f"{manifest['name']} version {manifest['version']}, alias {manifest['alias']}"

@@ -17,7 +17,7 @@ LAYERS = [
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
-    {"flow", "cli"},
+    {"flow", "cli", "sampling", "cleaning"},
 ]
 ONLY_IN = {
     "ray": {"parts", "training.launch", "evaluation.launch"},

@@ -5,7 +5,7 @@ Every video is a part of the step: a killed evaluation goes on with the next one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,33 @@ def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) 
         steps["shards"].folder, steps["subjects"].folder, count=config.evaluation.num_samples, seed=config.seed
     )
     pictures = {sample.key: _write_references(step, sample) for sample in samples}
-    export = str(steps["train"].folder / train["export"])
-    plan = {
+    sources = {"before": config.models.base, "after": str(steps["train"].folder / train["export"])}
+    records = run_parts(step, plan_videos(samples, pictures, sources), EvaluationActor, config, label="evaluate")
+    return step.commit(_make_manifest(step, samples, split, pictures, records, train))
+
+
+def plan_videos(
+    samples: Sequence[ChosenSample], pictures: Mapping[str, list[str]], sources: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Part name to the work behind it, all videos of one model before those of the next, so that an actor loads each once.
+
+    Args:
+        pictures: names of the reference parts by sample key.
+        sources: folder or hub id of the model by label.
+    """
+    return {
         _video_name(label, sample): {
             "label": label,
-            "source": export if label == "after" else config.models.base,
+            "source": source,
             "prompt": sample.prompt,
             "seed": sample.seed,
             "own": pictures[sample.key],
             # Clips of one source may show one subject: they are no strangers to each other.
             "other": [name for each in samples if each.source_group != sample.source_group for name in pictures[each.key]],
         }
-        for label in LABELS
+        for label, source in sources.items()
         for sample in samples
     }
-    records = run_parts(step, plan, EvaluationActor, config, label="evaluate")
-    return step.commit(_make_manifest(step, samples, split, pictures, records, train))
 
 
 class EvaluationActor:

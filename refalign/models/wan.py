@@ -73,6 +73,13 @@ class ReferenceWanBlock(WanTransformerBlock):
 class RefAlignTransformer(WanTransformer3DModel):
     """Wan's Transformer with references. Loads any Wan2.1 text-to-video folder, and saves one that stock diffusers opens.
 
+    A sample's attended references are packed to the front of the time axis that follows the video; a sample with none
+    gets one all-zero frame. All samples of a batch must end with the same number of frames, because the attention has no
+    mask: a loader groups samples by it. With K = 1, dropped and kept references mix freely.
+
+    Latents and text are cast to the weights' dtype in the forward pass. Under FSDP2's mixed precision set
+    ``cast_forward_inputs`` to False: rotary tables and timesteps must stay in float32 (637 in bf16 is 636).
+
     Source: arXiv 2603.25743 and its published model. Ours takes batches and per-sample timesteps.
     """
 
@@ -121,13 +128,6 @@ class RefAlignTransformer(WanTransformer3DModel):
     ) -> DiTOutput:
         """Predicts the velocity of noisy video latents, given text and clean references.
 
-        A sample's attended references are packed to the front of the time axis that follows the video; a sample with
-        none gets one all-zero frame. All samples of a batch must end with the same number of frames, because the
-        attention has no mask: a loader groups samples by it. With K = 1, dropped and kept references mix freely.
-
-        Latents and text are cast to the weights' dtype here. Under FSDP2's mixed precision set ``cast_forward_inputs``
-        to False: rotary tables and timesteps must stay in float32 (637 in bf16 is 636).
-
         Args:
             latents: noisy video latents, normalised.
             timestep: 1000 * sigma, one per sample; the references get it too, although they are clean.
@@ -140,55 +140,52 @@ class RefAlignTransformer(WanTransformer3DModel):
         Raises:
             GeometryError: samples of the batch attend different numbers of references, or a block index is too large.
         """
-        num_samples, _, num_frames, height, width = latents.shape
         if alignment_blocks and max(alignment_blocks) >= len(self.blocks):
             raise GeometryError(
                 f"alignment block {max(alignment_blocks)} was asked for; the last block is {len(self.blocks) - 1}."
             )
-
-        # 1. References follow the video on the time axis
-        frames, places = _attended_frames(latents, reference_latents, reference_mask)
         dtype = self.patch_embedding.weight.dtype
-        sequence = torch.cat([latents.to(dtype), frames.to(dtype)], dim=2)
 
-        # 2. Patch and position embedding
+        # 1. Patch and position embedding of the video and, after it on the time axis, the references
+        frames, places = _attended_frames(latents, reference_latents, reference_mask)
+        sequence = torch.cat([latents.to(dtype), frames.to(dtype)], dim=2)
         rotary_emb = self.rope(sequence)
         patches = self.patch_embedding(sequence)
-        grid = patches.shape[3:]
+        num_frames, tokens_per_frame = patches.shape[2] - frames.shape[2], patches.shape[3:].numel()
         hidden_states = patches.flatten(2).mT.contiguous()
-        num_video_tokens = hidden_states.shape[1] * num_frames // sequence.shape[2]
 
-        # 3. Condition
+        # 2. Condition
         temb, modulation, text, _ = self.condition_embedder(timestep, prompt_embeds.to(dtype))
-        modulation = modulation.unflatten(1, (6, -1))
+        arguments = text, modulation.unflatten(1, (6, -1)), rotary_emb, num_frames * tokens_per_frame
 
-        # 4. Blocks
+        # 3. Blocks
         taps: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            arguments = (hidden_states, text, modulation, rotary_emb, num_video_tokens)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, *arguments)
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, *arguments)
             else:
-                hidden_states = block(*arguments)
+                hidden_states = block(hidden_states, *arguments)
             if index in alignment_blocks:
-                taps[index] = hidden_states
+                taps[index] = hidden_states.unflatten(1, (-1, tokens_per_frame))
 
-        # 5. Output of the video tokens
-        shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
-        video = hidden_states[:, :num_video_tokens]
-        video = self.proj_out((self.norm_out(video.float()) * (1 + scale) + shift).type_as(video))
-        p_t, p_h, p_w = self.config.patch_size
-        video = video.reshape(num_samples, num_frames // p_t, *grid, p_t, p_h, p_w, -1)
-        velocity = video.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(num_samples, -1, num_frames, height, width)
-
+        # 4. Output: the video's velocity, and the tokens of the aligned blocks
         num_references = 1 if reference_latents is None else reference_latents.shape[1]
-        tokens_per_frame = grid.numel()
-        tapped = [taps[index].unflatten(1, (-1, tokens_per_frame)) for index in alignment_blocks]
         return DiTOutput(
-            velocity,
-            tuple(_at_places(each[:, num_frames // p_t :], places, num_references) for each in tapped),
-            tuple(each[:, : num_frames // p_t] for each in tapped),
+            self._project_out(hidden_states[:, : num_frames * tokens_per_frame], temb, latents.shape),
+            tuple(_at_places(taps[index][:, num_frames:], places, num_references) for index in alignment_blocks),
+            tuple(taps[index][:, :num_frames] for index in alignment_blocks),
         )
+
+    def _project_out(
+        self, tokens: Float[Tensor, "B N D"], temb: Float[Tensor, "B D"], latents_shape: torch.Size
+    ) -> Float[Tensor, "B Z T h w"]:
+        """Last norm and projection of the video tokens, and patches back to a grid."""
+        shift, scale = (self.scale_shift_table + temb[:, None]).chunk(2, dim=1)
+        patches = self.proj_out((self.norm_out(tokens.float()) * (1 + scale) + shift).type_as(tokens))
+        num_samples, _, num_frames, height, width = latents_shape
+        p_t, p_h, p_w = self.config.patch_size
+        grid = patches.reshape(num_samples, num_frames // p_t, height // p_h, width // p_w, p_t, p_h, p_w, -1)
+        return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(num_samples, -1, num_frames, height, width)
 
 
 def _attended_frames(

@@ -168,11 +168,16 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
     description = yaml.safe_load((folder / "model.yaml").read_text())
     try:
         yolo = YOLO(str(folder / "model.yaml"), task="segment")
-        state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in load_file(folder / "model.safetensors").items()}
+        state = {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in load_file(folder / "model.safetensors").items()
+        }
         yolo.model.load_state_dict(state)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{folder}: model.yaml and model.safetensors do not make a model ({text}); export them again.") from error
+        raise ArtifactError(
+            f"{folder}: model.yaml and model.safetensors do not make a model ({text}); export them again."
+        ) from error
     yolo.model.names = dict(enumerate(description["names"]))
     return yolo, int(description.get("image_size_px", DEFAULT_IMAGE_SIZE_PX))
 
@@ -185,7 +190,7 @@ def _open_weights(source: str) -> Any:
     if not source.endswith(".pt"):
         raise ArtifactError(f"{source}: no such detector folder; give one, a .pt file, or a name such as yolo11n-seg.pt.")
     path = Path(source).expanduser()
-    if not path.is_file() and path.parent != Path("."):
+    if not path.is_file() and path.parent != Path():
         raise ArtifactError(f"{source}: no such file; give a detector folder, a .pt file, or a name such as yolo11n-seg.pt.")
     try:
         if not path.is_file():
@@ -194,10 +199,12 @@ def _open_weights(source: str) -> Any:
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise ArtifactError(
-            f"{source}: these detector weights could not be opened or fetched ({text}); check the name and the network, or give a local file."
+            f"{source}: these detector weights could not be opened or fetched ({text}); check name and network, or give a file."
         ) from error
     if yolo.task != "segment":
-        raise ArtifactError(f"{source}: a model for the task {yolo.task!r}; masks are needed, so give segmentation weights (*-seg.pt).")
+        raise ArtifactError(
+            f"{source}: a model for the task {yolo.task!r}; masks are needed, so give segmentation weights (*-seg.pt)."
+        )
     return yolo
 
 
@@ -205,7 +212,9 @@ def _detections(result: Any, track_ids: np.ndarray | None = None) -> Detections:
     """One frame's ultralytics ``Results`` as plain arrays."""
     boxes = result.boxes.cpu().numpy()
     height, width = result.orig_shape
-    masks = np.zeros((0, height, width), bool) if result.masks is None or not len(boxes) else result.masks.data.cpu().numpy() > 0.5
+    masks = (
+        np.zeros((0, height, width), bool) if result.masks is None or not len(boxes) else result.masks.data.cpu().numpy() > 0.5
+    )
     return Detections(
         boxes_xyxy_px=boxes.xyxy.astype(np.float32).reshape(-1, 4),
         scores=boxes.conf.astype(np.float32),

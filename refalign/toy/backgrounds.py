@@ -94,7 +94,10 @@ def _room(draw: ImageDraw.ImageDraw, rng: np.random.Generator, width: int, heigh
         draw.rectangle((x, 0, x + pitch // 4, horizon), fill=(246, 234, 222))
     x, tall = int(rng.integers(width)), 0.3 * height
     draw.rectangle(
-        (x, 0.12 * height, x + tall, 0.12 * height + tall), fill=(190, 222, 240), outline=(250, 250, 250), width=max(1, height // 48)
+        (x, 0.12 * height, x + tall, 0.12 * height + tall),
+        fill=(190, 222, 240),
+        outline=(250, 250, 250),
+        width=max(1, height // 48),
     )
     draw.rectangle((0, horizon - height // 48, width, horizon), fill=(250, 246, 240))
 

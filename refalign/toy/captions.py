@@ -1,6 +1,7 @@
 """What a caption says: the pose of every subject, the shape and main colour of some, and mostly the place; never anything else.
 
-Pattern, second colour, eyes, headwear and limbs are left to the reference image on purpose: a model that gets them right has looked.
+Pattern, second colour, eyes, headwear and limbs are left to the reference image on purpose: a model that gets them right has
+looked.
 """
 
 from __future__ import annotations

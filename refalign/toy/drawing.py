@@ -1,7 +1,7 @@
 """Draws one creature: outlined vector shapes at twice the final resolution, so that averaging smooths the edges.
 
-Coordinates are in units of the creature's standing height, origin at the point between its feet, y upwards. A ``Pen`` maps them to
-pixels, with the pose's tilt and squash, so that nothing is ever rotated as a raster.
+Coordinates are in units of the creature's standing height, origin at the point between its feet, y upwards. A ``Pen`` maps them
+to pixels, with the pose's tilt and squash, so that nothing is ever rotated as a raster.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ BODY_FORMS: dict[str, BodyForm] = {
 class Pen:
     """Draws in creature units onto a tile, under the tilt and squash of a pose."""
 
-    def __init__(self, scale_px: float, *, tilt_deg: float = 0.0, squash: float = 1.0, lift: float = 0.0, pivot_height: float = 0.5):
+    def __init__(
+        self, scale_px: float, *, tilt_deg: float = 0.0, squash: float = 1.0, lift: float = 0.0, pivot_height: float = 0.5
+    ):
         """``scale_px``: pixels per creature height; ``lift`` in creature heights; the tilt turns about ``pivot_height``."""
         self.size_px = round(TILE_HEIGHTS * scale_px)
         self.scale_px = scale_px
@@ -138,8 +140,8 @@ def draw_creature(identity: int, state: PoseState, height_px: float) -> Image.Im
         height_px: standing height in final pixels; the tile is ``SUPERSAMPLING`` times larger.
 
     Returns:
-        RGBA tile, ``TILE_HEIGHTS * height_px * SUPERSAMPLING`` px on a side; the feet's ground point is at its horizontal centre and
-        ``GROUND_FROM_TOP`` creature heights from its top.
+        RGBA tile, ``TILE_HEIGHTS * height_px * SUPERSAMPLING`` px on a side; the feet's ground point is at its horizontal centre
+        and ``GROUND_FROM_TOP`` creature heights from its top.
     """
     attributes = attributes_of(identity)
     form = BODY_FORMS[attributes.shape]
@@ -157,7 +159,9 @@ def draw_creature(identity: int, state: PoseState, height_px: float) -> Image.Im
     return pen.image
 
 
-def render_reference(identity: int, pose: Pose = "standing", size: int = 96, *, phase: float = 0.25, yaw: float = 0.0) -> np.ndarray:
+def render_reference(
+    identity: int, pose: Pose = "standing", size: int = 96, *, phase: float = 0.25, yaw: float = 0.0
+) -> np.ndarray:
     """One creature, cropped to its outline, centred on white: uint8 [size, size, 3]."""
     tile = draw_creature(identity, PoseState(pose, phase, yaw), height_px=size)
     tile = tile.crop(tile.getbbox())
@@ -219,7 +223,9 @@ def _draw_pattern(pen: Pen, form: BodyForm, pattern: str, second: Colour, shift:
         for row in range(5):
             for column in range(-4, 4):
                 if (row + column) % 2:
-                    rectangle(column * 0.8 * pitch_u, row * 0.8 * pitch_v, (column + 0.85) * 0.8 * pitch_u, (row + 0.85) * 0.8 * pitch_v)
+                    rectangle(
+                        column * 0.8 * pitch_u, row * 0.8 * pitch_v, (column + 0.85) * 0.8 * pitch_u, (row + 0.85) * 0.8 * pitch_v
+                    )
     elif pattern == "dots":
         for row in range(5):
             for column in range(-3, 4):
@@ -293,7 +299,9 @@ def _draw_headwear(pen: Pen, headwear: str, form: BodyForm, second: Colour) -> N
             pen.stroke([(root * 0.6, ear_y - 0.04), (root * 0.6 + side * 0.08, top + 0.18)], 0.025, OUTLINE, outlined=False)
             pen.disc((root * 0.6 + side * 0.08, top + 0.19), 0.065, second)
         elif headwear == "cat ears":
-            pen.polygon([(root - side * 0.11, ear_y + 0.0), (root + side * 0.1, ear_y - 0.1), (root + side * 0.08, ear_y + 0.18)], second)
+            pen.polygon(
+                [(root - side * 0.11, ear_y + 0.0), (root + side * 0.1, ear_y - 0.1), (root + side * 0.08, ear_y + 0.18)], second
+            )
         elif headwear == "bunny ears":
             loop = [(0.06 * math.cos(a), 0.15 * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 20)]
             pen.polygon([(root * 0.75 + x + side * 0.25 * y, ear_y + 0.12 + y) for x, y in loop], second)

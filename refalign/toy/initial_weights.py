@@ -2,8 +2,8 @@
 
     python -m refalign.toy.initial_weights [--output refalign/toy/weights] [--parts transformer text vae dinov3]
 
-Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. A fixed seed makes the same
-weights again. The training scripts beside this file replace parts of the folder.
+Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. A fixed seed makes the
+same weights again. The training scripts beside this file replace parts of the folder.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
     from transformers import UMT5Config, UMT5EncoderModel
 
     torch.manual_seed(seed)
-    config = UMT5Config(vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0)
+    config = UMT5Config(
+        vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
+    )
     return UMT5EncoderModel(config)
 
 

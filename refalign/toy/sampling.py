@@ -1,4 +1,4 @@
-"""Endless random pictures of the sprite world for training: each drawn when asked for, by its number, so that a run can resume."""
+"""Endless random pictures of the sprite world for training: drawn by number when asked for, so that runs can resume."""
 
 from __future__ import annotations
 

@@ -62,7 +62,10 @@ def make_model() -> Any:
 
 def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     """Frames number ``first`` ... of the training seed, augmented, as ultralytics' loss takes them."""
-    truths = [_augment(sample_frame(SEED, first + offset), np.random.default_rng([SEED, first + offset, 3])) for offset in range(batch_size)]
+    truths = [
+        _augment(sample_frame(SEED, first + offset), np.random.default_rng([SEED, first + offset, 3]))
+        for offset in range(batch_size)
+    ]
     side = truths[0].frame.shape[0]
     images = torch.from_numpy(np.stack([truth.frame for truth in truths])).permute(0, 3, 1, 2).float() / 255
     images = torch.nn.functional.interpolate(images, (IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear", align_corners=False)
@@ -70,7 +73,9 @@ def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     index_masks = np.stack([_index_mask(truth.masks) for truth in truths])
     return {
         "img": images,
-        "batch_idx": torch.repeat_interleave(torch.arange(batch_size), torch.tensor([len(truth.masks) for truth in truths])).float(),
+        "batch_idx": torch.repeat_interleave(
+            torch.arange(batch_size), torch.tensor([len(truth.masks) for truth in truths])
+        ).float(),
         "cls": torch.zeros(len(boxes), 1),
         "bboxes": torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1),
         "masks": torch.from_numpy(index_masks).float(),
@@ -173,7 +178,12 @@ def train(steps: int, batch_size: int, checkpoint: Path, init: Path | None, outp
             shown = " ".join(f"{name} {float(value):.3f}" for name, value in named.items())
             print(f"step {step}/{steps} {shown} {time.monotonic() - started:.0f} s", flush=True)
         if step % 500 == 0 or step == steps:
-            state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            state = {
+                "model": model.state_dict(),
+                "averaged": averaged.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+            }
             torch.save(state, checkpoint)
             export(averaged.module, output)
             print(f"step {step} held-out {evaluate(output, 200)}", flush=True)

@@ -55,7 +55,7 @@ def plan_world(num_videos: int, seed: int, split: Split = "train") -> list[Video
 
 
 def _channel_cast(rng: np.random.Generator, split: Split, taken: set[int]) -> list[int]:
-    """Three or four identities whose pairs cover the tiers of likeness: a twin in shape and colour, a like shape, an unlike one."""
+    """Three or four identities whose pairs cover the tiers of likeness: unlike, alike in shape and colour, alike in shape."""
     first = sample_identity(rng, split, taken=taken)
     cast = [first]
     for likeness in ("unlike", "same shape and colour", "same shape")[: int(rng.integers(2, 4))]:

@@ -11,12 +11,14 @@ from refalign.steps import Step
 from refalign.tracking.run import StoryRun
 
 _MAX_SHEETS = 3
+_KEYED_BY_TEXT = frozenset({"licenses", "consents", "splits", "models", "video"})
 
 
-def log_step(tracker: StoryRun, step: Step, manifest: Mapping[str, Any], seconds: float) -> None:
-    """Logs a step that has just been finished and ends its run."""
+def log_step(tracker: StoryRun, step: Step, manifest: Mapping[str, Any], seconds: float | None) -> None:
+    """Logs a finished step and ends its run; a second call adds nothing."""
     tracker.set_tags(step.name, {"refalign.folder": step.folder.name, "refalign.fingerprint": step.fingerprint})
-    tracker.log_metrics(step.name, {**dict(_iter_totals(manifest)), "seconds": seconds})
+    took = {} if seconds is None else {"seconds": seconds}
+    tracker.log_metrics(step.name, {**dict(_iter_totals(manifest)), **took})
     tracker.log_file(step.name, step.folder / "manifest.json")
     if step.name == "shards":
         tracker.log_dataset(step.name, name="shards", folder=step.folder, digest=manifest["digest"])
@@ -43,8 +45,10 @@ def iter_contact_sheets(step: Step, manifest: Mapping[str, Any], limit: int) -> 
 
 
 def _iter_totals(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a manifest, nested groups as ``group.name``; lists of examples are left out."""
+    """Numbers of a manifest, nested groups as ``group.name``; lists of examples and groups keyed by free text are left out."""
     for name, entry in value.items():
+        if name in _KEYED_BY_TEXT:
+            continue
         if isinstance(entry, Mapping):
             yield from _iter_totals(entry, f"{prefix}{name}.")
         elif isinstance(entry, int | float) and not isinstance(entry, bool):

@@ -52,7 +52,7 @@ def run_training(
 
     Args:
         config: the run's settings.
-        step: names the folder; its fingerprint must cover everything that changes the result.
+        step: names the folder, whose lease the caller holds; its fingerprint must cover everything that changes the result.
         shards: folder of the finished shards step.
         tracking_uri: MLflow server of ``run_id``; None logs to the folder alone.
         run_id: MLflow run that gets the metrics.
@@ -68,16 +68,15 @@ def run_training(
     manifest = step.load_manifest()
     if manifest is not None:
         return manifest
-    with step.lease():
-        from refalign.training.preflight import check_before_start  # torch: not for a step that is done
+    from refalign.training.preflight import check_before_start  # torch: not for a step that is done
 
-        digest = check_before_start(config, shards, step.folder).digest
-        settings = make_settings(config, shards, step.folder)
-        write_json(step.folder / "launch.json", settings)
-        start_s = time.monotonic()
-        with _follow(step.folder / FILE_NAME, config, tracking_uri, run_id, progress):
-            result = (launch or launch_on_ray)(settings, config)
-        return step.commit(_make_manifest(config, step.folder, result, digest, time.monotonic() - start_s))
+    digest = check_before_start(config, shards, step.folder).digest
+    settings = make_settings(config, shards, step.folder)
+    write_json(step.folder / "launch.json", settings)
+    start_s = time.monotonic()
+    with _follow(step.folder / FILE_NAME, config, tracking_uri, run_id, progress):
+        result = (launch or launch_on_ray)(settings, config)
+    return step.commit(_make_manifest(config, step.folder, result, digest, time.monotonic() - start_s))
 
 
 def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
@@ -171,8 +170,8 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
         return train_worker(settings)
     except RefAlignError as error:
         write_json(failure, {"type": type(error).__name__, "message": str(error)})
-        if isinstance(error, NonFiniteLoss):
-            return {}  # all ranks agreed on it and none is left waiting
+        if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["num_workers"] == 1:
+            return {}  # no rank is left waiting for this one, so that there is no need to end the group by force
         raise
 
 
@@ -233,7 +232,10 @@ def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str
         for record in reader.read_new():
             if logger is not None:
                 logger.log(record["step"], {name: value for name, value in record.items() if _is_number(value) and name != "step"})
-            bar.set_postfix({"stage": record["stage"], "loss": record.get("total", float("nan"))}, refresh=False)
+            if bar.n == 0:
+                bar.unpause()  # the rate counts from here: loading is over
+            if "total" in record:
+                bar.set_postfix_str(f"{record['stage']}, loss {record['total']:.3f}", refresh=False)
             bar.update(record["step"] - bar.n)
 
     def work() -> None:

@@ -50,7 +50,9 @@ def pull_push(
     return pulls, pushes
 
 
-def dense_pull_push(projected: Tensor, targets: Tensor, pull_margin: float = 0.0, push_margin: float = 1.0) -> tuple[Tensor, Tensor]:
+def dense_pull_push(
+    projected: Tensor, targets: Tensor, pull_margin: float = 0.0, push_margin: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The published form for one sample [K, P, E]: the full similarity matrix, a boolean gather, relu, mean; differentiable."""
     num_references, num_tokens, _ = projected.shape
     s = torch.nn.functional.normalize(projected.flatten(0, 1), dim=-1)

@@ -50,13 +50,13 @@ def config(base: Path) -> RunConfig:
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(config: RunConfig, shards: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, shards=shards, folder=whole)["resumed_from"] == 0
-    # Before any checkpoint; after the last step of a stage was saved; inside the second stage.
-    for stop, resumed_from in ((1, 0), (5, 0), (6, 4)):
+    # Before any checkpoint; inside the first stage; between the stages; inside the second.
+    for stop, saved in ((1, None), (3, "step-000002"), (5, "step-000004"), (7, "step-000006")):
         with pytest.raises(Stop):
             train(config, shards=shards, folder=parts, log=stop_at(stop))
-        assert latest_checkpoint(parts / "checkpoints") is None or resumed_from <= stop
-    result = train(config, shards=shards, folder=parts)
-    assert result["resumed_from"] == 4
+        checkpoint = latest_checkpoint(parts / "checkpoints")
+        assert (checkpoint and checkpoint.name) == saved
+    assert train(config, shards=shards, folder=parts)["resumed_from"] == 6
     assert load_lines(parts) == load_lines(whole)
     assert [line["step"] for line in load_lines(parts)] == list(range(8))
     assert load_export(parts) == load_export(whole)
@@ -84,9 +84,9 @@ def test_a_line_holds_what_a_reader_needs(config: RunConfig, shards: Path, tmp_p
 
 
 def test_loss_falls_on_fixed_noise_and_noise_levels(base: Path, shards: Path, tmp_path: Path) -> None:
-    stages = (StageConfig(name="only", steps=80, learning_rate=5e-3),)
+    stages = (StageConfig(name="only", steps=120, learning_rate=5e-3),)
     config = make_config(
-        base, stages=stages, global_batch=8, micro_batch=8, warmup_steps=5, validate_every=80, checkpoint_every=80
+        base, stages=stages, global_batch=8, micro_batch=8, warmup_steps=5, validate_every=120, checkpoint_every=120
     )
     train(config, shards=shards, folder=tmp_path)
     before, after = (line for line in load_lines(tmp_path) if "validation/total" in line)
@@ -154,7 +154,7 @@ def test_a_non_finite_step_changes_no_weight_and_names_its_samples(
     else:
         run.models.transformer.proj_out.bias.register_hook(lambda gradient: gradient * torch.nan)
     before = {name: parameter.detach().clone() for name, parameter in run.models.named_parameters()}
-    with pytest.raises(NonFiniteLoss, match=r"step 3: .*step-000002 \(|step 3: .*step-000002") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"step 3: .*step-000002") as caught:
         take_step(run, 3, batches)
     suspects = batches[:1] if where == "loss" else batches
     assert all(key in str(caught.value) for batch in suspects for key in batch.keys)
@@ -177,7 +177,6 @@ def test_validation_uses_the_average_and_leaves_the_weights_alone(config: RunCon
     for name, parameter in run.models.named_parameters():
         assert torch.equal(parameter, trained[name])
         assert torch.equal(run.ema.weights[name], expected[name])
-        assert not torch.equal(parameter, expected[name]) or not parameter.grad_fn
 
 
 def test_a_run_without_held_out_samples_trains_without_validation(base: Path, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT = 420, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 28
+_WIDTH, _HEIGHT = 320, 184
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
 _MAX_POINTS = 300
 Points = Sequence[tuple[float, float]]
 

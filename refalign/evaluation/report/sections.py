@@ -32,6 +32,7 @@ _TERMS = {
     "grad_norm": "Gradient norm before clipping",
     "learning_rate": "Learning rate",
 }
+_LEVELS = {"subjects.video": "videos", "subjects.clip": "clips found in them", "shards.clip": "clips encoded"}
 _CURVES_WITH_FEW_POINTS = 30
 
 
@@ -83,7 +84,7 @@ def make_scores(summary: Summary) -> str:
         (html.text(label), *(html.number((scores.get(side) or {}).get(name)) for side in ("before", "after")))
         for name, label in names.items()
     ]
-    few = f"{len(evaluation.get('samples', []))} videos a side: differences this small a sample can show by luck are not findings."
+    few = f"Videos on each side: {len(evaluation.get('samples', []))}. With so few, a small difference is luck."
     return html.section(
         "Scores",
         html.table(("", "base model", "trained"), rows),
@@ -128,7 +129,7 @@ def make_data_flow(summary: Summary) -> str:
     items = "".join(f"<li><b>{html.count(value)}</b> {html.text(name)}</li>" for name, value in flow)
     planned = [
         (
-            html.text(level),
+            html.text(_LEVELS.get(level, level)),
             html.count(counts["planned"]),
             html.count(counts["written"]),
             html.count(sum(counts["filtered"].values())),
@@ -230,7 +231,8 @@ def _make_sample_card(sample: Mapping[str, Any], folder: Path) -> str:
             videos.append(html.figure(html.video(file.read_bytes(), f"{caption}: {sample['prompt']}"), said))
     prompt = html.text(sample["prompt"] or "(no prompt)")
     return (
-        f'<div class="sample"><p>{prompt}</p><div class="row"><div class="references">{"".join(thumbnails)}</div>{"".join(videos)}</div>'
+        f'<div class="sample"><p>{prompt}</p><div class="row"><div class="references">{"".join(thumbnails)}</div>'
+        f'<div class="videos">{"".join(videos)}</div></div>'
         f'<p class="soft">{html.text(sample["key"])}, seed {html.text(sample["seed"])}</p></div>'
     )
 
@@ -244,12 +246,12 @@ def _make_outcomes(outcomes: list[Mapping[str, Any]]) -> str:
 
 
 def _stage_marks(records: list[dict[str, Any]]) -> list[tuple[float, str]]:
-    """First step of each stage, where there is more than one."""
+    """First step of each stage but the first."""
     first: dict[str, float] = {}
     for record in records:
         if record["step"] > 0 and "stage" in record:
             first.setdefault(str(record["stage"]), record["step"])
-    return [(step, stage) for stage, step in first.items()] if len(first) > 1 else []
+    return [(step, stage) for stage, step in first.items()][1:]
 
 
 def _join(counts: Mapping[str, int] | None) -> str:

@@ -1,0 +1,218 @@
+"""Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and place by place.
+
+    python -m refalign.toy.train_vision_encoder --steps 1500 --checkpoint runs/toy_vision.pt [--init runs/toy_vision.pt]
+    python -m refalign.toy.train_vision_encoder --steps 0            # only measures what is shipped
+
+Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens between pictures; the dense
+term contrasts patch tokens at corresponding places, found from the known geometry of the two views, with those of other pictures
+and of distant places. Both act through heads that are thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.initial_weights import make_vision_encoder, save_vision_encoder
+from refalign.toy.measure_vision import evaluate, evaluate_pixels
+from refalign.toy.optim import Muon, split_parameters
+from refalign.toy.sampling import sample_frame, sample_reference
+
+SEED = 40
+POOL_SIZE = 8000
+BATCH_PICTURES = 64
+PLACES = 10
+"""Places a picture at which the dense term compares the views."""
+NEAR = 0.45
+"""Places of one picture closer than this (in half-widths of the view) are neither positives nor negatives of each other."""
+TEMPERATURE = 0.15
+MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.01, 1e-3
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Student(nn.Module):
+    """The encoder with one head for whole pictures and one for places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = make_vision_encoder(SEED)
+        width = self.encoder.config.hidden_size
+        self.whole = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
+        self.place = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [N, 3, H, W] -> CLS features [N, 64] and a map of patch features [N, 64, h, w]."""
+        tokens = self.encoder(pixels).last_hidden_state
+        side = pixels.shape[-1] // self.encoder.config.patch_size
+        patches = self.place(tokens[:, 1 + self.encoder.config.num_register_tokens :])
+        return self.whole(tokens[:, 0]), patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+def draw_pool(size: int = POOL_SIZE) -> np.ndarray:
+    """Training pictures uint8 [size, 96, 96, 3]: half references on white, half frames."""
+    return np.stack(
+        [sample_reference(SEED, number) if number % 2 else sample_frame(SEED, number).frame for number in range(size)]
+    )
+
+
+def random_geometry(count: int, generator: torch.Generator) -> Tensor:
+    """Affine maps [count, 2, 3] from a view's coordinates in [-1, 1] to the picture's: turn, zoom, shift and mirror."""
+    turn = torch.randn(count, generator=generator).clamp(-2.5, 2.5) * math.radians(25)
+    zoom = torch.empty(count).uniform_(0.55, 1.1, generator=generator)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    room = (1.1 - zoom)[:, None].clamp_min(0.05)
+    shift = (torch.rand(count, 2, generator=generator) * 2 - 1) * room
+    cos, sin = torch.cos(turn) * zoom, torch.sin(turn) * zoom
+    rows = torch.stack([torch.stack([cos * mirror, -sin], 1), torch.stack([sin * mirror, cos], 1)], 1)
+    return torch.cat([rows, shift[:, :, None]], 2)
+
+
+def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) -> Tensor:
+    """One augmented view: geometry, colour, sometimes blur; normalised, [N, 3, H, W].
+
+    Colours move little, because they belong to what the encoder must tell apart.
+    """
+    count, _, height, width = pictures.shape
+    grid = functional.affine_grid(geometry, [count, 3, height, width], align_corners=False)
+    view = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+    gain = (
+        1
+        + 0.24 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
+        + 0.1 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
+    )
+    view = (view * gain + 0.08 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)).clamp(0, 1)
+    blurred = functional.avg_pool2d(functional.pad(view, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    view = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.3, blurred, view)
+    view = view + 0.02 * torch.randn(view.shape, generator=generator)
+    return (view - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+
+
+def corresponding(places: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Where places [N, Q, 2] of the first view lie in the second; outside [-1, 1] they are not in it."""
+    picture = places @ first[:, :, :2].transpose(1, 2) + first[:, None, :, 2]
+    return (picture - second[:, None, :, 2]) @ torch.linalg.inv(second[:, :, :2]).transpose(1, 2)
+
+
+def choose_places(view: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+    """``PLACES`` patch centres [N, Q, 2] of the first view that the second also shows, busy ones more often.
+
+    Flat background would otherwise fill most of the comparisons; contrast needs no label.
+    """
+    side = view.shape[-1] // 16
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(len(view), -1, 2)
+    contrast = functional.unfold(view, 16, stride=16).std(1)
+    shared = (corresponding(centres, first, second).abs() < 0.95).all(-1)
+    weight = (0.05 + contrast) * shared + 1e-6
+    chosen = torch.multinomial(weight, PLACES, generator=generator)
+    return centres.gather(1, chosen[..., None].expand(-1, -1, 2))
+
+
+def whole_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Symmetric InfoNCE between the views of N pictures, [N, 64] each."""
+    scores = functional.normalize(first, dim=1) @ functional.normalize(second, dim=1).T / TEMPERATURE
+    target = torch.arange(len(scores))
+    return 0.5 * (functional.cross_entropy(scores, target) + functional.cross_entropy(scores.T, target))
+
+
+def dense_loss(maps: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]) -> Tensor:
+    """Symmetric InfoNCE between corresponding places; neighbours within a picture are left out of the negatives."""
+    features = []
+    for feature_map, place in zip(maps, places, strict=True):
+        sampled = functional.grid_sample(feature_map, place[:, None], padding_mode="border", align_corners=False)
+        features.append(functional.normalize(sampled[:, :, 0].transpose(1, 2).flatten(0, 1), dim=1))
+    scores = features[0] @ features[1].T / TEMPERATURE
+    count, per_picture = places[0].shape[:2]
+    near = torch.cdist(places[0], places[0]) < NEAR
+    ignored = torch.block_diag(*near.unbind()) & ~torch.eye(count * per_picture, dtype=torch.bool)
+    scores = scores.masked_fill(ignored, -1e4)
+    target = torch.arange(len(scores))
+    seen = (places[1].abs() < 1).all(-1).flatten().float()
+    both = functional.cross_entropy(scores, target, reduction="none") + functional.cross_entropy(
+        scores.T, target, reduction="none"
+    )
+    return 0.5 * (both * seen).sum() / seen.sum().clamp_min(1)
+
+
+def training_loss(student: Student, pictures: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The two terms for a batch of pictures [N, 3, H, W] in [0, 1]."""
+    geometries = [random_geometry(len(pictures), generator) for _ in range(2)]
+    views = [make_view(pictures, geometry, generator) for geometry in geometries]
+    first = choose_places(views[0], geometries[0], geometries[1], generator)
+    second = corresponding(first, geometries[0], geometries[1])
+    wholes, maps = student(torch.cat(views))
+    (whole_one, whole_two), (map_one, map_two) = wholes.chunk(2), maps.chunk(2)
+    return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
+
+
+def train(steps: int, checkpoint: Path, init: Path | None, output: Path) -> None:
+    """Trains to step ``steps`` and exports the moving average of the encoder."""
+    torch.manual_seed(SEED)
+    student, step = Student(), 0
+    averaged = torch.optim.swa_utils.AveragedModel(student.encoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
+    matrices, others = split_parameters(student)
+    optimizers = [Muon(matrices, lr=MATRIX_LEARNING_RATE), torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, weight_decay=0.0)]
+    if init:
+        state = torch.load(init, weights_only=True)
+        student.load_state_dict(state["model"])
+        averaged.load_state_dict(state["averaged"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        step = int(state["step"])
+    pool, started = draw_pool(), time.monotonic()
+    print(f"pool of {len(pool)} pictures drawn", flush=True)
+    while step < steps:
+        factor = min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / steps))
+        for optimizer, peak in zip(optimizers, (MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
+        generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+        chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
+        pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
+        whole, dense = training_loss(student.train(), pictures, generator)
+        student.zero_grad()
+        (whole + dense).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        averaged.update_parameters(student.encoder)
+        step += 1
+        if step % 50 == 0:
+            terms = f"whole {float(whole.detach()):.3f} dense {float(dense.detach()):.3f}"
+            print(f"step {step}/{steps} {terms} {time.monotonic() - started:.0f} s", flush=True)
+        if step % 250 == 0 or step == steps:
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            state = {"model": student.state_dict(), "averaged": averaged.state_dict(), "optimizers": states, "step": step}
+            torch.save(state, checkpoint)
+            fresh = make_vision_encoder()
+            fresh.load_state_dict(averaged.module.state_dict())
+            print(f"step {step} held-out {evaluate(fresh, 100)}", flush=True)
+            save_vision_encoder(fresh, output)
+
+
+def main() -> None:
+    from transformers import DINOv3ViTModel
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1500, help="total number of steps; 0 only measures --output")
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vision.pt"), help="where the training state is kept")
+    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "dinov3")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.steps:
+        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output)
+    print("trained    ", evaluate(DINOv3ViTModel.from_pretrained(arguments.output, dtype=torch.float32), 200))
+    print("random init", evaluate(make_vision_encoder(), 200))
+    print("raw pixels ", evaluate_pixels(200))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Videos of held-out prompts with the real, tiny models: made once, scored, reproducible."""
+
+import shutil
+
+import av
+import pytest
+import torch
+from make_run import make_shards, make_subjects, make_train
+
+from refalign.evaluation.launch import EvaluationActor, _make_manifest, _write_references, plan_videos
+from refalign.evaluation.samples import choose_samples
+from refalign.models.wan import load_transformer
+from refalign.pictures import read_image
+from refalign.presets import toy_tiny
+from refalign.steps import Step
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Plan, records and manifest of an evaluation of two samples, with a trained model that differs from the base."""
+    output = tmp_path_factory.mktemp("evaluation")
+    config = toy_tiny()
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
+    shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]})
+    train = make_train(output)
+    export = train.folder / "export"
+    shutil.copytree(config.models.base, export)
+    trained = load_transformer(str(export))
+    torch.nn.init.normal_(trained.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    trained.save_pretrained(export / "transformer")
+
+    step = Step.make(output, "evaluate", 0)
+    samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c"]).folder, count=2, seed=3)
+    pictures = {sample.key: _write_references(step, sample) for sample in samples}
+    plan = plan_videos(samples, pictures, {"before": config.models.base, "after": str(export)})
+    actor = EvaluationActor(config)
+    records = [actor.make_part(step, name, work) for name, work in plan.items()]
+    return step, actor, plan, records, _make_manifest(step, samples, split, pictures, records, train.load_manifest())
+
+
+def test_each_sample_has_playable_videos_of_both_models(evaluated):
+    step, actor, _, _, manifest = evaluated
+    video = actor.config.video
+    assert manifest["num_samples"] == 2 and manifest["held_out"]
+    for sample in manifest["samples"]:
+        for reference in sample["references"]:
+            assert read_image(step.folder / reference["file"]).shape[2] == 3
+        data = [(step.folder / sample["videos"][label]) for label in ("before", "after")]
+        for path in data:
+            with av.open(str(path)) as file:
+                frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+            assert (len(frames), *frames[0].shape) == (video.num_frames, video.height_px, video.width_px, 3)
+        assert data[0].read_bytes() != data[1].read_bytes(), "before and after are two models"
+
+
+def test_scores_compare_with_references_the_video_was_not_given(evaluated):
+    _, _, plan, _, manifest = evaluated
+    assert all(not set(work["own"]) & set(work["other"]) and work["other"] for work in plan.values())
+    for averages in manifest["scores"].values():
+        assert set(averages) == {"fidelity", "chance", "own_above_other"}
+        assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1
+
+
+def test_the_same_seed_makes_the_same_video(evaluated, tmp_path):
+    step, actor, plan, records, _ = evaluated
+    again = Step.make(tmp_path, "evaluate", 0)
+    shutil.copytree(step.parts_folder, again.parts_folder)
+    (again.parts_folder / records[0]["part"]).unlink()
+    assert actor.make_part(again, records[0]["part"], plan[records[0]["part"]]) == records[0]

@@ -1,0 +1,141 @@
+"""The report: one file, nothing loaded from elsewhere, nothing that data could smuggle in, whatever is missing."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from make_run import make_evaluate, make_shards, make_subjects, make_train
+
+from refalign.evaluation.report import make_page, make_report
+from refalign.evaluation.report.charts import Line, format_number, make_chart, nice_ticks, smooth
+from refalign.presets import toy
+from refalign.steps import Step
+
+HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
+VOID = {"meta", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and checks that every tag is closed in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.attributes, self._open = [], [], []
+        self.feed(page)
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Folder, steps and summary of a finished run whose texts are hostile."""
+    output = tmp_path_factory.mktemp("run")
+    made = (
+        make_subjects(output, ["a", "b"], caption=HOSTILE),
+        make_shards(output, {"train": ["a"], "validation": ["b"]}, caption=HOSTILE),
+        make_train(output),
+        make_evaluate(output, prompt=HOSTILE, class_name=HOSTILE),
+    )
+    steps = {step.name: step for step in made}
+    for name in ("pairs", "register"):
+        steps[name] = Step.make(output, name, 0)
+        steps[name].commit({})
+    level = {"planned": 3, "written": 1, "filtered": {"TOO_SHORT": 1}, "quarantined": {HOSTILE: 1}}
+    summary = {
+        "story": "0123456789ab", "output": str(output), "config": toy().model_dump(mode="json"), "videos": 3, "clips": 2, "subjects": 2,
+        "references": 2, "pairs": 0, "samples": {"train": 1, "validation": 1}, "digest": "d" * 16, "counts": {"subjects.video": level},
+        "filtered": level["filtered"], "quarantined": level["quarantined"], "seconds": {"start-up": 20.0, "train": 60.0},
+        "outcomes": [{"level": "video", "item": HOSTILE, "reason": "UNREADABLE", "message": HOSTILE}],
+        "train": steps["train"].load_manifest(), "evaluation": steps["evaluate"].load_manifest(), "untrained": HOSTILE,
+        "model": {
+            "name": "refalign", "version": "1", "alias": "challenger", "uri": "models:/refalign@challenger", "card": HOSTILE,
+            "licenses": {HOSTILE: 2}, "example": {"prompt": HOSTILE, "references": ["it's.png"]}, "tracking_uri": "sqlite:///db",
+        },
+    }  # fmt: skip
+    return output, steps, summary
+
+
+def test_report_holds_videos_pictures_and_curves(run):
+    output, steps, summary = run
+    path = make_report(summary, output=output, steps=steps)
+    page = path.read_text()
+    assert path == output / "report.html"
+    assert page.count("data:video/mp4;base64,") == 2
+    assert page.count("data:image/png;base64,") == 1 and page.count("data:image/jpeg;base64,") == 2
+    assert page.count("<svg") == 6 and page.count("held-out") >= 4
+    for words in ("Sample videos", "Scores", "Training", "Data flow", "Contact sheets", "Model", "How to reproduce", "TOO_SHORT"):
+        assert words in page
+
+
+def test_hostile_texts_stay_texts(run):
+    _, steps, summary = run
+    page = make_page(summary, steps)
+    parsed = Page(page)
+    assert parsed.tags.count("script") == 1
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert page.count("&lt;script&gt;alert(1)") >= 8
+
+
+def test_nothing_is_loaded_from_elsewhere(run):
+    _, steps, summary = run
+    parsed = Page(make_page(summary, steps))
+    addresses = [value for name, value in parsed.attributes if name in ("src", "href", "poster", "action", "xlink:href")]
+    assert addresses and all(value.startswith("data:") for value in addresses)
+    policy = next(value for name, value in parsed.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none'") and "unsafe-inline'; script" in policy
+    assert not re.search(r"url\(|@import", make_page(summary, steps))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 4])
+def test_a_run_that_stopped_early_has_a_report(run, kept):
+    _, steps, summary = run
+    names = ["subjects", "shards", "train", "evaluate"][:kept]
+    keys = ["story", "output", "seconds"]
+    keys += {0: [], 1: ["videos", "clips", "subjects", "counts", "outcomes"]}.get(kept, ["videos", "clips", "counts", "samples", "config"])
+    page = make_page({key: summary[key] for key in keys}, {name: steps[name] for name in names})
+    Page(page)
+    assert "not finished" in page and "register" in page
+    assert ("Training" in page) == (kept >= 3)
+
+
+def test_an_unfinished_step_is_left_out(run, tmp_path):
+    _, steps, summary = run
+    unfinished = Step.make(tmp_path, "evaluate", "unfinished")
+    page = make_report(summary, output=tmp_path, steps={**steps, "evaluate": unfinished}).read_text()
+    assert "Not done: evaluate" in page and "Sample videos" not in page
+
+
+def test_charts_survive_flat_lonely_and_broken_numbers():
+    assert make_chart([], label="nothing") == ""
+    assert make_chart([Line([(1.0, math.nan)])], label="nothing") == ""
+    for points in ([(3.0, 2.0)], [(0.0, 0.0), (1.0, 0.0)], [(0.0, 1.0), (1.0, math.inf), (2.0, 3.0)], [(1.0, 1e-9), (2.0, 2e-9)]):
+        svg = make_chart([Line(points)], label="x")
+        assert "nan" not in svg and "inf" not in svg and svg.count("<polyline") == 1
+
+
+def test_long_curves_are_thinned_to_their_means():
+    points = [(float(step), float(step % 2)) for step in range(10_000)]
+    svg = make_chart([Line(points)], label="x")
+    line = re.search(r'points="([^"]*)"', svg)
+    assert line is not None and len(line.group(1).split()) <= 300
+    assert all(abs(y - 0.5) < 0.05 for _, y in smooth(points)[500:-500])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.013, 0.0171), (-3.0, 900.0), (1e-5, 3e-5)])
+def test_ticks_are_few_round_and_cover_the_range(low, high):
+    ticks = nice_ticks(low, high)
+    assert 3 <= len(ticks) <= 6 and ticks[0] <= low and ticks[-1] >= high * (1 - 1e-9)
+    assert all(len(format_number(tick)) <= 7 for tick in ticks)

@@ -1,0 +1,23 @@
+"""Run by torchrun in a test: each rank trains every launch.json it is given, one after the other.
+
+What the training core must do without is blocked before the first import.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+for name in ("ray", "mlflow", "av", "transformers", "webdataset", "pyarrow", "ultralytics", "torchvision", "tqdm.auto"):
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails from here on
+
+import torch.distributed as dist  # noqa: E402
+
+from refalign.training.launch import train_worker  # noqa: E402
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    for path in sys.argv[1:]:
+        train_worker(json.loads(Path(path).read_text()))
+    dist.destroy_process_group()

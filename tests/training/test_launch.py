@@ -1,0 +1,102 @@
+"""The step around a run, in process; and two ranks under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from make_shards import make_config, write_shards
+from safetensors.torch import load_file
+
+from refalign.config import RunConfig
+from refalign.steps import Step
+from refalign.training.launch import launch_in_process, make_settings, run_training, train_worker
+from refalign.training.records import read_records
+
+TERMS = ("total", "flow_matching", "alignment", "pull", "push", "push_floor", "scored_fraction", "grad_norm")
+
+
+def run(config: RunConfig, output: Path, shards: Path) -> tuple[dict[str, Any], Path]:
+    step = Step.make(output, "train", config)
+    return run_training(config, step=step, shards=shards, progress=False, launch=launch_in_process), step.folder
+
+
+def test_the_manifest_says_what_happened(base: Path, shards: Path, tmp_path: Path) -> None:
+    manifest, folder = run(make_config(base, ema_decay=0.5), tmp_path, shards)
+    lines = read_records(folder / "metrics.jsonl")
+    assert (manifest["steps"], manifest["samples"], manifest["stages"]) == (7, 28, ["stage1", "stage2"])
+    assert manifest["loss"]["total"] == {"first": lines[1]["total"], "last": lines[-1]["total"]}
+    assert manifest["validation"]["pull"] == {"first": lines[0]["validation/pull"], "last": lines[-1]["validation/pull"]}
+    assert (manifest["weights"], manifest["shard_digest"], manifest["resumed_from"]) == ("average", "d1", 0)
+    for name in ("checkpoint", "export", "metrics"):
+        assert (folder / manifest[name]).exists()
+    assert 0 <= manifest["data_wait_fraction"] < 1
+
+
+def test_a_second_run_does_nothing(base: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(base)
+    manifest, folder = run(config, tmp_path, shards)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    step = Step.make(tmp_path, "train", config)
+    again = run_training(config, step=step, shards=tmp_path / "gone", progress=False, launch=launch_in_process)
+    assert again == manifest
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_an_interrupted_run_goes_on_where_its_checkpoint_stands(base: Path, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards")
+    damaged = shards / "parts" / "train-000000.tar"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(whole)))  # nothing can be read: the run ends in its first step
+    config = make_config(base)
+    with pytest.raises(Exception, match=r"train-000000\.tar: sample .* is damaged"):
+        run(config, tmp_path, shards)
+    assert Step.make(tmp_path, "train", config).load_manifest() is None
+    damaged.write_bytes(whole)
+    assert run(config, tmp_path, shards)[0]["steps"] == 7
+
+
+def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path, shards: Path, tmp_path: Path) -> None:
+    """FSDP2 over gloo; one torchrun for both claims, since each of its ranks imports diffusers."""
+    config = make_config(base, ema_decay=0.5, micro_batch=2)
+    train_worker(make_settings(config, shards, tmp_path / "one"))
+    shutil.copytree(tmp_path / "one", tmp_path / "resumed")
+    for step in ("step-000006", "step-000007"):
+        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / step)
+    launches = []
+    for name in ("two", "resumed"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(make_settings(config, shards, tmp_path / name)))
+        launches.append(str(path))
+    program = Path(__file__).with_name("ranks_program.py")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), *launches],
+        check=True,
+        timeout=400,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    one = read_records(tmp_path / "one" / "metrics.jsonl")
+    for name in ("two", "resumed"):
+        other = read_records(tmp_path / name / "metrics.jsonl")
+        assert [line["step"] for line in other] == list(range(8))
+        for mine, theirs in zip(one, other, strict=True):
+            for term in (key for key in mine if key in TERMS or key.startswith("validation/")):
+                assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-7), (name, mine["step"], term)
+        weights = [
+            load_file(tmp_path / run / "export" / "transformer" / "diffusion_pytorch_model.safetensors") for run in ("one", name)
+        ]
+        for key, weight in weights[0].items():
+            torch.testing.assert_close(weights[1][key], weight, rtol=1e-3, atol=1e-5)
+    # And back: what two ranks saved, one rank loads.
+    for step in ("step-000006", "step-000007"):
+        shutil.rmtree(tmp_path / "two" / "checkpoints" / step)
+    assert train_worker(make_settings(config, shards, tmp_path / "two"))["resumed_from"] == 4
+    last = read_records(tmp_path / "two" / "metrics.jsonl")[-1]
+    assert last["total"] == pytest.approx(one[-1]["total"], rel=1e-5)
