@@ -30,8 +30,6 @@ from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer, load_transformer
 
-_OUTPUT_TYPES = ("np", "pil", "uint8", "latent")
-
 Reference = Image.Image | np.ndarray
 """A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
 
@@ -141,48 +139,42 @@ class RefAlignPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> WanPipelineOutput:
-        """Makes one video per prompt.
+        """Makes one video per prompt; the seed of ``generator`` decides which.
 
         Args:
-            prompt: one text, or several.
             references: images of the subjects, each fitted on white into height x width; with several prompts one
                 sequence for each of them, all of the same length. Segment subjects onto white beforehand, scenes not.
             negative_prompt: the null text of all three passes' formula.
             reference_guidance_scale: how strongly references count; likewise ``guidance_scale`` the text. 1: not amplified.
-            generator: its seed decides the video.
             batch_passes: runs passes of equal length as one batch: faster on a large GPU, more memory.
             output_type: ``np`` (float [B, F, H, W, 3] in [0, 1]), ``pil`` (lists of images), ``uint8`` (tensor) or ``latent``.
-            callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors) -> changed tensors; it is given
-                those named by ``callback_on_step_end_tensor_inputs``.
+            callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors named below) -> changed tensors.
 
         Raises:
             GeometryError: height, width or num_frames do not fit the grids; the message names sizes that do.
             ConfigError: references do not match the prompts, or an unknown output type.
         """
+        _check_output(height, width, num_frames, output_type)
         prompts, given = _pair_up(prompt, references)
-        check_geometry(height, width, num_frames)
-        if output_type not in _OUTPUT_TYPES:
-            raise ConfigError(f"output_type {output_type!r} is not known; choose {', '.join(_OUTPUT_TYPES)}.")
         device = self._execution_device
 
         # 1. Conditions
         tensors = self._encode_text(prompts, negative_prompt, device)
         reference_latents = self._encode_references(given, height, width, device)
 
-        # 2. Noise and noise levels
+        # 2. Noise
         shape = (len(prompts), self.transformer.config.in_channels, *latent_shape(num_frames, height, width))
         tensors["latents"] = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        timesteps = self._set_timesteps(num_inference_steps, device)
 
         # 3. Denoising, one guided velocity a step
         with self.progress_bar(total=num_inference_steps) as progress:
-            for step, timestep in enumerate(timesteps):
+            for step, timestep in enumerate(self._set_timesteps(num_inference_steps, device)):
                 predictions = self._predict(tensors, timestep, reference_latents, batch_passes=batch_passes)
                 velocity = combine_guidance(*predictions, reference_guidance_scale, guidance_scale)
                 tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
                 if callback_on_step_end:
-                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, step, timestep, shown)
+                    names = callback_on_step_end_tensor_inputs
+                    tensors |= callback_on_step_end(self, step, timestep, {name: tensors[name] for name in names})
                 progress.update()
 
         # 4. Pixels
@@ -262,6 +254,12 @@ class RefAlignPipeline(DiffusionPipeline):
         if output_type == "np":
             return frames.numpy().astype(np.float32) / 255
         return [[Image.fromarray(frame) for frame in video.numpy()] for video in frames]
+
+
+def _check_output(height: int, width: int, num_frames: int, output_type: str) -> None:
+    check_geometry(height, width, num_frames)
+    if output_type not in ("np", "pil", "uint8", "latent"):
+        raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
 
 
 def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[list[str], Sequence[Sequence[Reference]]]:

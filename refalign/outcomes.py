@@ -32,7 +32,7 @@ class Outcome:
 def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Per level: planned = written + filtered + quarantined, and both of the latter by reason."""
     counts: dict[str, Any] = {}
-    for level in ("video", "clip"):
+    for level in sorted({outcome.level for outcome in outcomes}):
         of_level = [outcome for outcome in outcomes if outcome.level == level]
         status = Counter(outcome.status for outcome in of_level)
         counts[level] = {

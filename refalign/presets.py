@@ -35,7 +35,12 @@ def toy() -> RunConfig:
             max_text_tokens=32,
         ),
         video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=8.0),
-        curation=CurationConfig(videos_per_part=6, embedding_px=96, min_area_fraction=0.04),
+        curation=CurationConfig(
+            videos_per_part=6,
+            embedding_px=96,
+            min_area_fraction=0.04,
+            min_confidence=0.8,  # on real footage the sprite detector is never this sure; on sprites nearly always
+        ),
         shards=ShardsConfig(samples_per_shard=16),
         objective=ObjectiveConfig(alignment_blocks=3),
         training=TrainingConfig(

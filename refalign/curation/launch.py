@@ -188,7 +188,7 @@ class SubjectsActor:
             "source_group": source.source_group,
             "license": source.license,
             "consent": source.consent,
-            "caption": source.caption,
+            "caption": source.caption_at(start_s + config.video.num_frames / config.video.fps / 2),
             "start_s": start_s,
             "fps": config.video.fps,
             "num_frames": config.video.num_frames,

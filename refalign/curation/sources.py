@@ -1,7 +1,8 @@
 """Where videos come from: a folder, or a folder with an OpenS2V annotation. Both give the same `SourceVideo` rows.
 
 A folder's video may have a sidecar of the same name: ``clip.txt`` (the caption) or ``clip.json`` with any of ``caption``,
-``license``, ``consent`` and ``source_group`` (videos that may show the same subjects: a channel, an owner, a long recording).
+``license``, ``consent``, ``source_group`` (videos that may show the same subjects: a channel, an owner, a long recording) and
+``shots`` (a list of ``start_s``, ``end_s``, ``caption``, where the caption changes within the video).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class SourceVideo:
 
     Attributes:
         name: path relative to the input folder, posix style; unique and stable.
+        shots: captions of parts of the video; where one covers the middle of a clip it is the clip's.
         annotation: an OpenS2V clip entry; None where subjects must be detected.
     """
 
@@ -35,7 +37,12 @@ class SourceVideo:
     license: str = "unknown"
     consent: str = "unknown"
     source_group: str = ""
+    shots: tuple[dict[str, Any], ...] = ()
     annotation: dict[str, Any] | None = None
+
+    def caption_at(self, time_s: float) -> str:
+        """The caption that holds at a time."""
+        return next((shot["caption"] for shot in self.shots if shot["start_s"] <= time_s < shot["end_s"]), self.caption)
 
 
 def list_sources(config: InputConfig, folder: Path) -> list[SourceVideo | DataError]:
@@ -92,6 +99,7 @@ def _iter_folder(files: list[Path], config: InputConfig, folder: Path) -> Iterat
             license=str(said.get("license", config.license)),
             consent=str(said.get("consent", "unknown")),
             source_group=str(said.get("source_group", name)),
+            shots=said.get("shots", ()),
         )
 
 
@@ -101,11 +109,15 @@ def _read_sidecar(video: Path) -> dict[str, Any]:
             said = json.loads(sidecar.read_text())
             if not isinstance(said, dict):
                 raise DataError("BAD_SIDECAR", f"{sidecar.name} holds a {type(said).__name__}, expected an object")
-            return said
+            shots = [
+                {"start_s": float(shot["start_s"]), "end_s": float(shot["end_s"]), "caption": str(shot["caption"])}
+                for shot in said.get("shots", ())
+            ]
+            return {**said, "shots": tuple(shots)}
         if (sidecar := video.with_suffix(".txt")).is_file():
             return {"caption": sidecar.read_text().strip()}
-    except (ValueError, RecursionError) as error:
-        raise DataError("BAD_SIDECAR", f"the sidecar cannot be read: {error}") from error
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise DataError("BAD_SIDECAR", f"the sidecar cannot be read: {error!r}") from error
     return {}
 
 

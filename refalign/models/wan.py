@@ -229,6 +229,13 @@ def load_transformer(
     """Loads the Transformer of a diffusers-layout folder or hub id.
 
     Raises:
-        ArtifactError: it is missing, gated, incomplete or an image-to-video model.
+        ArtifactError: it is missing, gated, an image-to-video model, or lacks weights (diffusers would make some up).
     """
-    return load_pretrained(RefAlignTransformer, source, subfolder=subfolder, revision=revision, torch_dtype=dtype)
+    options = {"torch_dtype": dtype, "output_loading_info": True}
+    model, report = load_pretrained(RefAlignTransformer, source, subfolder=subfolder, revision=revision, **options)
+    if faults := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+        raise ArtifactError(
+            f"{source}/{subfolder}: {len(faults)} weights are missing or not of this model, the first: {faults[0]}; "
+            "its files do not belong to its config.json. Download it again."
+        )
+    return model

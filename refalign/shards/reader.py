@@ -6,6 +6,7 @@ and stopping anywhere repeats and skips nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
@@ -74,15 +74,16 @@ class ShardIndex:
         """
         manifest = _load_json(Path(folder) / "manifest.json", "the shards step has not finished; run it again")
         entries: list[Entry] = []
-        for commit_path in sorted((Path(folder) / "parts").glob(f"{split}-*.tar.json")):
+        for name in sorted(part for part in manifest["parts"] if part.startswith(f"{split}-")):
+            shard = Path(folder) / "parts" / name
+            commit_path = shard.with_name(f"{name}.json")
             commit = _load_json(commit_path, _WAY_OUT)
             try:
-                shard = commit_path.with_name(commit["part"])
                 _check_size(shard, commit["size_bytes"])
                 entries += [_make_entry(shard, sample) for sample in commit["samples"]]
             except (KeyError, TypeError, ValueError) as error:
                 raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
-        return cls(Path(folder), split, str(manifest.get("digest", "")), tuple(entries))
+        return cls(Path(folder), split, manifest["digest"], tuple(entries))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -103,12 +104,10 @@ class ShardIndex:
             raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
         return Sample(entry.key, check_sample(tensors, info, entry), info)
 
-    def load_null_prompt(self, width: int) -> Tensor:
-        """Embedding of the empty prompt, ``[L, D]``: what a dropped text becomes. Without the file: no tokens, ``[0, D]``."""
+    def load_null_prompt(self) -> Tensor | None:
+        """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written."""
         path = self.folder / NULL_PROMPT_NAME
-        if not path.is_file():
-            return torch.zeros(0, width)
-        return load_safetensors(path.read_bytes())["prompt_embeds"].float()
+        return load_safetensors(path.read_bytes())["prompt_embeds"] if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,18 @@ class SampleOrder:
             position += size
 
 
+@dataclass(frozen=True)
+class _Fault:
+    error: BaseException
+
+
 class Prefetcher(Generic[Item]):
     """Makes items ahead in one thread, at most ``depth`` of them, and measures how long the consumer waited."""
 
     def __init__(self, make: Callable[[int], Item], first: int, last: int, *, depth: int = 2) -> None:
         """Starts making ``make(first) ... make(last)``, both included, in order."""
         self.wait_s = 0.0
-        self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[Item | _Fault] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(make, first, last), name="prefetch", daemon=True)
         self._thread.start()
@@ -152,29 +156,27 @@ class Prefetcher(Generic[Item]):
             BaseException: whatever ``make`` raised for this item.
         """
         start_s = time.perf_counter()
-        item, error = self._queue.get()
+        item = self._queue.get()
         self.wait_s = time.perf_counter() - start_s
-        if error is not None:
-            raise error
-        return item  # type: ignore[return-value]
+        if isinstance(item, _Fault):
+            raise item.error
+        return item
 
     def close(self) -> None:
         """Ends the thread; items made ahead are dropped."""
         self._closed.set()
         while self._thread.is_alive():
-            try:
+            with contextlib.suppress(queue.Empty):
                 self._queue.get(timeout=0.05)
-            except queue.Empty:
-                pass
 
     def _work(self, make: Callable[[int], Item], first: int, last: int) -> None:
         for number in range(first, last + 1):
             if self._closed.is_set():
                 return
             try:
-                self._queue.put((make(number), None))
+                self._queue.put(make(number))
             except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-                self._queue.put((None, error))
+                self._queue.put(_Fault(error))
                 return
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ConfigError
+from refalign.pictures import write_mp4
 from refalign.toy.captions import caption_tier, make_caption, subject_phrase
 from refalign.toy.identities import Split, attributes_of, sample_companion, sample_identity
 from refalign.toy.rendering import RenderedScene, render_scene
@@ -22,6 +23,7 @@ from refalign.toy.scenes import FPS, FRAME_SIZE_PX, ScenePlan, make_scene
 VIDEOS_PER_CHANNEL = 6
 TWO_SHOT_SHARE = 1 / 6
 """Share of videos with a hard cut to a second scene."""
+_QUALITY_CRF = 12
 LICENSE = "CC0-1.0"
 CONSENT = "synthetic"
 
@@ -80,9 +82,10 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
     for plan in plan_world(num_videos, seed, split):
         shots = [render_scene(shot) for shot in plan.shots]
         frames = np.concatenate([shot.frames for shot in shots])
-        write_video(target / f"{plan.name}.mp4", frames, fps=FPS)
+        write_mp4(target / f"{plan.name}.mp4", frames, FPS, quality_crf=_QUALITY_CRF)
         sidecar = {
-            "caption": " Cut. ".join(make_caption(shot) for shot in plan.shots),
+            "caption": " ".join(make_caption(shot) for shot in plan.shots),
+            "shots": _time_captions(plan),
             "license": LICENSE,
             "consent": CONSENT,
             "source_group": plan.source_group,
@@ -91,16 +94,14 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
         (target / f"{plan.name}.json").write_text(json.dumps(sidecar, separators=(",", ":")) + "\n")
 
 
-def write_video(path: Path, frames: np.ndarray, *, fps: int) -> None:
-    """Writes uint8 [F, H, W, 3] RGB as H.264; one thread and no dates, so that equal frames give equal bytes."""
-    import av
-
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "12", "preset": "medium", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+def _time_captions(plan: VideoPlan) -> list[dict[str, Any]]:
+    """The caption of each shot, with its half-open span of time."""
+    ends = np.cumsum([shot.num_frames for shot in plan.shots]) / FPS
+    starts = [0.0, *ends[:-1].tolist()]
+    return [
+        {"start_s": start, "end_s": end, "caption": make_caption(shot)}
+        for start, end, shot in zip(starts, ends.tolist(), plan.shots, strict=True)
+    ]
 
 
 def ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -81,6 +82,10 @@ class BatchMaker:
     rank: int = 0
     num_ranks: int = 1
 
+    @cached_property
+    def null_prompt(self) -> Tensor | None:
+        return self.index.load_null_prompt()
+
     def make_step(self, step: int) -> list[Batch]:
         """This rank's batches of optimizer step ``step`` (from 1); every rank has the same number of them."""
         training = self.config.training
@@ -108,13 +113,14 @@ class BatchMaker:
         parts = []
         for item in group:
             sample = self.index.read(item.index)
-            null_prompt = self.index.load_null_prompt(sample.tensors["prompt_embeds"].shape[1])
-            limit = self.config.models.max_text_tokens
+            prompt_embeds = sample.tensors["prompt_embeds"]
+            if not item.draw.keep_text:
+                prompt_embeds = prompt_embeds[:0] if self.null_prompt is None else self.null_prompt
             parts.append(
                 {
                     **_noise_part(sample, item.draw),
                     **_reference_part(sample, item.draw, cross_pair_fraction),
-                    "prompt_embeds": _pad(sample.tensors["prompt_embeds"] if item.draw.keep_text else null_prompt, limit),
+                    "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
         return Batch(

@@ -103,7 +103,9 @@ def load_state(checkpoint: Path) -> TrainState:
     except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); delete {checkpoint} to resume from the one before.") from error
     if schema != CHECKPOINT_SCHEMA:
-        raise ArtifactError(f"{path}: checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}; use the version that wrote it.")
+        raise ArtifactError(
+            f"{path}: checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}; use the version that wrote it."
+        )
     return TrainState(**values)
 
 
@@ -115,7 +117,8 @@ def check_resumable(checkpoint: Path, *, shard_digest: str, global_batch: int, s
     """
     state = load_state(checkpoint)
     now = {"shard_digest": shard_digest, "global_batch": global_batch, "seed": seed}
-    differing = [f"{name} was {getattr(state, name)!r}, now {value!r}" for name, value in now.items() if getattr(state, name) != value]
+    then = asdict(state)
+    differing = [f"{name} was {then[name]!r}, now {value!r}" for name, value in now.items() if then[name] != value]
     if differing:
         raise ArtifactError(
             f"{checkpoint}: cannot resume, the data order would change: {'; '.join(differing)}. "
@@ -124,9 +127,7 @@ def check_resumable(checkpoint: Path, *, shard_digest: str, global_batch: int, s
     return state
 
 
-def load_checkpoint(
-    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, ema: Ema | None
-) -> None:
+def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, ema: Ema | None) -> None:
     """Loads tensors in place, resharding to the present number of ranks; all ranks call it.
 
     Args:
@@ -149,9 +150,8 @@ def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema:
     """All tensors of a run under names that do not depend on the number of ranks; the tensors are the live ones."""
     tensors: dict[str, Any] = {"weights": dict(module.named_parameters())}
     if optimizer is not None:
-        tensors["optimizer"] = {
-            name: dict(optimizer.state[parameter]) for name, parameter in module.named_parameters() if parameter in optimizer.state
-        }
+        trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter in optimizer.state)
+        tensors["optimizer"] = {name: dict(optimizer.state[parameter]) for name, parameter in trained}
     if ema is not None:
         tensors["ema"] = dict(ema.weights)
     return tensors

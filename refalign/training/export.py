@@ -1,7 +1,7 @@
 """From trained weights to a folder that `diffusers` and `refalign.generation` open.
 
-    <run folder>/export/                 transformer/, and the base model's vae/ text_encoder/ tokenizer/ scheduler/ model_index.json
-    <run folder>/projectors.safetensors  beside it: needed to train on, never to generate
+<run folder>/export/                 transformer/, and the other parts of the base model (`BASE_PARTS`)
+<run folder>/projectors.safetensors  beside it: needed to train on, never to generate
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -71,7 +72,7 @@ def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _save_transformer(folder: Path, trained: RefAlignTransformer, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     with torch.device("meta"):
-        transformer = RefAlignTransformer.from_config(trained.config)
+        transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(trained.config))
     transformer.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
     transformer.save_pretrained(folder)
 

@@ -134,10 +134,12 @@ def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
 def _make_trainer(settings: Settings, config: RunConfig) -> Any:
     """A `TorchTrainer` with the ranks and resources of ``config``."""
     import ray
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as TrainRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.torch import TorchConfig
+
+    # By their full names: an environment variable decides whether `ray.train` means V1 or V2.
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, ScalingConfig
+    from ray.train.v2.api.config import RunConfig as TrainRunConfig
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
     # A busy machine imports torch for more than Ray's 60 s.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
@@ -231,7 +233,8 @@ def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str
     def pass_on() -> None:
         for record in reader.read_new():
             if logger is not None:
-                logger.log(record["step"], {name: value for name, value in record.items() if _is_number(value) and name != "step"})
+                numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+                logger.log(record["step"], numbers)
             if bar.n == 0:
                 bar.unpause()  # the rate counts from here: loading is over
             if "total" in record:
@@ -255,13 +258,7 @@ def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str
             logger.close()
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _make_manifest(
-    config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float
-) -> dict[str, Any]:
+def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float) -> dict[str, Any]:
     from refalign.objective.total import LossTerms
 
     records = read_records(folder / FILE_NAME)

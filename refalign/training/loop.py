@@ -231,12 +231,10 @@ def _publish(run: Run, record: dict[str, Any], log: Log | None) -> None:
     if run.ranks.is_first:
         append_record(run.folder / FILE_NAME, record)
         if log is not None:
-            log(record["step"], {name: value for name, value in record.items() if isinstance(value, (int, float))})
+            log(record["step"], {name: value for name, value in record.items() if isinstance(value, int | float)})
 
 
-def _describe_non_finite(
-    run: Run, step: int, numbers: dict[str, float], batches: list[Batch], terms: list[Tensor]
-) -> str:
+def _describe_non_finite(run: Run, step: int, numbers: dict[str, float], batches: list[Batch], terms: list[Tensor]) -> str:
     """Names the samples of the forward passes that were not finite, of all of them where only the gradient was not."""
     only_gradient = all(math.isfinite(numbers[name]) for name in LossTerms._fields)
     pairs = zip(batches, terms, strict=True)

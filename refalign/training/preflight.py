@@ -59,7 +59,9 @@ def load_shapes(index: ShardIndex) -> ShardShapes:
         SchemaError: the sample's tensors do not have the declared number of axes.
     """
     if not len(index):
-        raise ArtifactError(f"{index.folder}: no {index.split} samples; check what the shards step wrote, or give it more videos.")
+        raise ArtifactError(
+            f"{index.folder}: no {index.split} samples; see what the shards step quarantined, or give more videos."
+        )
     tensors = index.read(0).tensors
     axes = {"latents": 4, "prompt_embeds": 2, "reference_latents": 4, "target_tokens": 3, "foreground": 2}
     wrong = {name: tuple(tensors[name].shape) for name, count in axes.items() if tensors[name].ndim != count}

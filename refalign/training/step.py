@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refalign.config import ObjectiveConfig
 from refalign.objective.flow_matching import TrainingSchedule, add_noise, alignment_gate, flow_matching_loss, velocity_target
 from refalign.objective.reference_alignment import push_floor, reference_alignment
@@ -41,7 +43,7 @@ def train_step(
         return total_loss(flow_matching, global_batch_size=global_batch_size)
 
     # 3. Each aligned block's reference tokens: to their own targets, away from those of other subjects
-    scoring = {
+    scoring: dict[str, Any] = {
         "token_weight": batch.token_weight if objective.token_weight == "foreground" else None,
         "subject_index": None if objective.same_subject_negatives else batch.subject_index,
         "push_margin": objective.push_margin,

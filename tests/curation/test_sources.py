@@ -48,6 +48,17 @@ def test_other_files_and_broken_sidecars_are_named_and_the_rest_goes_on(tmp_path
     assert [source.name for source in sources if isinstance(source, SourceVideo)] == ["good.mp4"]
 
 
+def test_a_caption_may_change_with_the_shot(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    shots = [{"start_s": 0, "end_s": 1.5, "caption": "one"}, {"start_s": 1.5, "end_s": 3, "caption": "two"}]
+    (tmp_path / "a.json").write_text(json.dumps({"caption": "both", "shots": shots}))
+    (source,) = list_sources(InputConfig(), tmp_path)
+    assert [source.caption_at(time_s) for time_s in (0.5, 1.5, 9.0)] == ["one", "two", "both"]
+    (tmp_path / "a.json").write_text(json.dumps({"shots": [{"start_s": 0}]}))
+    (fault,) = list_sources(InputConfig(), tmp_path)
+    assert fault.reason == "BAD_SIDECAR"
+
+
 def test_the_id_is_of_the_content(tmp_path):
     for name, content in (("a", b"x" * 5_000_000), ("b", b"x" * 5_000_000), ("c", b"x" * 4_999_999 + b"y")):
         (tmp_path / name).write_bytes(content)

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.projector import Projectors
@@ -72,6 +73,19 @@ def test_saved_model_opens_in_stock_diffusers_and_tells_no_path(transformer, tmp
     ours, theirs = transformer.state_dict(), stock.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     close(again(**make_inputs()).velocity, transformer(**make_inputs()).velocity)
+
+
+def test_incomplete_weights_are_refused_rather_than_made_up(transformer, tmp_path):
+    transformer.save_pretrained(tmp_path / "transformer")
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["blocks.1.ffn.net.2.weight"]
+    save_file(weights, file)
+    with pytest.raises(ArtifactError, match="1 weights are missing .* the first: blocks.1.ffn.net.2.weight"):
+        load_transformer(str(tmp_path))
+    file.unlink()
+    with pytest.raises(ArtifactError, match="cannot be loaded"):
+        load_transformer(str(tmp_path))
 
 
 def test_samples_of_a_batch_do_not_touch_each_other(transformer):

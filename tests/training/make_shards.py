@@ -60,7 +60,8 @@ def write_shards(
         for shard, start in enumerate(range(0, count, per_shard)):
             numbers = range(first + start, first + min(start + per_shard, count))
             write_shard(folder / "parts" / f"{split}-{shard:06d}.tar", split, numbers, max_subjects)
-    (folder / "manifest.json").write_text(json.dumps({"step": "shards", "digest": digest}))
+    parts = [path.name for path in sorted((folder / "parts").glob("*.tar"))]
+    (folder / "manifest.json").write_text(json.dumps({"step": "shards", "digest": digest, "parts": parts}))
     return folder
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_shards import make_config
+from make_shards import make_config, write_shards
+from safetensors.torch import save_file
 
 from refalign.shards.reader import SampleOrder, ShardIndex
 from refalign.training.batch import Batch, BatchMaker, Draw, Planned, choose_references, make_draw, plan_forwards
@@ -109,12 +110,15 @@ def test_ranks_get_equally_many_forward_passes_whatever_the_buckets(num_ranks: i
         assert sorted(item.position for groups in ranks for group in groups for item in group) == list(range(8))
 
 
-def test_dropped_text_becomes_the_null_prompt(shards: Path) -> None:
-    index = ShardIndex.open(shards, "train")
+def test_dropped_text_becomes_the_null_prompt(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", train=4, validation=0)
     config = make_config("none", drop_text=1.0, drop_references=0.0, drop_both=0.0)
-    (batch, *_) = BatchMaker(index, config).make_step(1)
-    assert not batch.prompt_embeds.any()
-    assert batch.alignment_mask.all()
+    batch = BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1)[0]
+    assert not batch.prompt_embeds.any() and batch.alignment_mask.all()
+    null_prompt = torch.full((1, batch.prompt_embeds.shape[2]), 0.5)
+    save_file({"prompt_embeds": null_prompt}, shards / "null_prompt.safetensors")
+    batch = BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1)[0]
+    assert (batch.prompt_embeds[:, 0] == 0.5).all() and not batch.prompt_embeds[:, 1:].any()
 
 
 def test_validation_is_fixed_and_spreads_over_noise_levels(shards: Path) -> None:

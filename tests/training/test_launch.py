@@ -100,3 +100,19 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     assert train_worker(make_settings(config, shards, tmp_path / "two"))["resumed_from"] == 4
     last = read_records(tmp_path / "two" / "metrics.jsonl")[-1]
     assert last["total"] == pytest.approx(one[-1]["total"], rel=1e-5)
+
+
+def test_bfloat16_on_one_rank_is_sharded_code_with_float32_weights(base: Path, shards: Path, tmp_path: Path) -> None:
+    exact = train_worker(make_settings(make_config(base), shards, tmp_path / "exact"))
+    config = make_config(base, precision="bfloat16", activation_checkpointing=True)
+    assert train_worker(make_settings(config, shards, tmp_path / "rounded"))["resumed_from"] == exact["resumed_from"] == 0
+    lines = [read_records(tmp_path / name / "metrics.jsonl") for name in ("exact", "rounded")]
+    for mine, theirs in zip(*lines, strict=True):
+        for term in ("total", "pull", "validation/total"):
+            if term in mine:
+                assert theirs[term] == pytest.approx(mine[term], rel=0.02)
+    assert lines[0][1]["total"] != lines[1][1]["total"]
+    saved = load_file(tmp_path / "rounded" / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    projectors = load_file(tmp_path / "rounded" / "projectors.safetensors")
+    assert {weight.dtype for weight in projectors.values()} == {torch.float32}

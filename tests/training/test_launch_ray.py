@@ -1,13 +1,15 @@
-"""Runs under Ray Train. Each test starts workers that import diffusers: there are few."""
+"""Runs under Ray Train. Each test starts workers that import diffusers: there are few.
+
+Ray is not imported here: it reads how to authenticate when it is imported, and the fixture decides that.
+"""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+import psutil
 import pytest
 from make_shards import make_config, write_shards
 
@@ -18,50 +20,36 @@ from refalign.training.launch import make_settings, run_training, train_worker
 from refalign.training.records import read_records
 
 
-def kill_one_rank() -> int:
-    """SIGKILLs a training worker of this node's Ray, and of no other Ray on the machine."""
-    import psutil
-
-    siblings = psutil.Process(os.getppid()).children()
-    (victim, *_) = [process for process in siblings if "RayTrainWorker" in " ".join(process.cmdline())]
-    victim.kill()
-    return victim.pid
-
-
-def kill_after(path: Path, step: int, killed: list[int]) -> None:
-    """Waits until ``step`` is recorded, then kills a rank."""
-    import ray  # not at the top: Ray reads how to authenticate when it is imported, and the fixture decides that
-
-    task = ray.remote(num_cpus=0)(kill_one_rank)
-    for _ in range(3000):
-        if any(record["step"] >= step for record in read_records(path)):
-            killed.append(ray.get(task.remote()))
-            return
+def kill_a_rank_after(step: int, path: Path, killed: list[int]) -> None:
+    """Waits until ``step`` is recorded, then SIGKILLs a rank of this process's own Ray and of no other on the machine."""
+    while not any(record["step"] >= step for record in read_records(path)):
         time.sleep(0.1)
+    ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+    ranks[0].kill()
+    killed.append(ranks[0].pid)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_rank_leaves_an_unbroken_curve_that_equals_one_process(base: Path, shards: Path, tmp_path: Path) -> None:
-    stages = (StageConfig(name="only", steps=60, learning_rate=1e-3),)
-    config = make_config(base, stages=stages, num_workers=2, micro_batch=2, checkpoint_every=5, validate_every=60)
+    stages = (StageConfig(name="only", steps=40, learning_rate=1e-3),)
+    config = make_config(base, stages=stages, num_workers=2, micro_batch=2, checkpoint_every=5, validate_every=40)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"worker_cpus": 0.25})})
     step = Step.make(tmp_path, "train", config)
     killed: list[int] = []
-    killer = threading.Thread(target=kill_after, args=(step.folder / "metrics.jsonl", 12, killed))
+    waiting = (12, step.folder / "metrics.jsonl", killed)
+    killer = threading.Thread(target=kill_a_rank_after, args=waiting, daemon=True)
     killer.start()
     manifest = run_training(config, step=step, shards=shards, progress=False)
     killer.join()
     assert len(killed) == 1 and manifest["resumed_from"] >= 10
     lines = read_records(step.folder / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(61))
+    assert [line["step"] for line in lines] == list(range(41))
     train_worker(make_settings(config, shards, tmp_path / "one"))
     expected = read_records(tmp_path / "one" / "metrics.jsonl")
     for mine, theirs in list(zip(lines, expected, strict=True))[1:21]:
         assert mine["total"] == pytest.approx(theirs["total"], rel=1e-5)
     assert lines[-1]["total"] == pytest.approx(expected[-1]["total"], rel=1e-3)
-    assert sorted(path.name for path in step.folder.iterdir()) == [
-        "checkpoints", "export", "launch.json", "lease", "manifest.json", "metrics.jsonl", "projectors.safetensors"
-    ]  # fmt: skip
+    assert not (step.folder / "ray").exists() and not (step.folder / "failure.json").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -69,7 +57,7 @@ def test_our_own_error_comes_back_as_itself(base: Path, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards")
     for shard in (shards / "parts").glob("train-00000[12].tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
-    config: Any = make_config(base)
+    config = make_config(base)
     step = Step.make(tmp_path, "train", config)
     with pytest.raises(ArtifactError, match=r"train-00000\d\.tar: sample train\d+ is damaged"):
         run_training(config, step=step, shards=shards, progress=False)

@@ -120,9 +120,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(config: RunConfig, shard
         train(config, shards=shards, folder=tmp_path)
 
 
-def test_resuming_refuses_what_would_change_the_data_order(
-    config: RunConfig, base: Path, shards: Path, tmp_path: Path
-) -> None:
+def test_resuming_refuses_what_would_change_the_data_order(config: RunConfig, base: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         train(config, shards=shards, folder=tmp_path, log=stop_at(3))
     with pytest.raises(ArtifactError, match=r"cannot resume.*global_batch was 4, now 8"):

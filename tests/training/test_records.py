@@ -16,7 +16,8 @@ def test_a_resumed_run_writes_no_step_twice(tmp_path: Path) -> None:
     assert [record["step"] for record in read_records(path)] == list(range(6))
     truncate_records(path, 3)
     append_record(path, {"step": 4, "total": 9.0})
-    assert [(record["step"], record["total"]) for record in read_records(path)] == [(0, 0.0), (1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]
+    totals = {record["step"]: record["total"] for record in read_records(path)}
+    assert totals == {0: 0.0, 1: 0.1, 2: 0.2, 3: 0.3, 4: 9.0} and len(read_records(path)) == 5
 
 
 def test_a_follower_sees_new_lines_once_and_starts_again_after_a_resume(tmp_path: Path) -> None:

@@ -1,0 +1,170 @@
+"""The detector: arrays in source pixels, tracks without memory, one-line errors; and the shipped weights' held-out figures."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from refalign.errors import ArtifactError, GeometryError
+from refalign.models.yolo import Detections, load_detector
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.rendering import render_scene
+from refalign.toy.scenes import make_scene
+from refalign.toy.train_detector import evaluate, match_frame
+
+DETECTOR_FOLDER = WEIGHTS_FOLDER / "detector"
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return load_detector(DETECTOR_FOLDER)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return render_scene(make_scene(11, split="heldout", num_subjects=2, likeness="same shape and colour"))
+
+
+def test_shipped_weights_find_heldout_creatures():
+    """The figures of the weights' README, with room for chance: 0.99 recall and 0.90 mask IoU over 500 frames."""
+    figures = evaluate(DETECTOR_FOLDER, 100)
+    assert figures["box_recall_at_50"] >= 0.95 and figures["mask_iou"] >= 0.85 and figures["false_share"] <= 0.06, figures
+
+
+def test_detections_are_in_source_pixels_and_ordered(detector, clip):
+    for found in detector.detect(clip.frames):
+        assert found.boxes_xyxy_px.dtype == np.float32 and found.boxes_xyxy_px.shape == (len(found), 4)
+        assert found.masks.shape == (len(found), 96, 96) and found.masks.dtype == bool
+        assert found.class_names == ("creature",) * len(found) and found.track_ids is None
+        assert np.all(np.diff(found.scores) <= 0) and np.all(found.scores >= detector.min_score)
+        for box, mask in zip(found.boxes_xyxy_px, found.masks, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert (
+                box[0] - 1 <= columns.min()
+                and columns.max() < box[2] + 1
+                and box[1] - 1 <= rows.min()
+                and rows.max() < box[3] + 1
+            )
+
+
+def test_other_frame_sizes_keep_their_pixels(detector, clip):
+    """Enlarged twice and set into a wider frame, boxes follow."""
+    small = detector.detect(clip.frames[:1])[0]
+    large = np.full((1, 192, 260, 3), 128, np.uint8)
+    large[0, :, 30:222] = clip.frames[0].repeat(2, 0).repeat(2, 1)
+    found = detector.detect(large)[0]
+    assert found.masks.shape[1:] == (192, 260)
+    expected = small.boxes_xyxy_px * 2 + [30, 0, 30, 0]
+    best = np.abs(found.boxes_xyxy_px[:, None] - expected[None]).max(-1).min(0)
+    assert len(small) >= 1 and best.max() < 14
+
+
+def test_detection_is_deterministic(detector, clip):
+    first, second = detector.detect(clip.frames), detector.detect(clip.frames)
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.boxes_xyxy_px, other.boxes_xyxy_px)
+        np.testing.assert_array_equal(one.masks, other.masks)
+
+
+def test_tracks_have_no_memory_between_calls(detector, clip):
+    first, second = detector.track(clip.frames), detector.track(clip.frames)
+    assert [found.track_ids.tolist() for found in first] == [found.track_ids.tolist() for found in second]
+    assert min(found.track_ids.min() for found in first if len(found)) == 1
+
+
+def test_tracks_follow_subjects(detector):
+    """Through 12 clips: nearly always found, and seldom mistaken for another where two pass each other."""
+    found, frames, subjects, switched = 0, 0, 0, 0
+    for number in range(12):
+        scene = render_scene(make_scene([11, number], split="heldout"))
+        tracks = detector.track(scene.frames)
+        for boxes in scene.boxes_xyxy_px:
+            ids = [id_ for tracked, box in zip(tracks, boxes, strict=True) if (id_ := _track_at(tracked, box)) is not None]
+            found, frames = found + len(ids), frames + len(boxes)
+            subjects, switched = subjects + 1, switched + (len(set(ids)) > 1)
+    assert found / frames > 0.96
+    assert switched / subjects < 0.2
+
+
+def _track_at(found: Detections, box: np.ndarray) -> int | None:
+    for candidate, track in zip(found.boxes_xyxy_px, found.track_ids, strict=True):
+        inner = np.maximum(np.minimum(candidate[2:], box[2:]) - np.maximum(candidate[:2], box[:2]), 0).prod()
+        outer = (candidate[2:] - candidate[:2]).prod() + (box[2:] - box[:2]).prod() - inner
+        if inner > 0.5 * outer:
+            return int(track)
+    return None
+
+
+def test_frames_without_subjects_give_empty_detections(detector):
+    frames = np.full((2, 96, 96, 3), 200, np.uint8)
+    for found in [*detector.detect(frames), *detector.track(frames)]:
+        assert len(found) == 0 and found.boxes_xyxy_px.shape == (0, 4) and found.masks.shape == (0, 96, 96)
+    assert detector.detect(frames[:0]) == []
+
+
+def test_float_frames_are_refused(detector):
+    with pytest.raises(GeometryError, match="float64"):
+        detector.detect(np.zeros((1, 96, 96, 3)))
+
+
+def test_matching_gives_each_subject_one_detection():
+    scene = render_scene(make_scene(3, num_subjects=2))
+    truth = _truth(scene)
+    double = Detections(
+        np.repeat(truth.boxes_xyxy_px, 2, 0).astype(np.float32),
+        np.ones(4, np.float32),
+        ("creature",) * 4,
+        np.repeat(truth.masks, 2, 0),
+    )
+    assert match_frame(truth, double) == [1.0, 1.0]
+
+
+def _truth(scene):
+    from refalign.toy.sampling import FrameTruth
+
+    return FrameTruth(scene.frames[0], scene.boxes_xyxy_px[:, 0], scene.masks[:, 0])
+
+
+def test_missing_and_damaged_weights_are_one_line(tmp_path):
+    with pytest.raises(ArtifactError, match="no such detector folder"):
+        load_detector(tmp_path / "nothing")
+    with pytest.raises(ArtifactError, match="no such file"):
+        load_detector(tmp_path / "nothing.pt")
+    shutil.copy(DETECTOR_FOLDER / "model.yaml", tmp_path)
+    with pytest.raises(ArtifactError, match="model.safetensors is missing"):
+        load_detector(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ArtifactError, match="do not make a model"):
+        load_detector(tmp_path)
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("ultralytics.utils.downloads.attempt_download_asset", refuse)
+    with pytest.raises(ArtifactError, match="yolo11n-seg.pt.*could not be opened or fetched.*no route"):
+        load_detector("yolo11n-seg.pt")
+
+
+def test_a_local_pt_file_opens_and_other_tasks_are_refused(tmp_path, detector, clip):
+    """Stands in for published weights: the same file format, written by ultralytics itself."""
+    from ultralytics import YOLO
+
+    detector._yolo.save(tmp_path / "creatures-seg.pt")
+    again = load_detector(tmp_path / "creatures-seg.pt", image_size_px=192)
+    assert again.class_names == ("creature",) and len(again.detect(clip.frames[:1])[0]) == len(
+        detector.detect(clip.frames[:1])[0]
+    )
+    assert load_detector(tmp_path / "creatures-seg.pt").image_size_px == 640
+    YOLO("yolo11n.yaml", task="detect").save(tmp_path / "boxes.pt")
+    with pytest.raises(ArtifactError, match="'detect'; masks are needed"):
+        load_detector(tmp_path / "boxes.pt")
+
+
+def test_ultralytics_neither_looks_for_the_network_nor_writes_at_home(detector):
+    from ultralytics import utils
+
+    assert os.environ["YOLO_OFFLINE"] == "true" and not utils.ONLINE and not utils.AUTOINSTALL
+    assert str(utils.USER_CONFIG_DIR).startswith(os.environ["YOLO_CONFIG_DIR"])

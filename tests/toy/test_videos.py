@@ -1,0 +1,105 @@
+"""Files of the sprite world: byte for byte the same, with ground truth that fits what a decoder sees."""
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from refalign.errors import ConfigError
+from refalign.toy.rendering import boxes_of
+from refalign.toy.videos import VIDEOS_PER_CHANNEL, decode_mask, encode_mask, plan_world, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, num_videos=14, seed=5)
+    return folder
+
+
+def read(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def decode(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_the_same_seed_gives_the_same_bytes(world, tmp_path):
+    write_world(tmp_path, num_videos=14, seed=5)
+    names = sorted(path.name for path in world.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir()) and len(names) == 28
+    assert all((world / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+
+
+def test_another_seed_gives_other_videos(world, tmp_path):
+    write_world(tmp_path, num_videos=1, seed=6)
+    other = next(tmp_path.glob("*.mp4")).read_bytes()
+    assert all(path.read_bytes() != other for path in world.glob("*.mp4"))
+
+
+def test_a_longer_world_begins_with_the_shorter():
+    assert plan_world(20, seed=5)[:8] == plan_world(8, seed=5)
+
+
+def test_the_sidecar_says_what_a_source_must(world):
+    for sidecar in read(world).values():
+        assert set(sidecar) == {"caption", "shots", "license", "consent", "source_group", "ground_truth"}
+        assert sidecar["license"] == "CC0-1.0" and sidecar["consent"] == "synthetic" and sidecar["caption"].endswith(".")
+
+
+def test_decoded_frames_show_the_subjects_where_the_truth_says(world):
+    """After the codec, a subject's dark outline is still where its mask is, and the masks still have the stated boxes."""
+    for name, sidecar in read(world).items():
+        frames, truth = decode(world / f"{name}.mp4"), sidecar["ground_truth"]
+        assert len(frames) == sum(shot["num_frames"] for shot in truth["shots"])
+        assert frames.shape[1:3] == (truth["height_px"], truth["width_px"])
+        for shot in truth["shots"]:
+            for subject in shot["subjects"]:
+                masks = np.stack([decode_mask(rle) for rle in subject["masks_rle"]])
+                np.testing.assert_array_equal(boxes_of(masks), subject["boxes_xyxy_px"])
+                # Every creature has a dark outline; no place but the night is as dark.
+                if shot["background"] != "night":
+                    dark = frames[shot["first_frame"]][masks[0]].max(-1) < 90
+                    assert masks[0].sum() < 30 or dark.mean() > 0.05
+
+
+def test_masks_are_what_coco_means(world):
+    for sidecar in list(read(world).values())[:3]:
+        for rle in sidecar["ground_truth"]["shots"][0]["subjects"][0]["masks_rle"]:
+            expected = coco.decode(coco.frPyObjects(rle, *rle["size"]))
+            np.testing.assert_array_equal(decode_mask(rle), expected.astype(bool))
+
+
+@pytest.mark.parametrize("mask", [np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(4, dtype=bool)])
+def test_run_lengths_survive_the_round_trip(mask):
+    np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+
+
+def test_identities_recur_within_a_channel_and_never_across():
+    channels, appearances = defaultdict(set), defaultdict(Counter)
+    for plan in plan_world(10 * VIDEOS_PER_CHANNEL, seed=2):
+        seen = {subject.identity for shot in plan.shots for subject in shot.subjects}
+        channels[plan.source_group] |= seen
+        appearances[plan.source_group].update(seen)
+    assert len(channels) == 10
+    for group, cast in channels.items():
+        assert 3 <= len(cast) <= 4
+        assert sum(count >= 2 for count in appearances[group].values()) >= 3, "most of a cast must be found in several videos"
+        assert all(not cast & other for name, other in channels.items() if name != group)
+
+
+def test_one_video_in_six_has_a_cut():
+    shots = [len(plan.shots) for plan in plan_world(240, seed=4)]
+    assert set(shots) == {1, 2} and 25 <= shots.count(2) <= 58
+
+
+def test_an_empty_world_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="num_videos = 0"):
+        write_world(tmp_path, num_videos=0, seed=1)
