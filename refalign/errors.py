@@ -19,6 +19,16 @@ class RefAlignError(Exception):
 
     exit_code = 1
 
+    def to_record(self) -> dict[str, str]:
+        """Plain values from which `from_record` makes the error again, in another process."""
+        return {"type": type(self).__name__, "message": str(self), "reason": getattr(self, "reason", "")}
+
+    @staticmethod
+    def from_record(record: dict[str, str]) -> RefAlignError:
+        """The error that `to_record` described."""
+        kind = globals()[record["type"]]
+        return kind(record["reason"], record["message"]) if issubclass(kind, DataError) else kind(record["message"])
+
 
 class ConfigError(RefAlignError):
     """A setting is unknown, out of range, or contradicts another one."""

@@ -5,6 +5,8 @@ A step's folder is named by everything its output depends on, so a changed setti
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +16,8 @@ from typing import Any
 from refalign.cli import arm_signals
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
+from refalign.geometry import check_geometry
+from refalign.models.loading import check_local
 from refalign.steps import Step, check_disk_space, write_json
 from refalign.summary import describe_step
 
@@ -30,7 +34,7 @@ def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> di
         RefAlignError: one line; what was finished stays finished.
     """
     output = Path(output).resolve()
-    check_disk_space(output, _SMALLEST_FREE_BYTES)
+    check_start(config, output)
     with ExitStack() as stack:
         story = Story(config, output, stack, only)
         try:
@@ -40,6 +44,19 @@ def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> di
             raise
         story.close("FINISHED")
     return story.summary
+
+
+def check_start(config: RunConfig, output: Path) -> None:
+    """What can be known to fail before anything is started.
+
+    Raises:
+        GeometryError: the clip's size does not fit the grids.
+        ArtifactError: a local model is missing, or the disk is nearly full.
+    """
+    check_geometry(config.video.height_px, config.video.width_px, config.video.num_frames)
+    for name in ("base", "vision_encoder", "detector"):
+        check_local(getattr(config.models, name), f"models.{name}")
+    check_disk_space(output, _SMALLEST_FREE_BYTES)
 
 
 class Story:
@@ -179,10 +196,11 @@ class Story:
         if self._tracker is not None:
             return
         from refalign.parts import connect
-        from refalign.tracking.client import warm_mlflow
+        from refalign.tracking.client import check_server, make_tracking_uri, warm_mlflow
         from refalign.tracking.run import StoryRun
 
         began = time.monotonic()
+        check_server(make_tracking_uri(self.config.tracking.uri, self.output))
         warm_mlflow()
         self._stack.enter_context(connect(self.config.cluster))
         arm_signals()
@@ -210,6 +228,7 @@ class Story:
             return
         summary = make_summary(self.config, self.output, self.manifests, {**known.get("seconds", {}), **self.seconds})
         summary["story"] = self.fingerprint
+        summary["command"] = shlex.join(["uv", "run", *sys.argv])
         summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
         summary["untrained"] = load_note(self.config.models.base)
         summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))

@@ -8,7 +8,6 @@ Nothing of the alignment is loaded: no projector, no vision encoder. A step cost
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from refalign.errors import ConfigError
+from refalign.exports import load_export_settings
 from refalign.geometry import check_geometry, latent_shape, letterbox
+from refalign.models.loading import looks_local
 from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer, load_transformer
@@ -60,6 +61,9 @@ class RefAlignPipeline(DiffusionPipeline):
     Any diffusers scheduler for flow matching can be set as ``pipeline.scheduler``. ``enable_model_cpu_offload``,
     ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline.
 
+    Attributes:
+        max_sequence_length: text tokens the Transformer attends to, padding included; must be what it was trained with.
+
     Source: the published inference (three passes, Euler, shift 5). Ours also takes batches of prompts.
     """
 
@@ -78,6 +82,7 @@ class RefAlignPipeline(DiffusionPipeline):
         self.register_modules(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
+        self.max_sequence_length = TEXT_TOKENS
 
     @classmethod
     def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options, all named
@@ -104,15 +109,19 @@ class RefAlignPipeline(DiffusionPipeline):
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
         """
-        parts, parts_revision = (base, None) if base else _find_base(source, revision)
+        settings = load_export_settings(Path(source).expanduser()) if looks_local(source) else {}
+        named = (settings["base"], settings["base_revision"]) if "base" in settings else (source, revision)
+        parts, parts_revision = (base, None) if base else named
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
-        return cls(
+        pipeline = cls(
             tokenizer=text.tokenizer,
             text_encoder=text.model,
             vae=VideoVAE.from_pretrained(parts, revision=parts_revision).model,
             transformer=transformer or load_transformer(source, revision=revision, dtype=torch_dtype).eval(),
             scheduler=make_scheduler(scheduler) if isinstance(scheduler, str) else scheduler,
         )
+        pipeline.max_sequence_length = settings.get("generation", {}).get("max_sequence_length", TEXT_TOKENS)
+        return pipeline
 
     def to_json_string(self) -> str:
         """The index as stock diffusers' pipeline, so that the saved folder opens there too (as text-to-video)."""
@@ -183,8 +192,8 @@ class RefAlignPipeline(DiffusionPipeline):
         return WanPipelineOutput(frames=frames)
 
     def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> dict[str, Tensor]:
-        encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt])
-        padded = pad_prompt_embeds(encoded, TEXT_TOKENS).to(device)
+        encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt], self.max_sequence_length)
+        padded = pad_prompt_embeds(encoded, self.max_sequence_length).to(device)
         return {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:].expand(len(prompts), -1, -1)}
 
     def _encode_references(
@@ -276,11 +285,3 @@ def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[li
         raise ConfigError(f"prompts of one call have {counts} references; make one call for each number of references.")
     return prompts, given
 
-
-def _find_base(source: str, revision: str | None) -> tuple[str, str | None]:
-    """Where an exported folder's frozen parts are, and their hub revision: the folder itself, or the base it names."""
-    reference = Path(source).expanduser() / "refalign.json"
-    if not reference.is_file():
-        return source, revision
-    named = json.loads(reference.read_text())
-    return named["base"], named["base_revision"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import ClusterConfig, RunConfig
-from refalign.errors import BackendUnavailable
+from refalign.errors import BackendUnavailable, RefAlignError
 from refalign.steps import Step
 
 _LOCAL_STORE_BYTES = 512 * 2**20
@@ -88,6 +88,8 @@ def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfi
     with tqdm(total=len(plan), initial=len(done), desc=label, unit="part", file=sys.stderr) as progress:
         if todo:
             for row in _map_parts(step, plan, todo, actor, config):
+                if row["error"]:
+                    raise RefAlignError.from_record(json.loads(row["error"]))
                 record = json.loads(row["record"])
                 done[record["part"]] = record
                 progress.update()
@@ -115,14 +117,25 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
 
 
 class _PartWorker:
-    """Adapts a step's actor to Ray Data's batches of one row."""
+    """Adapts a step's actor to Ray Data's batches of one row.
+
+    Our own errors travel as rows: raised in a worker they would come back wrapped, and an actor that cannot be built would be
+    started again for ever.
+    """
 
     def __init__(self, actor: type, step: Step, config: RunConfig) -> None:
-        self._actor = actor(config)
+        self._make_actor = lambda: actor(config)
+        self._actor: Any = None
         self._step = step
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         name = str(batch["name"][0])
-        # A part finished just before its worker was lost is done: the commit decides, not the scheduler.
-        record = self._step.load_part(name) or self._actor.make_part(self._step, name, json.loads(str(batch["work"][0])))
-        return {"record": [json.dumps(record)]}
+        try:
+            # A part finished just before its worker was lost is done: the commit decides, not the scheduler.
+            record = self._step.load_part(name)
+            if record is None:
+                self._actor = self._actor or self._make_actor()
+                record = self._actor.make_part(self._step, name, json.loads(str(batch["work"][0])))
+        except RefAlignError as error:
+            return {"record": [""], "error": [json.dumps(error.to_record())]}
+        return {"record": [json.dumps(record)], "error": [""]}

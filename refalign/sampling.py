@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from refalign.errors import ConfigError
+from refalign.exports import load_export_settings, make_generation_settings
 from refalign.pictures import read_image, write_mp4
+from refalign.presets import load_preset
 
 _DEFAULT_TRACKING = Path("runs/toy")
 
@@ -71,10 +72,9 @@ def _find_folder(model: str, tracking_uri: str | None) -> Path:
 
 
 def _choose_settings(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """What the export recorded, with the given values in its place."""
-    from refalign.training.export import load_export_settings
-
-    chosen = load_export_settings(folder)
+    """What the export recorded (else the paper's sizes), with the given values in its place."""
+    chosen = make_generation_settings(load_preset("wan2_1_1_3b")) | load_export_settings(folder).get("generation", {})
+    del chosen["max_sequence_length"]  # a fact of the model
     for text in settings:
         name, found, raw = text.partition("=")
         if not found or name not in chosen:

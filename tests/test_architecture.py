@@ -10,7 +10,7 @@ LAYERS = [
     {"errors"},
     {"config", "schemas", "geometry", "outcomes"},
     {"presets", "steps", "pictures"},
-    {"videos", "summary"},
+    {"videos", "summary", "exports"},
     {"objective"},
     {"models"},
     {"parts"},

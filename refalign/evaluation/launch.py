@@ -131,6 +131,7 @@ class EvaluationActor:
             dtype = getattr(torch, self.config.training.precision)
             revision = self.config.models.base_revision if label == "before" else None
             self.pipeline = RefAlignPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
+            self.pipeline.max_sequence_length = self.config.models.max_text_tokens
             self.pipeline.set_progress_bar_config(disable=True)
             if self.device == "cuda":
                 self.pipeline.enable_model_cpu_offload()

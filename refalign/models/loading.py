@@ -8,6 +8,21 @@ from typing import Any
 from refalign.errors import ArtifactError
 
 
+def looks_local(source: str) -> bool:
+    """Whether ``source`` means a path rather than a hub id or the name of published weights."""
+    return Path(source).expanduser().exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
+
+
+def check_local(source: str, setting: str) -> None:
+    """Finds a missing local model before anything is started for it.
+
+    Raises:
+        ArtifactError: ``source`` is a path, and nothing is there.
+    """
+    if looks_local(source) and not Path(source).expanduser().exists():
+        raise ArtifactError(f"{setting}={source}: nothing is there; give a folder in the hub's layout, or a hub id.")
+
+
 def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:
     """Calls ``cls.from_pretrained`` on a local folder or a hub id.
 
@@ -21,28 +36,28 @@ def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revi
         ArtifactError: the folder lacks a file, the hub cannot be reached, or the model is gated.
     """
     local = Path(source).expanduser()
-    looks_local = local.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if looks_local and not (local / (subfolder or "")).is_dir():
+    is_local = looks_local(source)
+    if is_local and not (local / (subfolder or "")).is_dir():
         raise ArtifactError(f"{local / (subfolder or '')}: no such model folder; give a folder in the hub's layout or a hub id.")
     name = f"{source}/{subfolder}" if subfolder else source
     if subfolder:
         kwargs["subfolder"] = subfolder
-    if not looks_local and revision:
+    if not is_local and revision:
         kwargs["revision"] = revision
     try:
-        return cls.from_pretrained(str(local) if looks_local else source, **kwargs)
+        return cls.from_pretrained(str(local) if is_local else source, **kwargs)
     except Exception as error:
-        raise ArtifactError(_advice(name, looks_local, error)) from error
+        raise ArtifactError(_advice(name, is_local, error)) from error
 
 
-def _advice(name: str, looks_local: bool, error: Exception) -> str:
+def _advice(name: str, is_local: bool, error: Exception) -> str:
     """Turns the hub clients' many exceptions into one line that says what to do."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     kinds = {type(link).__name__ for link in chain}
     text = " ".join(str(error).split())[:200]
-    if looks_local:
+    if is_local:
         return f"{name}: this folder cannot be loaded ({text}); check that it is complete and of the hub's layout."
     if "GatedRepoError" in kinds or "gated" in text.lower():
         return f"{name}: gated on the hub; accept its licence on the model page, then set HF_TOKEN and run again."

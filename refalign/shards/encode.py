@@ -66,11 +66,15 @@ class FrozenEncoders:
         foreground = np.stack([reference.foreground for reference in references])
         return {
             "latents": _stored(self.vae.encode(torch.from_numpy(frames)[None])[0]),
-            "prompt_embeds": _stored(self.text.encode([caption], self.max_text_tokens)[0]),
+            "prompt_embeds": self.encode_text(caption),
             "reference_latents": _stored(self.vae.encode_images(pictures)),
             "target_tokens": _stored(self.vision.encode(pictures)),
             "foreground": torch.from_numpy(foreground).to(torch.float16),
         }
+
+    def encode_text(self, prompt: str) -> Tensor:
+        """Embeddings [L, D] of a prompt's real tokens, float16."""
+        return _stored(self.text.encode([prompt], self.max_text_tokens)[0])
 
 
 def _stored(values: Tensor) -> Tensor:

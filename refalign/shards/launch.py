@@ -23,7 +23,7 @@ from refalign.pictures import encode_jpeg, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.shards.plan import plan_shards
 from refalign.shards.writer import write_tar
-from refalign.steps import Step, check_disk_space
+from refalign.steps import Step, check_disk_space, write_bytes
 from refalign.videos import ClipSpec, read_clips
 
 _SHEET_PX = 96
@@ -90,6 +90,7 @@ class ShardsActor:
 
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
         """Encodes the clips of one shard, writes the tar and returns the commit record with the byte index."""
+        self._write_null_prompt(step)
         rows = {row["clip_id"]: row for file in work["files"] for row in _load_clips(file)}
         pairs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for pair in work["pairs"]:
@@ -122,6 +123,14 @@ class ShardsActor:
             }
 
         return step.write_part(name, write)
+
+    def _write_null_prompt(self, step: Step) -> None:
+        """The empty prompt's embedding, which stands in where training drops the text; the same bytes whoever writes them."""
+        from safetensors.torch import save
+
+        path = step.folder / "null_prompt.safetensors"
+        if not path.exists():
+            write_bytes(path, save({"prompt_embeds": self.encoders.encode_text("")}))
 
     def _iter_frames(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray | DataError]]:
         """Frames of each clip, one decode pass per video."""

@@ -39,7 +39,7 @@ def open_client(uri: str) -> Any:
     Raises:
         BackendUnavailable: no server answers there, or it refuses.
     """
-    _check_server(uri)
+    check_server(uri)
     mlflow = _import_mlflow()
     with one_line_errors(uri):
         mlflow.set_tracking_uri(uri)
@@ -75,7 +75,7 @@ def hide_credentials(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def _check_server(uri: str) -> None:
+def check_server(uri: str) -> None:
     """Asks an HTTP server for a sign of life first: MLflow's own client retries for about four minutes."""
     if not uri.startswith(("http://", "https://")):
         return

@@ -23,6 +23,7 @@ from urllib.request import url2pathname
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
+from refalign.exports import make_generation_settings
 from refalign.steps import Step, sha256_of
 from refalign.tracking.client import hide_credentials, one_line_errors, open_client
 from refalign.tracking.model_card import Provenance, load_note, make_model_card
@@ -229,28 +230,13 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
             name=config.tracking.model_name,
             python_model=str(Path(__file__).with_name("model_file.py")),
             artifacts={_EXPORT: str(export_folder)},
-            model_config=make_defaults(config),
+            model_config=make_generation_settings(config),
             signature=_make_signature(config),
             code_paths=[str(code)],
             pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
             tags={_KEY_TAG: key},
         )
     return info.model_id
-
-
-def make_defaults(config: RunConfig) -> dict[str, Any]:
-    """What the registered model assumes where a request says nothing: the sizes and guidance it was evaluated with."""
-    video, evaluation = config.video, config.evaluation
-    return {
-        "num_frames": video.num_frames,
-        "height": video.height_px,
-        "width": video.width_px,
-        "fps": video.fps,
-        "num_inference_steps": evaluation.num_inference_steps,
-        "guidance_scale": evaluation.guidance_scale,
-        "reference_guidance_scale": evaluation.reference_guidance_scale,
-        "negative_prompt": evaluation.negative_prompt,
-    }
 
 
 def _make_signature(config: RunConfig) -> Any:
@@ -260,7 +246,7 @@ def _make_signature(config: RunConfig) -> Any:
 
     numbers = [ColSpec("long", name, required=False) for name in ("seed", "num_frames", "height", "width")]
     columns = [ColSpec("string", "prompt"), ColSpec(AnyType(), "references", required=False), *numbers]
-    defaults = make_defaults(config)
+    defaults = make_generation_settings(config)
     kinds = {"num_inference_steps": "long", "guidance_scale": "double", "reference_guidance_scale": "double", "fps": "double"}
     kinds["negative_prompt"] = "string"
     params = [ParamSpec(name, kind, defaults[name]) for name, kind in kinds.items()]

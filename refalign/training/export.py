@@ -16,17 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from refalign.config import ModelsConfig
+from refalign.config import RunConfig
 from refalign.errors import ArtifactError
+from refalign.exports import write_export_settings
 from refalign.models.wan import RefAlignTransformer
-from refalign.steps import write_json
 from refalign.training.models import Ranks, TrainedModels
 from refalign.training.optim import Ema
 
 BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
 
 
-def export_model(folder: Path, base: ModelsConfig, models: TrainedModels, ema: Ema | None, ranks: Ranks) -> Path:
+def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Ema | None, ranks: Ranks) -> Path:
     """Writes ``export/`` and the projectors from the averaged weights where there are any; all ranks call it.
 
     The Transformer is stored in the run's compute type. A base model from the hub is referred to by id in
@@ -46,7 +46,7 @@ def export_model(folder: Path, base: ModelsConfig, models: TrainedModels, ema: E
         for leftover in (aside, target):
             shutil.rmtree(leftover, ignore_errors=True)
         _save_transformer(aside / "transformer", models.transformer, _below(weights, "transformer."), models.compute_dtype)
-        _add_base(aside, base)
+        _add_base(aside, config)
         if models.projectors is not None:
             save_file(_below(weights, "projectors."), folder / "projectors.safetensors")
         aside.rename(target)
@@ -77,10 +77,10 @@ def _save_transformer(folder: Path, trained: RefAlignTransformer, weights: dict[
     transformer.save_pretrained(folder)
 
 
-def _add_base(folder: Path, base: ModelsConfig) -> None:
-    source = Path(base.base).expanduser()
+def _add_base(folder: Path, config: RunConfig) -> None:
+    source = Path(config.models.base).expanduser()
+    write_export_settings(folder, config, base_is_copied=source.is_dir())
     if not source.is_dir():
-        write_json(folder / "refalign.json", {"base": base.base, "base_revision": base.base_revision})
         return
     for name in BASE_PARTS:
         part = source / name

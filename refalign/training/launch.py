@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refalign import errors
 from refalign.config import RunConfig, check_config
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
 from refalign.steps import Step, write_json
@@ -171,7 +170,7 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
     try:
         return train_worker(settings)
     except RefAlignError as error:
-        write_json(failure, {"type": type(error).__name__, "message": str(error)})
+        write_json(failure, error.to_record())
         if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["num_workers"] == 1:
             return {}  # no rank is left waiting for this one, so that there is no need to end the group by force
         raise
@@ -193,8 +192,7 @@ def _run_in_thread(function: Callable[[], Any]) -> Any:
 
 def _raise_recorded(failure: Path) -> None:
     if failure.exists():
-        record = json.loads(failure.read_text())
-        raise getattr(errors, record["type"], RefAlignError)(record["message"])
+        raise RefAlignError.from_record(json.loads(failure.read_text()))
 
 
 @contextmanager

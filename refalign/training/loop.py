@@ -89,7 +89,7 @@ def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = No
                 _save(run)
     finally:
         batches.close()
-    export = export_model(run.folder, config.models, run.models, run.ema, run.ranks)
+    export = export_model(run.folder, config, run.models, run.ema, run.ranks)
     checkpoint = latest_checkpoint(run.folder / "checkpoints")
     return {"checkpoint": str(checkpoint), "export": str(export), "resumed_from": resumed_from}
 

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-for name in ("ray", "mlflow", "av", "transformers", "webdataset", "pyarrow", "ultralytics", "torchvision", "tqdm.auto"):
+for name in ("ray", "mlflow", "av", "transformers", "webdataset", "pyarrow", "ultralytics", "torchvision"):
     sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails from here on
 
 import torch.distributed as dist  # noqa: E402

@@ -11,7 +11,7 @@ from diffusers import WanTransformer3DModel
 from make_shards import make_config
 from safetensors.torch import load_file
 
-from refalign.config import ModelsConfig, RunConfig
+from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.training.export import export_model
 from refalign.training.loop import Run, start_run, take_step
@@ -26,7 +26,7 @@ def run(base: Path, shards: Path, tmp_path: Path) -> Run:
 
 def test_stock_diffusers_opens_the_averaged_weights(run: Run, tmp_path: Path) -> None:
     trained = {name: parameter.detach().clone() for name, parameter in run.models.named_parameters()}
-    folder = export_model(tmp_path, run.config.models, run.models, run.ema, run.ranks)
+    folder = export_model(tmp_path, run.config, run.models, run.ema, run.ranks)
     assert run.ema is not None and folder == tmp_path / "export"
     stock = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer")
     weights = dict(stock.named_parameters())
@@ -38,7 +38,7 @@ def test_stock_diffusers_opens_the_averaged_weights(run: Run, tmp_path: Path) ->
 
 
 def test_projectors_lie_beside_the_export_never_inside(run: Run, tmp_path: Path) -> None:
-    folder = export_model(tmp_path, run.config.models, run.models, run.ema, run.ranks)
+    folder = export_model(tmp_path, run.config, run.models, run.ema, run.ranks)
     assert {path.name for path in folder.iterdir()} == {
         "transformer", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"
     }  # fmt: skip
@@ -49,19 +49,24 @@ def test_projectors_lie_beside_the_export_never_inside(run: Run, tmp_path: Path)
     }
 
 
+def with_base(config: RunConfig, **changes: str) -> RunConfig:
+    return config.model_copy(update={"models": config.models.model_copy(update=changes)})
+
+
 def test_a_base_from_the_hub_is_named_not_copied(run: Run, tmp_path: Path) -> None:
-    base = ModelsConfig(base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", base_revision="abc", vision_encoder="x", detector="y")
-    folder = export_model(tmp_path, base, run.models, run.ema, run.ranks)
+    config = with_base(run.config, base="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", base_revision="abc")
+    folder = export_model(tmp_path, config, run.models, run.ema, run.ranks)
     assert {path.name for path in folder.iterdir()} == {"transformer", "refalign.json"}
     recorded = json.loads((folder / "refalign.json").read_text())
-    assert recorded == {"base": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "base_revision": "abc"}
+    assert (recorded["base"], recorded["base_revision"]) == ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "abc")
+    assert recorded["generation"]["num_frames"] == config.video.num_frames
 
 
 def test_an_incomplete_base_is_refused_and_leaves_no_export(run: Run, tmp_path: Path) -> None:
     (tmp_path / "half" / "transformer").mkdir(parents=True)
-    base = ModelsConfig(base=str(tmp_path / "half"), vision_encoder="x", detector="y")
+    config = with_base(run.config, base=str(tmp_path / "half"))
     with pytest.raises(ArtifactError, match=r"half/vae: missing in models\.base"):
-        export_model(tmp_path, base, run.models, run.ema, run.ranks)
+        export_model(tmp_path, config, run.models, run.ema, run.ranks)
     assert not (tmp_path / "export").exists()
 
 
@@ -69,6 +74,6 @@ def test_a_bfloat16_run_exports_bfloat16(base: Path, shards: Path, tmp_path: Pat
     config: RunConfig = make_config(base)
     run = start_run(config, shards, tmp_path)
     run.models.compute_dtype = torch.bfloat16
-    folder = export_model(tmp_path, config.models, run.models, None, run.ranks)
+    folder = export_model(tmp_path, config, run.models, None, run.ranks)
     weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
