@@ -27,6 +27,7 @@ def describe_machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "load_average_1_min": round(os.getloadavg()[0], 2),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),  # below 0: it was measured ahead of whatever else ran
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": version("diffusers"),

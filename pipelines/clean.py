@@ -24,7 +24,9 @@ def main() -> None:
             print(f"{size_bytes / 2**20:10.1f} MiB  {folder}")
             if arguments.remove:
                 remove_folder(folder)
-        print(f"{len(unused)} unused step folders{' removed' if arguments.remove else '; --remove deletes them' if unused else ''}")
+        print(
+            f"{len(unused)} unused step folders{' removed' if arguments.remove else '; --remove deletes them' if unused else ''}"
+        )
 
     leave(run_command(work))
 

@@ -18,7 +18,9 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, action="append", default=[], metavar="PICTURE", help="a subject; repeatable")
     parser.add_argument("--output", type=Path, default=Path("out.mp4"), metavar="FILE", help="the mp4 to write")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same video")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="num_frames, height, width, guidance_scale ...")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="num_frames, height, width, guidance_scale ..."
+    )
     arguments = parser.parse_args()
 
     def work() -> None:

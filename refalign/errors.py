@@ -1,14 +1,14 @@
 """The errors a caller can meet. Each message says what is wrong, what was expected and what to do next.
 
-    RefAlignError              anything this package refuses to do (exit code 1)
-    ├── ConfigError            a setting, a flag or a combination of settings (exit code 2)
-    ├── GeometryError          sizes that cannot be put on the latent or token grid
-    ├── SchemaError            a table or a shard sample that breaks its declared schema
-    ├── DataError              one input that cannot be used; carries a machine-readable reason
-    │   └── TooManyQuarantined too large a share of the inputs was faulty
-    ├── ArtifactError          weights, checkpoints or step folders that are missing, gated or damaged
-    ├── NonFiniteLoss          a loss or a gradient that is not a number, before the optimizer step
-    └── BackendUnavailable     a service (Ray, MLflow, an object store) that does not answer
+RefAlignError              anything this package refuses to do (exit code 1)
+├── ConfigError            a setting, a flag or a combination of settings (exit code 2)
+├── GeometryError          sizes that cannot be put on the latent or token grid
+├── SchemaError            a table or a shard sample that breaks its declared schema
+├── DataError              one input that cannot be used; carries a machine-readable reason
+│   └── TooManyQuarantined too large a share of the inputs was faulty
+├── ArtifactError          weights, checkpoints or step folders that are missing, gated or damaged
+├── NonFiniteLoss          a loss or a gradient that is not a number, before the optimizer step
+└── BackendUnavailable     a service (Ray, MLflow, an object store) that does not answer
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``refalign.json`` of an exported model: where its frozen parts are, and the sizes and guidance it was trained and evaluated with."""
+"""``refalign.json`` of an exported model: where its frozen parts are, and the sizes and guidance it was made for."""
 
 from __future__ import annotations
 

@@ -23,7 +23,14 @@ from refalign.summary import describe_step
 
 STEPS = ("subjects", "pairs", "shards", "train", "evaluate", "register")
 _SMALLEST_FREE_BYTES = 2 * 2**30
-_TRAINING_KNOBS = {"num_workers", "micro_batch", "max_restarts", "keep_checkpoints", "checkpoint_every", "activation_checkpointing"}
+_TRAINING_KNOBS = {
+    "num_workers",
+    "micro_batch",
+    "max_restarts",
+    "keep_checkpoints",
+    "checkpoint_every",
+    "activation_checkpointing",
+}
 """Settings that change how training runs, not what it computes: a run may go on under others."""
 
 

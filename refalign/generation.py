@@ -284,4 +284,3 @@ def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[li
     if len(counts) > 1:
         raise ConfigError(f"prompts of one call have {counts} references; make one call for each number of references.")
     return prompts, given
-

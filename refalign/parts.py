@@ -53,7 +53,7 @@ def connect(config: ClusterConfig) -> Iterator[None]:
             address="local" if started_here else None,
             include_dashboard=False if started_here else None,
             log_to_driver=not started_here,  # here errors arrive as exceptions and the rest is in Ray's own log folder
-            logging_level="warning",
+            logging_level=logging.WARNING,
             object_store_memory=_LOCAL_STORE_BYTES if started_here else None,  # rows are small; the default takes 30% of memory
             runtime_env={"env_vars": _worker_env(config)},
         )
@@ -69,7 +69,13 @@ def connect(config: ClusterConfig) -> Iterator[None]:
 def _worker_env(config: ClusterConfig) -> dict[str, str]:
     threads = str(config.threads)
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "PYTHONPATH": path,
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
 
 
 def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str) -> list[dict[str, Any]]:

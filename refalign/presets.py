@@ -22,7 +22,9 @@ from refalign.errors import ConfigError
 
 _TOY_WEIGHTS = Path(__file__).parent / "toy" / "weights"
 _DINOV3_L = "facebook/dinov3-vitl16-pretrain-lvd1689m"
-_NEGATIVE_PROMPT = "blurred, distorted, deformed, static, low quality, watermark, text, extra limbs, several copies of the subject"
+_NEGATIVE_PROMPT = (
+    "blurred, distorted, deformed, static, low quality, watermark, text, extra limbs, several copies of the subject"
+)
 
 
 def toy() -> RunConfig:
@@ -118,9 +120,7 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (toy, toy_tiny, wan2_1_1_3b, wan2_1_14b)
-}
+PRESETS: dict[str, Callable[[], RunConfig]] = {preset.__name__: preset for preset in (toy, toy_tiny, wan2_1_1_3b, wan2_1_14b)}
 
 
 def load_preset(name: str) -> RunConfig:

@@ -79,7 +79,9 @@ def check_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
     missing = [name for name in schema.names if name not in table.column_names]
     unexpected = [name for name in table.column_names if name not in schema.names]
     if missing or unexpected:
-        raise SchemaError(f"{where}: missing columns {missing}, unexpected columns {unexpected}; was it written by another version?")
+        raise SchemaError(
+            f"{where}: missing columns {missing}, unexpected columns {unexpected}; was it written by another version?"
+        )
     for field in schema:
         column = table.column(field.name)
         if not _same_type(column.type, field.type):
@@ -110,5 +112,3 @@ def _check_nulls(array: pa.Array, field: pa.Field, where: str) -> None:
             _check_nulls(array.flatten()[index], child, f"{where}.{child.name}")
     elif pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type):
         _check_nulls(array.flatten(), field.type.value_field, where + "[]")
-
-

@@ -159,7 +159,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 
 def _move(aside: Path, final: Path) -> None:
     _sync(aside)
-    os.replace(aside, final)
+    aside.replace(final)
     _sync(final.parent)
 
 

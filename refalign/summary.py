@@ -68,16 +68,13 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
     if name == "subjects":
         count = manifest["counts"]["video"]
         lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
-        return (
-            f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects" + f" ({lost})" * bool(lost)
-        )
+        made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
+        return f"{made} ({lost})" if lost else made
     if name == "pairs":
         return f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
     if name == "shards":
-        samples = manifest["samples"]
-        return (
-            f"{samples['train']} + {samples['validation']} samples (training + validation) with {manifest['references']} references"
-        )
+        train, held_out = manifest["samples"]["train"], manifest["samples"]["validation"]
+        return f"{train} training and {held_out} held-out samples with {manifest['references']} references"
     if name == "train":
         measured = manifest["validation"] or manifest["loss"]
         terms = ", ".join(f"{term} {measured[term]['first']:.3f} -> {measured[term]['last']:.3f}" for term in _SHOWN_TERMS)

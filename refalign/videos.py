@@ -148,9 +148,7 @@ def read_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config
             break
     for clip, spec in zip(clips, specs, strict=True):
         if len(clip) < video.num_frames:
-            raise DataError(
-                "TOO_SHORT", f"{path}: the clip at {spec.start_s:.2f} s has {len(clip)} of {video.num_frames} frames"
-            )
+            raise DataError("TOO_SHORT", f"{path}: the clip at {spec.start_s:.2f} s has {len(clip)} of {video.num_frames} frames")
     return [np.stack(clip) for clip in clips]
 
 
@@ -169,4 +167,3 @@ def make_center_crop(region_xyxy_px: Sequence[int], video: VideoConfig) -> tuple
     crop_height = min(height, round(width * video.height_px / video.width_px))
     left, top = left + (width - crop_width) // 2, top + (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
-

@@ -88,7 +88,11 @@ def test_the_training_core_needs_few_packages():
         seen.add(name)
         body = ast.parse(SOURCES[name].read_text()).body
         imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-        for imported in (n for node in imports for n in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])):
+        for imported in (
+            n
+            for node in imports
+            for n in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+        ):
             assert imported.split(".")[0] not in NOT_IN_CORE, f"{name} loads {imported}"
             target = imported.removeprefix("refalign.")
             if imported.startswith("refalign.") and target in SOURCES:

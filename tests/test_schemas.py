@@ -22,7 +22,7 @@ def make_clip(**changes):
         "crop_png": b"png",
         "embedding": [1.0, 0.0],
     }
-    row = {
+    return {
         "clip_id": "a",
         "video_id": "v",
         "video_path": "v.mp4",
@@ -36,7 +36,6 @@ def make_clip(**changes):
         "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
         "subjects": [subject | changes],
     }
-    return row
 
 
 def test_a_good_table_comes_back():

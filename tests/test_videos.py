@@ -81,9 +81,7 @@ def test_center_crop_has_the_aspect_of_the_clip():
     assert (right - left, left) == (480, 100) and abs((bottom - top) - 277) <= 1 and abs(top - (480 - bottom)) <= 1
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "EMPTY_FILE"), (b"no video at all" * 50, "UNREADABLE"), (None, "MISSING")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(b"", "EMPTY_FILE"), (b"no video at all" * 50, "UNREADABLE"), (None, "MISSING")])
 def test_files_that_are_no_video_are_named(tmp_path, content, reason):
     path = tmp_path / "a.mp4"
     if content is not None:

@@ -27,6 +27,7 @@ from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.steps import Step
 from refalign.videos import make_center_crop, probe_duration_s
 
+
 def plan_subjects(config: RunConfig, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[Outcome], str]:
     """Assigns every usable file to a part.
 
@@ -56,7 +57,9 @@ def plan_subjects(config: RunConfig, folder: Path) -> tuple[dict[str, list[dict[
     return plan, outcomes, json.dumps(identity, sort_keys=True)
 
 
-def run_subjects(config: RunConfig, step: Step, plan: dict[str, list[dict[str, Any]]], planned: Sequence[Outcome]) -> dict[str, Any]:
+def run_subjects(
+    config: RunConfig, step: Step, plan: dict[str, list[dict[str, Any]]], planned: Sequence[Outcome]
+) -> dict[str, Any]:
     """Runs the step and returns its manifest.
 
     Raises:
@@ -114,8 +117,9 @@ class SubjectsActor:
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         for described in work:
-            source = SourceVideo(**{**{k: v for k, v in described.items() if k != "video_id"}, "path": Path(described["path"])})
-            made, happened = self.curate_video(source, described["video_id"])
+            video_id = described.pop("video_id")
+            source = SourceVideo(**{**described, "path": Path(described["path"])})
+            made, happened = self.curate_video(source, video_id)
             rows += made
             outcomes += happened
 

@@ -148,11 +148,11 @@ def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step) -> dict
     """Whole groups together, about ``_CROPS_PER_PART`` clips a part."""
     plan: dict[str, dict[str, Any]] = {}
     names: list[str] = []
-    clips = 0
+    clips, last = 0, next(reversed(list(groups)), None)
     for group, files in groups.items():
         names.append(group)
         clips += sum(files.values())
-        if clips >= _CROPS_PER_PART or group == next(reversed(groups)):
+        if clips >= _CROPS_PER_PART or group == last:
             parts = sorted({part for name in names for part in groups[name]})
             plan[f"pairs-{len(plan):06d}.parquet"] = {
                 "groups": names,

@@ -17,7 +17,9 @@ from typing import Any
 from refalign.config import InputConfig
 from refalign.errors import ConfigError, DataError
 
-VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .wmv .flv .ogv .3gp".split())
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")
+)
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -57,10 +59,7 @@ def list_sources(config: InputConfig, folder: Path) -> list[SourceVideo | DataEr
         raise ConfigError(f"--input {folder}: not a folder; give the folder that holds the videos.")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     annotations = [path for path in files if path.suffix == ".json" and _is_opens2v(path)]
-    if annotations:
-        sources = list(_iter_opens2v(annotations, config, folder))
-    else:
-        sources = list(_iter_folder(files, config, folder))
+    sources = list(_iter_opens2v(annotations, config, folder) if annotations else _iter_folder(files, config, folder))
     if not sources:
         raise ConfigError(f"--input {folder}: no file in it; give a folder of videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     return sources

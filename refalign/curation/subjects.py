@@ -87,7 +87,9 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
         encoded = masks[str(index + 1)]
         inside = decode_rle(encoded["size"], encoded["counts"])
         if inside.shape != (bottom - top, right - left) or bottom > height or right > width:
-            raise DataError("BAD_MASK", f"a mask of {inside.shape} does not fit the crop {left, right, top, bottom} of {width} x {height}")
+            raise DataError(
+                "BAD_MASK", f"a mask of {inside.shape} does not fit the crop {left, right, top, bottom} of {width} x {height}"
+            )
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = inside
         box = np.asarray(entry["bbox"], np.float64) + [left, top, left, top]

@@ -91,5 +91,5 @@ def _make_reference(entry: dict[str, Any], crops: dict[str, bytes], subjects_fol
         return ChosenReference(**{name: entry[name] for name in names}, crop_png=crops[entry["subject_id"]])
     except KeyError as error:
         raise ArtifactError(
-            f"{subjects_folder}: no picture of subject {entry.get('subject_id')}; the shards were made from another subjects step."
+            f"{subjects_folder}: no picture of subject {entry.get('subject_id')}; the shards are of another subjects step."
         ) from error

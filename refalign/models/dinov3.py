@@ -27,9 +27,11 @@ class VisionEncoder:
         width: channels of a token (E).
     """
 
-    def __init__(self, model: DINOv3ViTModel, mean: tuple[float, ...] = _IMAGENET_MEAN, std: tuple[float, ...] = _IMAGENET_STD) -> None:
+    def __init__(
+        self, model: DINOv3ViTModel, mean: tuple[float, ...] = _IMAGENET_MEAN, std: tuple[float, ...] = _IMAGENET_STD
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.patch_size_px: int = model.config.patch_size
+        self.patch_size_px = int(model.config.patch_size)  # ty: ignore[invalid-argument-type]  # square in every DINOv3
         self.width: int = model.config.hidden_size
         self._mean, self._std = mean, std
 

@@ -143,14 +143,14 @@ class _PullPush(torch.autograd.Function):
                 if other == k:
                     continue
                 t = _unit(targets[:, other])[0]
-                weighted_t = t * weight[:, other, :, None]
                 for start in range(0, num_tokens, rows):
                     part = slice(start, start + rows)
                     excess = s[:, part] @ t.mT
                     excess = excess.sub_(threshold[:, k, other]).clamp_(min=0)
                     push = push + (weight[:, k, part] * (excess @ weight[:, other, :, None])[..., 0]).sum(1)
                     if gradient is not None:
-                        gradient[:, k, part].baddbmm_(excess.gt_(0), weighted_t)
+                        is_active = excess.gt_(0).mul_(weight[:, other, None, :])
+                        gradient[:, k, part].baddbmm_(is_active, t)
         ctx.save_for_backward(projected, targets, weight, gradient)
         ctx.pull_margin = pull_margin
         return pull, push

@@ -45,7 +45,7 @@ class FrozenEncoders:
     def __init__(self, config: RunConfig) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.models.encoder_dtype)
-        base = {"revision": config.models.base_revision, "device": device, "dtype": dtype}
+        base: dict[str, Any] = {"revision": config.models.base_revision, "device": device, "dtype": dtype}
         self.vae = VideoVAE.from_pretrained(config.models.base, **base)
         self.text = TextEncoder.from_pretrained(config.models.base, **base)
         self.vision = VisionEncoder.from_pretrained(

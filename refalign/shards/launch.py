@@ -47,8 +47,7 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     assert counts["clip"]["planned"] == planned, f"{planned} planned, {counts['clip']} accounted for"
     check_quarantined(outcomes, config.curation.max_quarantine_fraction)
     samples = {
-        split: sum(len(record["samples"]) for record in records if record["split"] == split)
-        for split in ("train", "validation")
+        split: sum(len(record["samples"]) for record in records if record["split"] == split) for split in ("train", "validation")
     }
     digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16]
     return step.commit(
@@ -68,7 +67,7 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
 
 
 def estimate_sample_bytes(config: RunConfig) -> int:
-    """Upper estimate of one stored sample: float16 latents and targets of all references, at 16 channels and 1024 wide targets."""
+    """Upper estimate of one stored sample: float16 latents and targets of all references, 16 and 1024 channels wide."""
     video = config.video
     cells = (video.height_px // 8) * (video.width_px // 8)
     latents = (1 + (video.num_frames - 1) // 4) * cells * 16 * 2
@@ -152,7 +151,9 @@ class ShardsActor:
 
         references = list(self._iter_references(row, pairs, rows))
         tensors = self.encoders.encode(frames, row["caption"], references)
-        said = {key: row[key] for key in ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")}
+        said = {
+            key: row[key] for key in ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
+        }
         info = {**said, "split": split, "references": [reference.info for reference in references]}
         shown = np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int)
         sheet = make_contact_sheet([frames[shown], [reference.pixels for reference in references]], _SHEET_PX)

@@ -149,6 +149,9 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
     write(fresh)
+    for path in fresh.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
     if target.exists():
         target.rename(old)
     fresh.rename(target)

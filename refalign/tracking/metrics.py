@@ -127,9 +127,7 @@ def _send(client: Any, uri: str, run_id: str, points: Iterable[Point], known: se
 
     fresh = {(name, step): (value, at_ms) for name, step, value, at_ms in points if (name, step) not in known}
     with one_line_errors(uri):
-        metrics = [
-            Metric(name, value, at_ms, step) for (name, step), (value, at_ms) in fresh.items() if math.isfinite(value)
-        ]
+        metrics = [Metric(name, value, at_ms, step) for (name, step), (value, at_ms) in fresh.items() if math.isfinite(value)]
         for start in range(0, len(metrics), _BATCH):
             client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     known.update(fresh)

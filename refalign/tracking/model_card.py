@@ -15,7 +15,9 @@ _EMBEDDED = "tiny weights of this repository, trained on drawn sprites (same lic
 _LICENSES = {
     "base": (("wan2", "Apache-2.0 (Wan2.1)"),),
     "vision_encoder": (("dinov3", "DINOv3 License: gated on the hub, accept Meta's terms before use"),),
-    "detector": (("yolo", "AGPL-3.0 (Ultralytics YOLO): a service built on it must publish its source, or hold an enterprise licence"),),
+    "detector": (
+        ("yolo", "AGPL-3.0 (Ultralytics YOLO): a service built on it must publish its source, or hold an enterprise licence"),
+    ),
 }
 
 
@@ -63,8 +65,8 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
     """
     parts = [
         f"# {config.tracking.model_name}: reference-to-video model",
-        "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects of "
-        "reference pictures. Projectors and the vision encoder are not part of it.",
+        "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects "
+        "of reference pictures. Projectors and the vision encoder are not part of it.",
     ]
     if note:
         parts.append(f"**{note}**")
@@ -81,7 +83,7 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
         "## Scores",
         _table(("score", "value"), flatten(scores)) if scores else "Not evaluated.",
         "## How to generate",
-        f'    python pipelines/generate.py --model models:/{config.tracking.model_name}@challenger \\\n'
+        f"    python pipelines/generate.py --model models:/{config.tracking.model_name}@challenger \\\n"
         '        --reference a.png --prompt "..." --output out.mp4',
         "## How to reproduce",
         f"    {provenance.command}",

@@ -7,7 +7,6 @@ version and the step's manifest, finds it instead of adding another.
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import shutil
 import sys
@@ -96,7 +95,14 @@ def digest_weights(export_folder: Path) -> str:
 
 
 def register_model(
-    story: StoryRun, config: RunConfig, *, key: str, export_folder: Path, card: str, tags: Mapping[str, str], alias: str = CHALLENGER
+    story: StoryRun,
+    config: RunConfig,
+    *,
+    key: str,
+    export_folder: Path,
+    card: str,
+    tags: Mapping[str, str],
+    alias: str = CHALLENGER,
 ) -> RegisteredModel:
     """Adds the exported checkpoint to the registry as a models-from-code pyfunc, or finds the version it has.
 
@@ -118,7 +124,9 @@ def register_model(
         client.log_text(run_id, card, "model_card.md")
         version = _find_version(client, name, key)
         if version is None:
-            model_id = _find_logged_model(client, story.experiment_id, key) or _log_model(config, run_id, key, Path(export_folder))
+            model_id = _find_logged_model(client, story.experiment_id, key) or _log_model(
+                config, run_id, key, Path(export_folder)
+            )
             _ensure_registered_model(client, name)
             version = client.create_model_version(
                 name,
@@ -184,8 +192,7 @@ def _fetch(uri: str, cache_name: str) -> Path:
     if not cached.is_dir():
         cached.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix=f".{cache_name}.") as aside:
-            whole = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=aside)
-            os.rename(whole, cached)
+            Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=aside)).rename(cached)
     return cached
 
 

@@ -40,7 +40,9 @@ class StoryRun:
         run_id: the story's run.
     """
 
-    def __init__(self, client: Any, uri: str, experiment_id: str, run_id: str, config: RunConfig, children: dict[str, str]) -> None:
+    def __init__(
+        self, client: Any, uri: str, experiment_id: str, run_id: str, config: RunConfig, children: dict[str, str]
+    ) -> None:
         self.uri, self.run_id, self.experiment_id, self.client = uri, run_id, experiment_id, client
         self._config, self._children = config, children
         self._opened: set[str] = set()
@@ -202,7 +204,9 @@ def _find_experiment(client: Any, name: str, output: Path | None) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise MlflowException(f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or set tracking.experiment")
+        raise MlflowException(
+            f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or set tracking.experiment"
+        )
     return found.experiment_id
 
 

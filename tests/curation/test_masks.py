@@ -29,7 +29,9 @@ def test_decode_rle_equals_pycocotools_on_the_real_record(real_data):
         assert np.array_equal(decode_rle(mask["size"], mask["counts"]), expected)
 
 
-@pytest.mark.parametrize("size, counts", [((5, 5), "0"), ((0, 0), ""), ((2, 2), "o"), ((-1, 4), "4"), ((2, 2), "\n"), ((2, 2), "oooooooooo0")])
+@pytest.mark.parametrize(
+    "size, counts", [((5, 5), "0"), ((0, 0), ""), ((2, 2), "o"), ((-1, 4), "4"), ((2, 2), "\n"), ((2, 2), "oooooooooo0")]
+)
 def test_a_mask_that_lies_about_its_size_is_refused(size, counts):
     with pytest.raises(DataError) as caught:
         decode_rle(size, counts)

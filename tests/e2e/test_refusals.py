@@ -1,16 +1,10 @@
 """Bad input ends in one line that says what to do, with the right exit code, and leaves nothing that looks done."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+from tests.e2e.conftest import run
 
 
 def check_one_line(done: subprocess.CompletedProcess, code: int, *said: str) -> None:

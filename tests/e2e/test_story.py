@@ -1,27 +1,13 @@
 """The whole story as a user runs it: one command, real processes, the smallest preset."""
 
 import json
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*arguments: str, cwd: Path = ROOT, timeout: int = 900) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout)
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    output = tmp_path_factory.mktemp("story")
-    done = run("pipelines/full.py", "--preset", "toy_tiny", "--output", str(output))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return output, done, json.loads((output / "summary.json").read_text())
+from tests.e2e.conftest import run
 
 
 def manifest_of(output: Path, step: str) -> dict:
@@ -83,8 +69,6 @@ def test_the_model_is_registered_and_generates_the_same_video_twice(story):
     assert f"models:/{model['name']}@challenger" in done.stdout
     command = next(line for line in done.stdout.splitlines() if line.startswith("generate"))
     words = command.split("uv run ", 1)[1]
-    import shlex
-
     arguments = shlex.split(words)
     arguments[arguments.index("--output") + 1] = str(output / "one.mp4")
     first = run(*arguments, "--set", "num_inference_steps=4")

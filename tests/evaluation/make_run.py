@@ -37,8 +37,8 @@ def make_subjects(output, clips, caption="a red ball"):
         }  # fmt: skip
         rows.append(
             {
-                "clip_id": clip, "video_id": clip, "video_path": "v.mp4", "source_group": clip, "license": "CC0", "consent": "none",
-                "caption": caption, "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+                "clip_id": clip, "video_id": clip, "video_path": "v.mp4", "source_group": clip, "license": "CC0",
+                "consent": "none", "caption": caption, "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
                 "subjects": [subject],
             }
         )  # fmt: skip
@@ -53,7 +53,7 @@ def make_subjects(output, clips, caption="a red ball"):
 
 
 def make_shards(output, splits, caption="a red ball", cross_pair=()):
-    """A shards step: ``splits`` maps a split to its clips; subjects of ``cross_pair`` (clip -> other clip) have a second picture."""
+    """A shards step: ``splits`` maps a split to its clips; ``cross_pair`` (clip -> other clip) adds second pictures."""
     step = Step.make(output, "shards", splits)
     cross_pair = dict(cross_pair)
     for split, clips in splits.items():
@@ -126,7 +126,9 @@ def make_evaluate(output, prompt="a red ball", class_name="ball"):
     step.write_part("reference-clip-0.png", write_picture)
     sample = {
         "key": "clip", "prompt": prompt, "seed": 0,
-        "references": [{"subject_id": "clip-s0", "class_name": class_name, "kind": "in_pair", "file": "parts/reference-clip-0.png"}],
+        "references": [
+            {"subject_id": "clip-s0", "class_name": class_name, "kind": "in_pair", "file": "parts/reference-clip-0.png"},
+        ],
         "videos": {"before": "parts/before-clip.mp4", "after": "parts/after-clip.mp4"},
         "scores": {label: {"fidelity": 0.61, "chance": 0.5, "own_above_other": 0.75} for label in ("before", "after")},
     }  # fmt: skip

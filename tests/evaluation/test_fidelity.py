@@ -42,5 +42,3 @@ def test_what_was_not_measured_is_absent_not_zero():
     assert alone["chance"] is None and alone["own_above_other"] is None
     assert average_scores([alone]) == {"fidelity": 0.8}
     assert average_scores([alone, score_video([0.6], [0.5])]) == {"fidelity": 0.7, "chance": 0.5, "own_above_other": 1.0}
-
-

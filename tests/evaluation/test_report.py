@@ -55,8 +55,10 @@ def run(tmp_path_factory):
         steps[name].commit({})
     level = {"planned": 3, "written": 1, "filtered": {"TOO_SHORT": 1}, "quarantined": {HOSTILE: 1}}
     summary = {
-        "story": "0123456789ab", "output": str(output), "config": toy().model_dump(mode="json"), "videos": 3, "clips": 2, "subjects": 2,
-        "references": 2, "pairs": 0, "samples": {"train": 1, "validation": 1}, "digest": "d" * 16, "counts": {"subjects.video": level},
+        "story": "0123456789ab", "output": str(output), "config": toy().model_dump(mode="json"),
+        "videos": 3, "clips": 2, "subjects": 2,
+        "references": 2, "pairs": 0, "samples": {"train": 1, "validation": 1}, "digest": "d" * 16,
+        "counts": {"subjects.video": level},
         "filtered": level["filtered"], "quarantined": level["quarantined"], "seconds": {"start-up": 20.0, "train": 60.0},
         "outcomes": [{"level": "video", "item": HOSTILE, "reason": "UNREADABLE", "message": HOSTILE}],
         "train": steps["train"].load_manifest(), "evaluation": steps["evaluate"].load_manifest(), "untrained": HOSTILE,
@@ -104,7 +106,9 @@ def test_a_run_that_stopped_early_has_a_report(run, kept):
     _, steps, summary = run
     names = ["subjects", "shards", "train", "evaluate"][:kept]
     keys = ["story", "output", "seconds"]
-    keys += {0: [], 1: ["videos", "clips", "subjects", "counts", "outcomes"]}.get(kept, ["videos", "clips", "counts", "samples", "config"])
+    keys += {0: [], 1: ["videos", "clips", "subjects", "counts", "outcomes"]}.get(
+        kept, ["videos", "clips", "counts", "samples", "config"]
+    )
     page = make_page({key: summary[key] for key in keys}, {name: steps[name] for name in names})
     Page(page)
     assert "not finished" in page and "register" in page

@@ -40,6 +40,17 @@ def test_the_folder_has_every_part_a_pipeline_opens():
         assert library is None or (WEIGHTS_FOLDER / "wan" / part).is_dir(), part
 
 
+def test_the_folder_opens_as_a_stock_wan_pipeline():
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(WEIGHTS_FOLDER / "wan", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    size = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 1, "max_sequence_length": 16}
+    frames = pipeline(prompt="A red round creature jumps.", **size).frames
+    assert frames.shape == (1, 5, 32, 32, 3) and np.isfinite(frames).all()
+    assert pipeline.scheduler.config.shift == 5.0
+
+
 def test_the_tokenizer_knows_every_caption_and_ends_it_as_t5_does():
     from transformers import AutoTokenizer
 

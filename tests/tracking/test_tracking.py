@@ -13,7 +13,9 @@ from refalign.tracking.model_card import Provenance, make_model_card
 from refalign.tracking.registry import register_model, resolve_model
 from refalign.tracking.run import StoryRun, flatten
 
-PROVENANCE = Provenance({"CC-BY-NC-4.0": 3}, {"signed": 3}, "d" * 64, "0123456789ab", "abc", {"train": "train-0123456789ab"}, "run it")
+PROVENANCE = Provenance(
+    {"CC-BY-NC-4.0": 3}, {"signed": 3}, "d" * 64, "0123456789ab", "abc", {"train": "train-0123456789ab"}, "run it"
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,12 @@ def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     story = StoryRun.open(config, output=output, fingerprint="f" * 12)
     export = _make_export(tmp_path / "made-elsewhere")
     model = register_model(story, config, key="resolved", export_folder=export, card="card", tags={})
-    for source in (model.uri, f"models:/refalign/{model.version}", str(export), str(export.parent / ".." / tmp_path.name / export.name)):
+    for source in (
+        model.uri,
+        f"models:/refalign/{model.version}",
+        str(export),
+        str(export.parent / ".." / tmp_path.name / export.name),
+    ):
         assert json.loads((resolve_model(source, story.uri) / "transformer" / "config.json").read_text()) == {"num_layers": 9}
 
 

@@ -40,7 +40,7 @@ def test_stock_diffusers_opens_the_averaged_weights(run: Run, tmp_path: Path) ->
 def test_projectors_lie_beside_the_export_never_inside(run: Run, tmp_path: Path) -> None:
     folder = export_model(tmp_path, run.config, run.models, run.ema, run.ranks)
     assert {path.name for path in folder.iterdir()} == {
-        "transformer", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"
+        "transformer", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json", "refalign.json"
     }  # fmt: skip
     weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
     assert not any("proj." in name and "blocks" in name and name.startswith("projectors") for name in weights)

@@ -58,7 +58,8 @@ def make_page(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>RefAlign run</title><style>{style}</style></head><body><main>{''.join(body)}</main><script>{_SCRIPT}</script></body></html>\n"
+        f"<title>RefAlign run</title><style>{style}</style></head>"
+        f"<body><main>{''.join(body)}</main><script>{_SCRIPT}</script></body></html>\n"
     )
 
 

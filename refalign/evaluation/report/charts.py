@@ -49,7 +49,8 @@ def make_chart(lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = ()
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 3.5}">{format_number(tick)}</text>')
     for tick in nice_ticks(x_low, x_high, whole=True):
         if x_low <= tick <= x_high:
-            parts.append(f'<text class="tick" text-anchor="middle" x="{place(tick, y_low)[0]}" y="{_HEIGHT - 10}">{format_number(tick)}</text>')
+            x = place(tick, y_low)[0]
+            parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{_HEIGHT - 10}">{format_number(tick)}</text>')
     for x, text in marks:
         across = place(x, y_low)[0]
         parts.append(f'<line class="mark" x1="{across}" x2="{across}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
@@ -81,10 +82,10 @@ def nice_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def format_number(value: float) -> str:
-    """Short text of a number: whole where it is whole, else three or four digits."""
+    """Short text of a number: whole where it is whole, else two or three digits."""
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _draw(line: Line, place) -> str:

@@ -35,7 +35,8 @@ def image(data: bytes, kind: str, description: str) -> str:
 
 def video(data: bytes, description: str) -> str:
     """A silent loop that is part of the page."""
-    return f'<video src="{data_uri(data, "video/mp4")}" aria-label="{text(description)}" autoplay loop muted playsinline controls></video>'
+    source = f'src="{data_uri(data, "video/mp4")}" aria-label="{text(description)}"'
+    return f"<video {source} autoplay loop muted playsinline controls></video>"
 
 
 def figure(content: str, caption: str) -> str:
@@ -45,12 +46,14 @@ def figure(content: str, caption: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
     """A table of cells that are HTML already; columns from ``numbers_from`` on are set right."""
-    header = "".join(f"<th>{text(cell)}</th>" for cell in head)
-    body = ""
-    for row in rows:
-        cells = (f'<td class="number">{cell}</td>' if n >= numbers_from else f"<td>{cell}</td>" for n, cell in enumerate(row))
-        body += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+
+    def make_row(tag: str, cells: Iterable[str]) -> str:
+        kinds = (' class="number"' if column >= numbers_from else "" for column in range(len(head)))
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))}</tr>"
+
+    header = make_row("th", map(text, head))
+    body = "".join(make_row("td", row) for row in rows)
+    return f'<div class="scroll"><table><thead>{header}</thead><tbody>{body}</tbody></table></div>'
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:

@@ -68,7 +68,11 @@ def make_samples(summary: Summary, steps: Steps) -> str:
         else "There was no held-out split, so these prompts were trained on: the videos show what was memorised."
     )
     cards = [_make_sample_card(sample, steps["evaluate"].folder) for sample in samples[:_MAX_VIDEOS]]
-    rest = f'<p class="soft">{len(samples) - _MAX_VIDEOS} more videos are in the evaluate step\'s folder.</p>' if len(samples) > _MAX_VIDEOS else ""
+    rest = (
+        f'<p class="soft">{len(samples) - _MAX_VIDEOS} more videos are in the evaluate step\'s folder.</p>'
+        if len(samples) > _MAX_VIDEOS
+        else ""
+    )
     intro = f'<p class="soft">Left: references. Then the base model and the trained one, same seed. {held_out}</p>'
     return html.section("Sample videos", intro, *cards, rest)
 
@@ -101,8 +105,13 @@ def make_training(summary: Summary, steps: Steps) -> str:
     charts = []
     for name, label in _TERMS.items():
         raw = [(record["step"], record[name]) for record in records if isinstance(record.get(name), int | float)]
-        held_out = [(record["step"], record[key]) for record in records if isinstance(record.get(key := f"validation/{name}"), int | float)]
-        lines = [Line(raw)] if len(raw) <= _CURVES_WITH_FEW_POINTS else [Line(raw, "raw"), Line(smooth(raw))]
+        held_out = [
+            (record["step"], record[key])
+            for record in records
+            if isinstance(record.get(key := f"validation/{name}"), int | float)
+        ]
+        plain = name == "learning_rate" or len(raw) <= _CURVES_WITH_FEW_POINTS
+        lines = [Line(raw)] if plain else [Line(raw, "raw"), Line(smooth(raw))]
         svg = make_chart([*lines, Line(held_out, "held-out", dots=True)], marks=stages, label=label)
         charts.append(html.figure(svg, label) if svg else "")
     if not any(charts):
@@ -110,8 +119,8 @@ def make_training(summary: Summary, steps: Steps) -> str:
     validation = (summary.get("train") or {}).get("validation") or {}
     rows = [(html.text(name), html.number(ends["first"]), html.number(ends["last"])) for name, ends in validation.items()]
     intro = (
-        '<p class="soft">Blue: training, one noise level drawn per sample, hence the scatter. Orange: held-out samples at fixed noise and '
-        "noise levels. A falling pull alone proves little: the projectors can lower it without the Transformer.</p>"
+        '<p class="soft">Blue: training, one noise level drawn per sample, hence the scatter. Orange: held-out samples at fixed noise '
+        "and noise levels. A falling pull alone proves little: the projectors can lower it without the Transformer.</p>"
     )
     held_out_table = "<h3>Held out, first and last</h3>" + html.table(("term", "before training", "after"), rows) if rows else ""
     return html.section("Training", intro, f'<div class="charts">{"".join(charts)}</div>', held_out_table)
@@ -135,7 +144,7 @@ def make_data_flow(summary: Summary) -> str:
             html.count(sum(counts["filtered"].values())),
             html.count(sum(counts["quarantined"].values())),
         )
-        for level, counts in (summary.get("counts") or {}).items()
+        for level, counts in sorted((summary.get("counts") or {}).items(), key=lambda item: [*_LEVELS, item[0]].index(item[0]))
     ]
     balance = html.table(("", "planned", "written", "filtered", "quarantined"), planned) if planned else ""
     reasons = [
@@ -148,7 +157,9 @@ def make_data_flow(summary: Summary) -> str:
         "Data flow",
         f'<ul class="flow">{items}</ul>',
         balance,
-        '<p class="soft">Filtered: not wanted (no subject, too short). Quarantined: a fault (unreadable, corrupt).</p>' if planned else "",
+        '<p class="soft">Filtered: not wanted (no subject, too short). Quarantined: a fault (unreadable, corrupt).</p>'
+        if planned
+        else "",
         left_out,
         _make_outcomes(summary.get("outcomes") or []),
     )
@@ -161,11 +172,11 @@ def make_sheets(steps: Steps) -> str:
     parts = sorted(manifest["parts"], key=lambda part: not part.startswith("validation"))
     content = []
     for part in parts[:_MAX_SHEET_SHARDS]:
-        content.append(f"<h3>{html.text(part)}</h3>")
-        for key, jpeg in iter_contact_sheets(steps["shards"], {"parts": [part]}, _SHEETS_PER_SHARD):
-            content.append(html.figure(html.image(jpeg, "image/jpeg", f"sample {key}"), key))
+        sheets = iter_contact_sheets(steps["shards"], {"parts": [part]}, _SHEETS_PER_SHARD)
+        figures = "".join(html.figure(html.image(jpeg, "image/jpeg", f"sample {key}"), key) for key, jpeg in sheets)
+        content.append(f'<h3>{html.text(part)}</h3><div class="sheets">{figures}</div>')
     rest = f'<p class="soft">{len(parts)} shards in all.</p>' if len(parts) > _MAX_SHEET_SHARDS else ""
-    return html.section("Contact sheets", f'<div class="sheets">{"".join(content)}</div>' if content else "", rest)
+    return html.section("Contact sheets", *content, rest)
 
 
 def make_model(summary: Summary) -> str:
@@ -181,7 +192,8 @@ def make_model(summary: Summary) -> str:
         f"--prompt {shlex.quote(example['prompt'])} --output out.mp4"
     )
     card = html.folded("Model card", f"<pre>{html.text(model['card'])}</pre>") if model.get("card") else ""
-    line = f"<p><b>{html.text(model['name'])}</b> version {html.text(model['version'])}, alias <code>{html.text(model['alias'])}</code></p>"
+    name, version, alias = (html.text(model[part]) for part in ("name", "version", "alias"))
+    line = f"<p><b>{name}</b> version {version}, alias <code>{alias}</code></p>"
     return html.section("Model", line, f"<pre>{html.text(command)}</pre>", card)
 
 
@@ -221,7 +233,9 @@ def _make_sample_card(sample: Mapping[str, Any], folder: Path) -> str:
         except (OSError, DataError):
             continue
         small = make_contact_sheet([[picture]], min(_THUMBNAIL_PX, picture.shape[0]), gap_px=0)
-        thumbnails.append(html.figure(html.image(encode_png(small), "image/png", reference["class_name"]), reference["class_name"]))
+        thumbnails.append(
+            html.figure(html.image(encode_png(small), "image/png", reference["class_name"]), reference["class_name"])
+        )
     videos = []
     for label, caption in (("before", "base model"), ("after", "trained")):
         file = folder / sample["videos"].get(label, "")
@@ -240,8 +254,12 @@ def _make_sample_card(sample: Mapping[str, Any], folder: Path) -> str:
 def _make_outcomes(outcomes: list[Mapping[str, Any]]) -> str:
     if not outcomes:
         return ""
-    rows = [tuple(html.text(outcome.get(name, "")) for name in ("item", "reason", "message")) for outcome in outcomes[:_MAX_OUTCOMES]]
-    title = f"Each of them ({len(outcomes)})" if len(outcomes) <= _MAX_OUTCOMES else f"The first {_MAX_OUTCOMES} of {len(outcomes)}"
+    rows = [
+        tuple(html.text(outcome.get(name, "")) for name in ("item", "reason", "message")) for outcome in outcomes[:_MAX_OUTCOMES]
+    ]
+    title = (
+        f"Each of them ({len(outcomes)})" if len(outcomes) <= _MAX_OUTCOMES else f"The first {_MAX_OUTCOMES} of {len(outcomes)}"
+    )
     return html.folded(title, html.table(("item", "reason", "what was found"), rows, numbers_from=3))
 
 
