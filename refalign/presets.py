@@ -57,7 +57,8 @@ def toy() -> RunConfig:
             validate_every=45,
         ),
         evaluation=EvaluationConfig(num_inference_steps=20),
-        cluster=ClusterConfig(actor_cpus=0.5, worker_cpus=0.5),
+        # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
+        cluster=ClusterConfig(actor_cpus=0.5, worker_cpus=0.5, threads=1),
     )
 
 

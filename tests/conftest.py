@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores crawl
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

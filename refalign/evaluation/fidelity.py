@@ -19,8 +19,8 @@ _SCALES = (0.7, 0.5)
 _FRAMES = 3
 MEASURED = (
     "Fidelity: highest cosine between the vision embedding of a reference and those of windows of the video "
-    f"({_FRAMES} frames; the whole frame, and squares of {' and '.join(f'{scale:.0%}' for scale in _SCALES)} of its shorter side), "
-    "mean over references. "
+    f"({_FRAMES} frames; the whole frame, and squares of {' and '.join(f'{scale:.0%}' for scale in _SCALES)} of its shorter "
+    "side), mean over references. "
     "Chance: the same with references of other samples, which the video was not given. "
     "Own above other: share of (own, other) pairs in which the own reference scores higher; 50% is chance."
 )

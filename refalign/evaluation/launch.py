@@ -33,10 +33,10 @@ def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) 
     samples, split = choose_samples(
         steps["shards"].folder, steps["subjects"].folder, count=config.evaluation.num_samples, seed=config.seed
     )
-    pictures = {sample.key: _write_references(step, sample) for sample in samples}
+    pictures = {sample.key: write_references(step, sample) for sample in samples}
     sources = {"before": config.models.base, "after": str(steps["train"].folder / train["export"])}
     records = run_parts(step, plan_videos(samples, pictures, sources), EvaluationActor, config, label="evaluate")
-    return step.commit(_make_manifest(step, samples, split, pictures, records, train))
+    return step.commit(make_manifest(step, samples, split, pictures, records, train))
 
 
 def plan_videos(
@@ -155,7 +155,7 @@ class EvaluationActor:
         return self.embeddings[path.name]
 
 
-def _write_references(step: Step, sample: ChosenSample) -> list[str]:
+def write_references(step: Step, sample: ChosenSample) -> list[str]:
     """Keeps the reference pictures as parts; returns their names."""
     names = []
     for number, reference in enumerate(sample.references):
@@ -176,7 +176,7 @@ def _video_name(label: str, sample: ChosenSample) -> str:
     return f"{label}-{sample.key}.mp4"
 
 
-def _make_manifest(
+def make_manifest(
     step: Step,
     samples: list[ChosenSample],
     split: str,
@@ -184,6 +184,7 @@ def _make_manifest(
     records: list[dict[str, Any]],
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
+    """What the step recorded: per sample its prompt, files (relative to the step's folder) and scores, and their averages."""
     scores_of = {record["part"]: record["scores"] for record in records}
     entries = []
     for sample in samples:

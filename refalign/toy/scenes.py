@@ -141,7 +141,7 @@ def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, 
                 height_px=(height, height * growth),
                 yaw=(0.9 if end > start else -0.9, 0.7 if end > start else -0.7) if pose == "walking" else yaw,
                 phase=float(rng.uniform()),
-                cycles=float(rng.uniform(1.2, 2.0)),
+                cycles=float(rng.uniform(0.8, 1.3)),
             )
         )
     return tuple(sorted(plans, key=lambda plan: plan.ground_px))

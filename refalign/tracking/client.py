@@ -98,6 +98,7 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else the caller's lock file, with its addresses, enters the model
     import mlflow
 
-    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.utils.environment"):  # every new table; a missing pip
+    # They tell of every new table, of a missing pip, and of waiting for what is there already.
+    for noisy in ("mlflow.store.db.utils", "alembic", "mlflow.utils.environment", "mlflow.store.model_registry.abstract_store"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     return mlflow

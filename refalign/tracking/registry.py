@@ -186,8 +186,9 @@ def _fetch(uri: str, cache_name: str) -> Path:
     """Local folder of a model's files; those of a local store are used in place."""
     import mlflow
 
-    if uri.startswith("file:") or "://" not in uri:
-        return Path(url2pathname(urlsplit(uri).path)) if uri.startswith("file:") else Path(uri)
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        return Path(url2pathname(urlsplit(uri).path)) if scheme else Path(uri)
     cached = Path.home() / ".cache" / "refalign" / "models" / cache_name
     if not cached.is_dir():
         cached.parent.mkdir(parents=True, exist_ok=True)

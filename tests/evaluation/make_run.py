@@ -38,7 +38,8 @@ def make_subjects(output, clips, caption="a red ball"):
         rows.append(
             {
                 "clip_id": clip, "video_id": clip, "video_path": "v.mp4", "source_group": clip, "license": "CC0",
-                "consent": "none", "caption": caption, "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+                "consent": "none",
+                "caption": caption, "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
                 "subjects": [subject],
             }
         )  # fmt: skip

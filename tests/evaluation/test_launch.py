@@ -7,7 +7,7 @@ import pytest
 import torch
 from make_run import make_shards, make_subjects, make_train
 
-from refalign.evaluation.launch import EvaluationActor, _make_manifest, _write_references, plan_videos
+from refalign.evaluation.launch import EvaluationActor, make_manifest, plan_videos, write_references
 from refalign.evaluation.samples import choose_samples
 from refalign.models.wan import load_transformer
 from refalign.pictures import read_image
@@ -31,11 +31,11 @@ def evaluated(tmp_path_factory):
 
     step = Step.make(output, "evaluate", 0)
     samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c"]).folder, count=2, seed=3)
-    pictures = {sample.key: _write_references(step, sample) for sample in samples}
+    pictures = {sample.key: write_references(step, sample) for sample in samples}
     plan = plan_videos(samples, pictures, {"before": config.models.base, "after": str(export)})
     actor = EvaluationActor(config)
     records = [actor.make_part(step, name, work) for name, work in plan.items()]
-    return step, actor, plan, records, _make_manifest(step, samples, split, pictures, records, train.load_manifest())
+    return step, actor, plan, records, make_manifest(step, samples, split, pictures, records, train.load_manifest())
 
 
 def test_each_sample_has_playable_videos_of_both_models(evaluated):

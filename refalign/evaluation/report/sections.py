@@ -119,8 +119,8 @@ def make_training(summary: Summary, steps: Steps) -> str:
     validation = (summary.get("train") or {}).get("validation") or {}
     rows = [(html.text(name), html.number(ends["first"]), html.number(ends["last"])) for name, ends in validation.items()]
     intro = (
-        '<p class="soft">Blue: training, one noise level drawn per sample, hence the scatter. Orange: held-out samples at fixed noise '
-        "and noise levels. A falling pull alone proves little: the projectors can lower it without the Transformer.</p>"
+        '<p class="soft">Blue: training, one noise level drawn per sample, hence the scatter. Orange: held-out samples at fixed '
+        "noise and noise levels. A falling pull alone proves little: the projectors can lower it without the Transformer.</p>"
     )
     held_out_table = "<h3>Held out, first and last</h3>" + html.table(("term", "before training", "after"), rows) if rows else ""
     return html.section("Training", intro, f'<div class="charts">{"".join(charts)}</div>', held_out_table)
