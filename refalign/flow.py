@@ -17,7 +17,7 @@ from refalign.cli import arm_signals
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
 from refalign.geometry import check_geometry
-from refalign.models.loading import check_local
+from refalign.models.loading import check_local, identify_model
 from refalign.steps import Step, check_disk_space, write_json
 from refalign.summary import describe_step
 
@@ -93,9 +93,10 @@ class Story:
         folder = Path(config.input.path) if config.input.path else self._draw_world()
         plan, planned, identity = plan_subjects(config, folder)
         self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster"}), identity)
-        encoder = (config.models.vision_encoder, config.models.vision_encoder_revision, config.models.encoder_dtype)
+        models = config.models
+        used = (identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector))
         settings = config.curation.model_dump(exclude={"max_quarantine_fraction"})
-        step = self._make_step("subjects", identity, settings, config.video, config.models.detector, *encoder)
+        step = self._make_step("subjects", identity, settings, config.video, models.encoder_dtype, *used)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
             raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
@@ -109,14 +110,16 @@ class Story:
     def _shards(self) -> None:
         from refalign.shards.launch import run_shards
 
-        step = self._make_step("shards", self.config.shards, self.config.models, self.steps["pairs"].fingerprint)
+        models = self.config.models
+        encoders = (models.encoder_dtype, models.max_text_tokens, identify_model(models.base, models.base_revision))
+        step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint)
         self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
 
     def _train(self) -> None:
         config = self.config
         settings = config.training.model_dump(mode="json", exclude=_TRAINING_KNOBS)
         data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint)
-        step = self._make_step("train", settings, config.objective, config.seed, config.models.base, *data)
+        step = self._make_step("train", settings, config.objective, config.seed, *data)
 
         def work() -> dict[str, Any]:
             from refalign.training.launch import run_training
@@ -214,7 +217,8 @@ class Story:
         self._tracker = StoryRun.open(self.config, output=self.output, fingerprint=self.fingerprint)
         self.seconds["start-up"] = round(time.monotonic() - began, 1)
         for name in self.manifests.keys() & self.steps.keys():
-            self._log(self.steps[name])  # done by an earlier attempt, or for another story
+            if name != "world":
+                self._log(self.steps[name])  # done by an earlier attempt, or for another story
 
     def _log(self, step: Step) -> None:
         from refalign.tracking.story import log_step
@@ -223,28 +227,32 @@ class Story:
 
     def close(self, status: str) -> None:
         """Writes summary and report, and ends the MLflow run. A story in which nothing was done leaves all as it is."""
-        from refalign.evaluation.report import make_report
-        from refalign.summary import load_summary, make_summary
-        from refalign.tracking.model_card import load_note
+        from refalign.summary import load_summary
 
         known = load_summary(self.output) or {}
         if self._tracker is None and known.get("story") == self.fingerprint:
             self.summary = known
-            return
-        if "subjects" not in self.manifests:
-            return
-        summary = make_summary(self.config, self.output, self.manifests, {**known.get("seconds", {}), **self.seconds})
+        elif "subjects" in self.manifests:
+            self.summary = self._write_summary(known.get("seconds", {}))
+        if self._tracker is not None:
+            tracker, self._tracker = self._tracker, None
+            if self.summary:
+                tracker.log_file(None, self.output / "report.html")
+            tracker.finish(status)
+
+    def _write_summary(self, seconds: dict[str, float]) -> dict[str, Any]:
+        from refalign.evaluation.report import make_report
+        from refalign.summary import make_summary
+        from refalign.tracking.model_card import load_note
+
+        summary = make_summary(self.config, self.output, self.manifests, {**seconds, **self.seconds})
         summary["story"] = self.fingerprint
         summary["command"] = shlex.join(["uv", "run", *sys.argv])
         summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
         summary["untrained"] = load_note(self.config.models.base)
         summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))
         write_json(self.output / "summary.json", summary)
-        self.summary = summary
-        if self._tracker is not None:
-            tracker, self._tracker = self._tracker, None
-            tracker.log_file(None, self.output / "report.html")
-            tracker.finish(status)
+        return summary
 
 
 def _explain_no_subject(manifest: dict[str, Any], config: RunConfig, output: Path) -> str:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from refalign.config import RunConfig
 from refalign.curation.shots import Window, iter_annotated_window, iter_windows
-from refalign.curation.sources import SourceVideo, list_sources, make_video_id
+from refalign.curation.sources import SourceVideo, list_sources
 from refalign.curation.subjects import choose_subjects, find_candidates, make_subject_row, read_candidates
 from refalign.errors import DataError, RefAlignError
 from refalign.geometry import letterbox
@@ -24,7 +24,7 @@ from refalign.outcomes import Outcome, check_quarantined, count_outcomes
 from refalign.parts import run_parts
 from refalign.pictures import decode_image
 from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.steps import Step
+from refalign.steps import Step, digest_sampled
 from refalign.videos import make_center_crop, probe_duration_s
 
 
@@ -43,7 +43,7 @@ def plan_subjects(config: RunConfig, folder: Path) -> tuple[dict[str, list[dict[
             outcomes.append(Outcome("video", str(source).partition(":")[0], source.reason, str(source)))
             identity.append([str(source), source.reason])
             continue
-        video_id = make_video_id(source.path) if source.path.is_file() else "missing"
+        video_id = digest_sampled(source.path) if source.path.is_file() else "missing"
         described = {**dataclasses.asdict(source), "path": str(source.path), "video_id": video_id}
         identity.append({**described, "path": ""})
         content = f"{video_id}-{source.annotation['metadata']['cut'] if source.annotation else ''}"

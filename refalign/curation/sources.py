@@ -7,7 +7,6 @@ A folder's video may have a sidecar of the same name: ``clip.txt`` (the caption)
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from refalign.errors import ConfigError, DataError
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")
 )
-_SAMPLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,6 @@ def list_sources(config: InputConfig, folder: Path) -> list[SourceVideo | DataEr
     if not sources:
         raise ConfigError(f"--input {folder}: no file in it; give a folder of videos ({', '.join(sorted(VIDEO_SUFFIXES))}).")
     return sources
-
-
-def make_video_id(path: Path) -> str:
-    """16 hexadecimal digits from the size and the first and last MiB of a file: same content, same id."""
-    size_bytes = path.stat().st_size
-    digest = hashlib.sha256(str(size_bytes).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE_BYTES))
-        file.seek(max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES))
-        digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def _iter_folder(files: list[Path], config: InputConfig, folder: Path) -> Iterator[SourceVideo | DataError]:

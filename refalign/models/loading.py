@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from refalign.config import make_fingerprint
 from refalign.errors import ArtifactError
+from refalign.steps import digest_sampled
 
 
 def looks_local(source: str) -> bool:
@@ -21,6 +23,18 @@ def check_local(source: str, setting: str) -> None:
     """
     if looks_local(source) and not Path(source).expanduser().exists():
         raise ArtifactError(f"{setting}={source}: nothing is there; give a folder in the hub's layout, or a hub id.")
+
+
+def identify_model(source: str, revision: str | None = None) -> str:
+    """What a fingerprint says of a model: the content of a local one, id and revision of a hub's.
+
+    Weights that were trained again in the same folder are another model.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        return f"{source}@{revision}"
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return make_fingerprint([[file.relative_to(path).as_posix(), digest_sampled(file)] for file in files])
 
 
 def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:

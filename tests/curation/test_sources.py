@@ -3,8 +3,9 @@ import json
 import pytest
 
 from refalign.config import InputConfig
-from refalign.curation.sources import SourceVideo, list_sources, make_video_id
+from refalign.curation.sources import SourceVideo, list_sources
 from refalign.errors import ConfigError, DataError
+from refalign.steps import digest_sampled
 
 
 def list_names(folder, **settings):
@@ -62,7 +63,7 @@ def test_a_caption_may_change_with_the_shot(tmp_path):
 def test_the_id_is_of_the_content(tmp_path):
     for name, content in (("a", b"x" * 5_000_000), ("b", b"x" * 5_000_000), ("c", b"x" * 4_999_999 + b"y")):
         (tmp_path / name).write_bytes(content)
-    ids = [make_video_id(tmp_path / name) for name in "abc"]
+    ids = [digest_sampled(tmp_path / name) for name in "abc"]
     assert ids[0] == ids[1] != ids[2]
     assert len(ids[0]) == 16
 

@@ -1,0 +1,41 @@
+"""SIGTERM in the middle: children end, MLflow says so, and the same command goes on."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from tests.e2e.conftest import ROOT, run
+
+
+def test_a_terminated_story_leaves_no_process_and_goes_on(tmp_path):
+    flags = ["--preset", "toy_tiny", "--output", str(tmp_path)]
+    story = subprocess.Popen(
+        [sys.executable, "pipelines/full.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert story.stdout is not None and story.stderr is not None
+    for line in story.stdout:
+        if line.startswith("subjects: started"):
+            break
+    time.sleep(1)  # into Ray Data's own waiting
+    children = psutil.Process(story.pid).children(recursive=True)
+    assert children, "Ray runs below the driver"
+    story.send_signal(signal.SIGTERM)
+    _, said = story.communicate(timeout=120)
+    assert story.returncode == 143
+    assert f"The same command goes on from there: uv run pipelines/full.py {' '.join(flags)}" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = [each for each in client.search_experiments() if each.name == "refalign"]
+    assert {each.info.status for each in client.search_runs([experiment.experiment_id])} == {"KILLED"}
+
+    done = run("pipelines/subjects.py", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "world: done before, skipped" in done.stdout and "subjects: 18 videos" in done.stdout
