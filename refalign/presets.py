@@ -12,6 +12,7 @@ from refalign.config import (
     InputConfig,
     ModelsConfig,
     ObjectiveConfig,
+    PairsConfig,
     RunConfig,
     ShardsConfig,
     StageConfig,
@@ -43,6 +44,7 @@ def toy() -> RunConfig:
             min_area_fraction=0.04,
             min_confidence=0.8,  # on real footage the sprite detector is never this sure; on sprites nearly always
         ),
+        pairs=PairsConfig(min_similarity=0.9),  # above it every pair of the drawn world is one identity; measured on 192 pairs
         shards=ShardsConfig(samples_per_shard=16),
         objective=ObjectiveConfig(alignment_blocks=3),
         training=TrainingConfig(

@@ -118,7 +118,7 @@ class SubjectsActor:
         outcomes: list[Outcome] = []
         for described in work:
             video_id = described.pop("video_id")
-            source = SourceVideo(**{**described, "path": Path(described["path"])})
+            source = SourceVideo(path=Path(described.pop("path")), **described)
             made, happened = self.curate_video(source, video_id)
             rows += made
             outcomes += happened

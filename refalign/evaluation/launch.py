@@ -186,7 +186,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """What the step recorded: per sample its prompt, files (relative to the step's folder) and scores, and their averages."""
     scores_of = {record["part"]: record["scores"] for record in records}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for sample in samples:
         references = [
             {**{name: value for name, value in asdict(reference).items() if name != "crop_png"}, "file": f"parts/{picture}"}

@@ -69,7 +69,8 @@ class VisionEncoder:
         height, width = pixels.shape[1:3]
         if height % self.patch_size_px or width % self.patch_size_px:
             raise GeometryError(
-                f"pictures of {height} x {width} px do not divide into patches of {self.patch_size_px} px; letterbox them to a multiple."
+                f"pictures of {height} x {width} px do not divide into patches of {self.patch_size_px} px; "
+                "letterbox them to a multiple."
             )
         parameter = next(self.model.parameters())
         mean, std = (torch.tensor(values, device=parameter.device) for values in (self._mean, self._std))

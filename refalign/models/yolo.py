@@ -167,7 +167,7 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
             raise ArtifactError(f"{folder}: {name} is missing; expected a detector folder with model.yaml and model.safetensors.")
     description = yaml.safe_load((folder / "model.yaml").read_text())
     try:
-        yolo = YOLO(str(folder / "model.yaml"), task="segment")
+        yolo: Any = YOLO(str(folder / "model.yaml"), task="segment")
         state = {
             key: tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in load_file(folder / "model.safetensors").items()

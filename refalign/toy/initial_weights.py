@@ -192,8 +192,9 @@ def write_initial_weights(output: Path, parts: tuple[str, ...] = PARTS) -> None:
 
 def _write_scheduler_and_index(wan: Path) -> None:
     import diffusers
+    from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0)
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0)
     replace_folder(wan / "scheduler", lambda folder: scheduler.save_pretrained(folder))
     index = {**MODEL_INDEX, "_diffusers_version": diffusers.__version__}
     (wan / "model_index.json").write_text(json.dumps(dict(sorted(index.items())), indent=2) + "\n")

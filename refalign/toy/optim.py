@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:

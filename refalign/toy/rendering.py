@@ -59,9 +59,9 @@ def render_scene(plan: ScenePlan) -> RenderedScene:
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Smallest boxes around masks: bool [..., H, W] -> int [..., 4], xyxy, half-open, px; zeros for an empty mask."""
-    columns, rows = masks.any(-2), masks.any(-1)
+    columns, rows = np.any(masks, -2), np.any(masks, -1)
     sides = (columns.argmax(-1), rows.argmax(-1), _last_true(columns), _last_true(rows))
-    return np.stack(sides, -1) * masks.any((-2, -1))[..., None]
+    return np.stack(sides, -1) * np.any(masks, axis=(-2, -1), keepdims=True)[..., 0]
 
 
 def _last_true(line: np.ndarray) -> np.ndarray:

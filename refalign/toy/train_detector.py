@@ -54,7 +54,7 @@ def make_model() -> Any:
     from ultralytics.nn.tasks import SegmentationModel
 
     torch.manual_seed(SEED)
-    model = SegmentationModel({**model_description(), "scale": "n"}, verbose=False)
+    model: Any = SegmentationModel({**model_description(), "scale": "n"}, verbose=False)
     model.args = get_cfg()
     model.names = {0: CLASS_NAME}
     return model

@@ -1,6 +1,6 @@
 """Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and place by place.
 
-    python -m refalign.toy.train_vision_encoder --steps 1500 --checkpoint runs/toy_vision.pt [--init runs/toy_vision.pt]
+    python -m refalign.toy.train_vision_encoder --steps 900 --checkpoint runs/toy_vision.pt [--init runs/toy_vision.pt]
     python -m refalign.toy.train_vision_encoder --steps 0            # only measures what is shipped
 
 Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens between pictures; the dense
@@ -200,7 +200,7 @@ def main() -> None:
     from transformers import DINOv3ViTModel
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="total number of steps; 0 only measures --output")
+    parser.add_argument("--steps", type=int, default=900, help="total number of steps; 0 only measures --output")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vision.pt"), help="where the training state is kept")
     parser.add_argument("--init", type=Path, help="training state to continue from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "dinov3")

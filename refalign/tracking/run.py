@@ -145,7 +145,7 @@ class StoryRun:
         run_id = self.child(step)
         with one_line_errors(self.uri), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*interpreted in multiple ways.*")  # MLflow offers one source twice
-            dataset = MetaDataset(resolve_dataset_source(str(folder)), name=name, digest=digest[:36])
+            dataset = MetaDataset(resolve_dataset_source(str(folder)), name=name, digest=digest[:36])  # ty: ignore[abstract-class-instantiation]
             inputs = [DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", context)])]
             self.client.log_inputs(run_id, datasets=inputs)
 

@@ -33,22 +33,37 @@ def test_it_learns(story):
     assert validation["pull"]["last"] < 0.9 * validation["pull"]["first"]
 
 
-def test_subjects_are_where_the_world_put_them(story):
-    output, _, _ = story
-    (world,) = output.glob("world-*/videos")
-    clips = [row for path in output.glob("subjects-*/parts/*.parquet") for row in pq.read_table(path).to_pylist()]
-    found = known = 0
-    for clip in clips:
-        truth = json.loads((world / Path(clip["video_path"]).with_suffix(".json").name).read_text())["ground_truth"]
-        assert truth, "the world writes its ground truth beside each video"
-        found += len(clip["subjects"])
-        known += 1
-    assert found >= known, "at least one subject a clip on average"
+def iou(a, b) -> float:
+    shared = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
-def test_pairs_show_one_identity_more_often_than_chance(story):
-    output, _, _ = story
-    assert manifest_of(output, "pairs")["pairs"] > 0
+def find_identities(output: Path) -> dict[str, int | None]:
+    """Subject id to the drawn identity whose true box it overlaps by more than half; None for a false alarm."""
+    identities = {}
+    for clip in [row for path in output.glob("subjects-*/parts/*.parquet") for row in pq.read_table(path).to_pylist()]:
+        truth = json.loads(Path(clip["video_path"]).with_suffix(".json").read_text())["ground_truth"]
+        for subject in clip["subjects"]:
+            frame = round(subject["frame_time_s"] * truth["fps"])
+            there = {
+                each["identity"]: iou(subject["box_xyxy_px"], each["boxes_xyxy_px"][frame - shot["first_frame"]])
+                for shot in truth["shots"]
+                if shot["first_frame"] <= frame < shot["first_frame"] + shot["num_frames"]
+                for each in shot["subjects"]
+            }
+            best = max(there, key=lambda identity: there[identity])
+            identities[subject["subject_id"]] = best if there[best] > 0.5 else None
+    return identities
+
+
+def test_subjects_and_pairs_agree_with_the_ground_truth(story):
+    output, _, summary = story
+    identities = find_identities(output)
+    assert len(identities) == summary["subjects"] >= summary["clips"]
+    assert list(identities.values()).count(None) <= 0.05 * len(identities)
+    pairs = [row for path in output.glob("pairs-*/parts/*.parquet") for row in pq.read_table(path).to_pylist()]
+    right = [identities[pair["subject_id"]] == identities[pair["reference_subject_id"]] for pair in pairs]
+    assert len(pairs) >= 20 and np.mean(right) >= 0.9, "casts hold twins of one shape and colour; chance is about a third"
 
 
 def test_shards_open_with_stock_webdataset(story):

@@ -184,12 +184,13 @@ def make_model(summary: Summary) -> str:
     model = summary.get("model") or {}
     if not model:
         return ""
-    example = model.get("example") or {"references": ["a.png"], "prompt": "..."}
+    unknown: Mapping[str, Any] = {"references": ["a.png"], "prompt": "..."}
+    example = model.get("example") or unknown
     references = " ".join(f"--reference {shlex.quote(path)}" for path in example["references"])
     tracking = f" --tracking {shlex.quote(model['tracking_uri'])}" if "tracking_uri" in model else ""
     command = (
         f"uv run pipelines/generate.py --model {shlex.quote(model['uri'])}{tracking} {references} "
-        f"--prompt {shlex.quote(example['prompt'])} --output out.mp4"
+        f"--prompt {shlex.quote(str(example['prompt']))} --output out.mp4"
     )
     card = html.folded("Model card", f"<pre>{html.text(model['card'])}</pre>") if model.get("card") else ""
     name, version, alias = (html.text(model[part]) for part in ("name", "version", "alias"))
