@@ -1,6 +1,6 @@
 """Trains the toy's ``AutoencoderKLWan``: first on crops of single frames, then on whole clips, in one run.
 
-    python -m refalign.toy.train_vae --steps 2000 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
+    python -m refalign.toy.train_vae --steps 2500 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
     python -m refalign.toy.train_vae --steps 0            # only measures what is shipped
 
 A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, cheaply;
@@ -244,7 +244,7 @@ def main() -> None:
     from diffusers import AutoencoderKLWan
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="total number of steps; 0 only measures --output")
+    parser.add_argument("--steps", type=int, default=2500, help="total number of steps; 0 only measures --output")
     parser.add_argument("--save-every", type=int, default=600, help="steps between checkpoints and exports")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vae.pt"), help="where the training state is kept")
     parser.add_argument("--init", type=Path, help="training state to continue from")

@@ -69,7 +69,7 @@ def test_the_vae_reconstructs_heldout_clips(vae):
     assert figures["clip_psnr_db"] > VAE_CLIP_PSNR_DB and figures["reference_psnr_db"] > VAE_REFERENCE_PSNR_DB, figures
 
 
-VAE_CLIP_PSNR_DB, VAE_REFERENCE_PSNR_DB = 20.0, 20.0
+VAE_CLIP_PSNR_DB, VAE_REFERENCE_PSNR_DB = 20.0, 22.5
 """A little below the figures of the weights' README, which are over more items."""
 
 
