@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
 
 from refalign.toy.drawing import POSES, render_reference
 from refalign.toy.identities import Split, sample_identity
@@ -53,6 +54,46 @@ def sample_frame(seed: int, number: int, split: Split = "train", *, min_visible:
     shot = render_scene(replace(plan, subjects=moment, num_frames=1))
     shown = shot.visible_fraction[:, 0] >= min_visible
     return FrameTruth(shot.frames[0], shot.boxes_xyxy_px[shown, 0], shot.masks[shown, 0])
+
+
+def sample_clutter(seed: int, number: int, size: int = 96) -> FrameTruth:
+    """The ``number``-th frame without any creature: cloudy textures, soft and hard shapes, stripes, darkness.
+
+    A detector that has only seen creatures takes whatever stands out in real footage for one.
+    """
+    rng = np.random.default_rng([seed, number, 4])
+    colours = rng.uniform(0, 255, (2, 3)) * rng.uniform(0.15, 1.0)
+    frame = colours[0] + (colours[1] - colours[0]) * _clouds(rng, size)[..., None]
+    picture = Image.fromarray(frame.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(0, 9)):
+        corners = rng.uniform(-0.2, 1.2, (2, 2)) * size
+        box = [tuple(corners.min(0)), tuple(corners.max(0) + 1)]
+        fill = tuple(int(value) for value in rng.uniform(0, 255, 3) * rng.uniform(0.2, 1.0))
+        kind = rng.integers(4)
+        if kind == 0:
+            draw.ellipse(box, fill=fill)
+        elif kind == 1:
+            draw.rectangle(box, fill=fill)
+        elif kind == 2:
+            draw.polygon([tuple(point) for point in rng.uniform(-0.1, 1.1, (int(rng.integers(3, 7)), 2)) * size], fill=fill)
+        else:
+            draw.line([tuple(point) for point in corners], fill=fill, width=int(rng.integers(1, 14)))
+        if rng.random() < 0.3:
+            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
+            draw = ImageDraw.Draw(picture)
+    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(0, 10), (size, size, 3))
+    nothing = np.zeros((0, size, size), bool)
+    return FrameTruth(noisy.clip(0, 255).astype(np.uint8), np.zeros((0, 4), int), nothing)
+
+
+def _clouds(rng: np.random.Generator, size: int) -> np.ndarray:
+    """float [size, size] in [0, 1]: noise whose amplitude falls with frequency, as in photographs."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.fftfreq(size)[None])
+    frequency[0, 0] = 1
+    spectrum = np.fft.fft2(rng.normal(size=(size, size))) / frequency ** rng.uniform(0.8, 2.0)
+    values = np.fft.ifft2(spectrum).real
+    return (values - values.min()) / max(float(np.ptp(values)), 1e-9)
 
 
 def sample_reference(seed: int, number: int, split: Split = "train", *, size: int = 96) -> np.ndarray:

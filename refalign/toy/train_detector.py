@@ -21,13 +21,15 @@ from PIL import Image
 from refalign.models.yolo import Detections, load_detector, prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import replace_folder
-from refalign.toy.sampling import FrameTruth, sample_frame
+from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frame
 
 SEED = 20
 HELDOUT_SEED = 21
 CLASS_NAME = "creature"
 IMAGE_SIZE_PX = 192
 """Frames are enlarged to this: at 96 px the prototypes' grid of 24 x 24 is too coarse for a mask IoU above .85."""
+CLUTTER_EVERY = 4
+"""One frame in so many shows no creature."""
 WIDTH, DEPTH, MAX_CHANNELS = 0.125, 0.5, 512
 
 
@@ -62,10 +64,9 @@ def make_model() -> Any:
 
 def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     """Frames number ``first`` ... of the training seed, augmented, as ultralytics' loss takes them."""
-    truths = [
-        _augment(sample_frame(SEED, first + offset), np.random.default_rng([SEED, first + offset, 3]))
-        for offset in range(batch_size)
-    ]
+    numbers = range(first, first + batch_size)
+    samples = [sample_clutter(SEED, n) if n % CLUTTER_EVERY == 0 else sample_frame(SEED, n) for n in numbers]
+    truths = [_augment(sample, np.random.default_rng([SEED, n, 3])) for n, sample in zip(numbers, samples, strict=True)]
     side = truths[0].frame.shape[0]
     images = torch.from_numpy(np.stack([truth.frame for truth in truths])).permute(0, 3, 1, 2).float() / 255
     images = torch.nn.functional.interpolate(images, (IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear", align_corners=False)
@@ -111,11 +112,13 @@ def evaluate(folder: Path, num_frames: int) -> dict[str, float]:
     scores = [match_frame(truth, detections) for truth, detections in zip(truths, found, strict=True)]
     subjects, matched = sum(len(truth.masks) for truth in truths), [iou for ious in scores for iou in ious]
     detections = sum(len(frame) for frame in found)
+    clutter = detector.detect(np.stack([sample_clutter(HELDOUT_SEED, number).frame for number in range(num_frames)]))
     return {
         "frames": num_frames,
         "box_recall_at_50": len(matched) / subjects,
         "mask_iou": float(np.mean(matched)) if matched else 0.0,
         "false_share": (detections - len(matched)) / max(1, detections),
+        "highest_score_on_clutter": max((float(frame.scores.max()) for frame in clutter if len(frame)), default=0.0),
     }
 
 
