@@ -149,7 +149,7 @@ class SubjectsActor:
                 seconds = self.config.video.num_frames / self.config.video.fps
                 raise DataError("TOO_SHORT", f"{source.name}: no shot of {seconds:.2f} s")
         except DataError as error:
-            return [], [Outcome("video", source.name, error.reason, f"{source.name}: {error}")]
+            return [], [Outcome("video", source.name, error.reason, str(error))]
         except RefAlignError:
             raise
         except Exception:

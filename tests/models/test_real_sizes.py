@@ -13,7 +13,12 @@ def test_dinov3_vit_l():
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
     config = DINOv3ViTConfig(
-        patch_size=16, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, num_register_tokens=4
+        patch_size=16,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_register_tokens=4,
     )
     with torch.device("meta"):
         model = DINOv3ViTModel(config)
