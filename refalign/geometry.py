@@ -1,14 +1,12 @@
-"""Boxes, letterboxing and the grids of latents and tokens; numpy and PIL only.
+"""Letterboxing and the grids of latents and tokens; numpy and PIL only.
 
-Boxes are xyxy, half-open, in pixels of the image they belong to. One token covers 16 x 16 px on both sides of the
-alignment: 8 (VAE) x 2 (Transformer patch) = 16 (vision patch). This equality is what makes token i and target i the
-same place, and ``check_token_grid`` holds it when models are loaded.
+One token covers 16 x 16 px on both sides of the alignment: 8 (VAE) x 2 (Transformer patch) = 16 (vision patch). This equality is
+what makes token i and target i the same place, and ``check_token_grid`` holds it when models are loaded.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -19,42 +17,6 @@ from refalign.errors import GeometryError
 VAE_STRIDE_PX = 8
 VAE_STRIDE_FRAMES = 4
 TOKEN_PX = 16
-
-Box = tuple[float, float, float, float]
-"""x0, y0, x1, y1 in pixels."""
-
-
-def box_area_px(box_xyxy_px: Sequence[float]) -> float:
-    """Area; 0 for an empty or inverted box."""
-    x0, y0, x1, y1 = box_xyxy_px
-    return max(0.0, x1 - x0) * max(0.0, y1 - y0)
-
-
-def clip_box(box_xyxy_px: Sequence[float], height_px: int, width_px: int) -> Box:
-    """The part of a box inside the image."""
-    x0, y0, x1, y1 = box_xyxy_px
-    return (
-        min(max(x0, 0), width_px),
-        min(max(y0, 0), height_px),
-        min(max(x1, 0), width_px),
-        min(max(y1, 0), height_px),
-    )
-
-
-def expand_box(box_xyxy_px: Sequence[float], fraction: float, height_px: int, width_px: int) -> Box:
-    """A box grown by ``fraction`` of its own size on each side, clipped to the image."""
-    x0, y0, x1, y1 = box_xyxy_px
-    dx, dy = fraction * (x1 - x0), fraction * (y1 - y0)
-    return clip_box((x0 - dx, y0 - dy, x1 + dx, y1 + dy), height_px, width_px)
-
-
-def box_iou(a_xyxy_px: Sequence[float], b_xyxy_px: Sequence[float]) -> float:
-    """Intersection over union of two boxes, 0 if both are empty."""
-    low = [max(p, q) for p, q in zip(a_xyxy_px[:2], b_xyxy_px[:2], strict=True)]
-    high = [min(p, q) for p, q in zip(a_xyxy_px[2:], b_xyxy_px[2:], strict=True)]
-    shared = box_area_px((*low, *high))
-    union = box_area_px(a_xyxy_px) + box_area_px(b_xyxy_px) - shared
-    return shared / union if union > 0 else 0.0
 
 
 def letterbox(

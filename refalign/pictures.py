@@ -36,7 +36,8 @@ def decode_image(data: bytes, where: str = "image") -> Pixels:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return on_white(np.asarray(picture.convert("RGBA" if _has_alpha(picture) else "RGB")))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, ImportError) as error:
+        # ImportError: ultralytics replaces Image.open by one that looks for a HEIF plugin when a picture is not recognised.
         raise DataError("UNREADABLE", f"{where}: not a readable picture ({error}); give a PNG or JPEG.") from error
 
 

@@ -6,14 +6,6 @@ from refalign import geometry
 from refalign.errors import GeometryError
 
 
-def test_box_helpers():
-    assert geometry.box_area_px((1, 2, 4, 6)) == 12 and geometry.box_area_px((4, 2, 1, 6)) == 0
-    assert geometry.clip_box((-3, 2, 50, 6), height_px=5, width_px=40) == (0, 2, 40, 5)
-    assert geometry.expand_box((10, 10, 20, 30), 0.1, height_px=31, width_px=100) == (9, 8, 21, 31)
-    assert geometry.box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert geometry.box_iou((0, 0, 2, 2), (2, 0, 3, 2)) == 0 == geometry.box_iou((0, 0, 0, 0), (0, 0, 0, 0))
-
-
 @pytest.mark.parametrize(
     ("height", "width", "inside"), [(10, 40, np.s_[12:20, :]), (40, 10, np.s_[:, 12:20]), (7, 7, np.s_[:, :])]
 )

@@ -86,3 +86,14 @@ def test_contact_sheet_has_a_row_per_sequence_at_one_height():
 
 def test_contact_sheet_of_nothing_is_white():
     assert (make_contact_sheet([], 16) == 255).all()
+
+
+def test_what_is_no_picture_is_named_beside_ultralytics_too():
+    """It replaces PIL's opener for the whole process."""
+    from refalign.models.yolo import prepare_ultralytics
+
+    prepare_ultralytics()
+    import ultralytics.utils  # noqa: F401
+
+    with pytest.raises(DataError, match="not a readable picture"):
+        decode_image(b"no picture")
