@@ -112,6 +112,8 @@ class PairsConfig(Section):
 class ShardsConfig(Section):
     samples_per_shard: Count = 64
     """Samples that one task owns and commits as one tar."""
+    frame_tokens: bool = False
+    """Store vision tokens of the video's own frames as well, which REPA aligns with: 67 MB a clip of 81 x 480 x 832."""
 
 
 class ObjectiveConfig(Section):
@@ -122,15 +124,16 @@ class ObjectiveConfig(Section):
     push_coefficient: Annotated[float, Field(ge=0.0)] = 1.0
     """Weight of the push inside the alignment term; 0 leaves the pull alone."""
     alignment_blocks: Count = 9
-    """The first so many blocks are aligned (REPA uses only the last of them)."""
+    """The first so many blocks are aligned; REPA aligns only the last of them."""
     pull_margin: float = 0.0
     """Cosine distance below which nothing is pulled."""
     push_margin: float = 1.0
     """Cosine distance above which nothing is pushed."""
     gate_power: Annotated[float, Field(ge=0.0)] = 3.0
     """Exponent of the gate (timestep / 1000) on the alignment term."""
-    token_weight: Literal["none", "foreground"] = "none"
-    """Weight of reference tokens: all alike (published), or by the share of the subject in each patch."""
+    token_weight: Literal["none", "padding", "foreground"] = "none"
+    """Weight of reference tokens: all alike (published), by the share of each patch that is not letterbox padding, or by
+    the share of the subject in it (which leaves out the white around a mask crop too)."""
     same_subject_negatives: bool = True
     """Push two references of one subject apart (published); False leaves such pairs out."""
     stop_gradient: bool = False
@@ -256,6 +259,15 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _has_targets(self):
+        if self.objective.alignment == "repa" and not self.shards.frame_tokens:
+            raise ValueError(
+                "objective.alignment=repa aligns the video's own frames, whose vision tokens are stored only "
+                "with shards.frame_tokens=true"
+            )
+        return self
 
 
 def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:

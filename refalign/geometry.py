@@ -61,6 +61,11 @@ def latent_shape(num_frames: int, height_px: int, width_px: int) -> tuple[int, i
     return 1 + (num_frames - 1) // VAE_STRIDE_FRAMES, height_px // VAE_STRIDE_PX, width_px // VAE_STRIDE_PX
 
 
+def first_frames(num_frames: int) -> list[int]:
+    """The pixel frame that each latent frame begins with: 0, 1, 5, 9, ..."""
+    return [max(0, VAE_STRIDE_FRAMES * (t - 1) + 1) for t in range(latent_shape(num_frames, 0, 0)[0])]
+
+
 def pool_to_tokens(mask_px: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "P"]:
     """Share of True pixels in each token's 16 x 16 px, row-major, as the tokens are."""
     rows, columns = token_grid(*mask_px.shape)

@@ -1,4 +1,4 @@
-"""The tables that cross step boundaries, and the members of a shard sample. Checked at both ends of every step.
+"""The tables that cross step boundaries, checked at both ends of every step.
 
 Boxes are ``xyxy``, half-open, in source pixels after rotation (what a player shows). Times are seconds from the first frame.
 """
@@ -57,15 +57,6 @@ PAIR_SCHEMA = pa.schema(
         _required("similarity", pa.float32()),
     ]
 )
-
-# One shard sample is <key>.safetensors, <key>.json and <key>.jpg. R counts reference images over all subjects of the clip.
-SAMPLE_TENSORS = {
-    "latents": "Z T h w, normalised",
-    "prompt_embeds": "L D, real tokens only",
-    "reference_latents": "R Z h w, normalised",
-    "target_tokens": "R P E, frozen vision tokens",
-    "foreground": "R P, share of the subject in each patch, 0 to 1",
-}
 
 
 def check_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:

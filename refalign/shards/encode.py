@@ -13,30 +13,38 @@ from PIL import Image
 from torch import Tensor
 
 from refalign.config import RunConfig
-from refalign.geometry import check_token_grid, letterbox, pool_to_tokens
+from refalign.geometry import check_token_grid, first_frames, letterbox, pool_to_tokens
 from refalign.models.dinov3 import VisionEncoder
 from refalign.models.text import TextEncoder
 from refalign.models.vae import VideoVAE
+from refalign.shards.sample import FRAME_TOKENS
 
 _DIT_PATCH = 2
 
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """One letterboxed reference: ``pixels`` uint8 [H, W, 3] on white, ``foreground`` float [P]."""
+    """One letterboxed reference.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], on white.
+        foreground: float [P], share of the subject in each token's patch.
+        content: float [P], share of each patch that is not the white of the letterbox.
+    """
 
     pixels: np.ndarray
     foreground: np.ndarray
+    content: np.ndarray
     info: dict[str, Any]
 
 
 def make_reference(crop_png: bytes, height_px: int, width_px: int, info: dict[str, Any]) -> ReferencePicture:
-    """Letterboxes an RGBA crop on white and measures the subject's share of every 16 x 16 px token."""
+    """Letterboxes an RGBA crop on white and measures what each 16 x 16 px token shows of it."""
     with Image.open(io.BytesIO(crop_png)) as crop:
         rgba = crop.convert("RGBA")
-    pixels, _ = letterbox(rgba, height_px, width_px)
+    pixels, is_padding = letterbox(rgba, height_px, width_px)
     background, _ = letterbox(Image.eval(rgba.getchannel("A"), lambda alpha: 255 - alpha), height_px, width_px)
-    return ReferencePicture(pixels, pool_to_tokens(background[..., 0] < 128), info)
+    return ReferencePicture(pixels, pool_to_tokens(background[..., 0] < 128), pool_to_tokens(~is_padding), info)
 
 
 class FrozenEncoders:
@@ -52,10 +60,11 @@ class FrozenEncoders:
             config.models.vision_encoder, revision=config.models.vision_encoder_revision, device=device, dtype=dtype
         )
         self.max_text_tokens = config.models.max_text_tokens
+        self.frame_tokens = config.shards.frame_tokens
         check_token_grid(self.vae.stride_px, _DIT_PATCH, self.vision.patch_size_px)
 
     def encode(self, frames: np.ndarray, caption: str, references: Sequence[ReferencePicture]) -> dict[str, Tensor]:
-        """Tensors of `refalign.schemas.SAMPLE_TENSORS`.
+        """Tensors of `refalign.shards.sample.SAMPLE_TENSORS`.
 
         Each reference is encoded alone, as a video of one frame. Latents and targets are stored as float16.
 
@@ -63,13 +72,18 @@ class FrozenEncoders:
             frames: uint8 [F, H, W, 3].
         """
         pictures = torch.from_numpy(np.stack([reference.pixels for reference in references]))
-        foreground = np.stack([reference.foreground for reference in references])
+        shares = {
+            name: torch.from_numpy(np.stack([getattr(reference, name) for reference in references])).to(torch.float16)
+            for name in ("foreground", "content")
+        }
+        extra = {FRAME_TOKENS: _stored(self.vision.encode(frames[first_frames(len(frames))]))} if self.frame_tokens else {}
         return {
             "latents": _stored(self.vae.encode(torch.from_numpy(frames)[None])[0]),
             "prompt_embeds": self.encode_text(caption),
             "reference_latents": _stored(self.vae.encode_images(pictures)),
             "target_tokens": _stored(self.vision.encode(pictures)),
-            "foreground": torch.from_numpy(foreground).to(torch.float16),
+            **shares,
+            **extra,
         }
 
     def encode_text(self, prompt: str) -> Tensor:

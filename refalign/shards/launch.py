@@ -70,7 +70,10 @@ def estimate_sample_bytes(config: RunConfig) -> int:
     """Upper estimate of one stored sample: float16 latents and targets of all references, 16 and 1024 channels wide."""
     video = config.video
     cells = (video.height_px // 8) * (video.width_px // 8)
-    latents = (1 + (video.num_frames - 1) // 4) * cells * 16 * 2
+    num_latents = 1 + (video.num_frames - 1) // 4
+    latents = num_latents * cells * 16 * 2
+    if config.shards.frame_tokens:
+        latents += num_latents * cells // 4 * 1024 * 2
     references = config.curation.max_references * (1 + config.pairs.max_references_per_subject)
     return latents + references * (cells * 16 * 2 + cells // 4 * 1024 * 2) + 2**18
 

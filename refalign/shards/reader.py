@@ -23,22 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from refalign.errors import ArtifactError, SchemaError
+from refalign.errors import ArtifactError
+from refalign.shards.sample import Sample, check_sample
 
-SAMPLE_TENSOR_NAMES = ("latents", "prompt_embeds", "reference_latents", "target_tokens", "foreground")
 NULL_PROMPT_NAME = "null_prompt.safetensors"
 _WAY_OUT = "delete that file and its .json, then run the shards step again"
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One clip as it was encoded; tensors are described in `refalign.schemas.SAMPLE_TENSORS`."""
-
-    key: str
-    tensors: dict[str, Tensor]
-    info: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,9 @@ class ShardIndex:
                 info = json.loads(_read_member(file.fileno(), entry, "json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
-        return Sample(entry.key, check_sample(tensors, info, entry), info)
+        where = f"{entry.shard}: sample {entry.key}"
+        check_sample(tensors, info, where=where, shape=entry.shape, num_subjects=entry.subjects)
+        return Sample(entry.key, tensors, info)
 
     def load_null_prompt(self) -> Tensor | None:
         """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written."""
@@ -178,28 +171,6 @@ class Prefetcher(Generic[Item]):
             except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
                 self._queue.put(_Fault(error))
                 return
-
-
-def check_sample(tensors: dict[str, Tensor], info: dict[str, Any], entry: Entry) -> dict[str, Tensor]:
-    """Returns ``tensors`` if they are the declared ones and agree with the index and the JSON.
-
-    Raises:
-        SchemaError: names the sample and what disagrees.
-    """
-    where = f"{entry.shard}: sample {entry.key}"
-    missing = [name for name in SAMPLE_TENSOR_NAMES if name not in tensors]
-    if missing:
-        raise SchemaError(f"{where} lacks {missing}; it was written by another version: run the shards step again.")
-    references = info.get("references", [])
-    counts = {name: len(tensors[name]) for name in ("reference_latents", "target_tokens", "foreground")}
-    if set(counts.values()) != {len(references)}:
-        raise SchemaError(f"{where}: {counts} references in the tensors, {len(references)} in the JSON.")
-    if tuple(tensors["latents"].shape) != entry.shape:
-        raise SchemaError(f"{where}: latents {tuple(tensors['latents'].shape)}, the index says {entry.shape}.")
-    described = {reference["subject_index"] for reference in references}
-    if described != set(range(entry.subjects)):
-        raise SchemaError(f"{where}: {entry.subjects} subjects, but references for subjects {sorted(described)}.")
-    return tensors
 
 
 def random_words(seed: int, purpose: str, number: int, count: int) -> np.ndarray:

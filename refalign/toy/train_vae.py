@@ -33,7 +33,7 @@ KL_WEIGHT = 3e-5
 EDGE_WEIGHT = 0.5
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 """Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
-CLIP_SHARE = 0.4
+CLIP_SHARE = 0.55
 """Share of the steps, the last ones, that train on clips, but for every fifth."""
 
 

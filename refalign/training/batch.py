@@ -18,11 +18,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refalign.config import RunConfig, TrainingConfig
-from refalign.shards.reader import Sample, SampleOrder, ShardIndex, random_words
+from refalign.shards.reader import SampleOrder, ShardIndex, random_words
+from refalign.shards.sample import FRAME_TOKENS, Sample
 from refalign.training.optim import locate_step
 
 NUM_TIMESTEPS = 1000
 """Noise levels of the training schedule; one is drawn per sample."""
+TOKEN_WEIGHTS = {"padding": "content", "foreground": "foreground"}
+"""``objective.token_weight`` -> the tensor of a sample that holds it."""
 _MAX_SUBJECTS = 8  # words set aside per sample for the choice of references
 
 
@@ -40,11 +43,12 @@ class Batch:
     prompt_embeds: Float[Tensor, "B L D"]
     reference_latents: Float[Tensor, "B K Z h w"]
     target_tokens: Float[Tensor, "B K P E"]
-    token_weight: Float[Tensor, "B K P"]
     alignment_mask: Bool[Tensor, "B K"]
     subject_index: Int[Tensor, "B K"]
     keys: tuple[str, ...]
     positions: tuple[int, ...]
+    token_weight: Float[Tensor, "B K P"] | None = None  # None: all tokens alike
+    frame_tokens: Float[Tensor, "B T P E"] | None = None  # under REPA only
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on ``device``."""
@@ -111,6 +115,8 @@ class BatchMaker:
 
     def _read(self, group: Sequence[Planned], cross_pair_fraction: float) -> Batch:
         parts = []
+        objective = self.config.objective
+        weight = TOKEN_WEIGHTS.get(objective.token_weight)
         for item in group:
             sample = self.index.read(item.index)
             prompt_embeds = sample.tensors["prompt_embeds"]
@@ -119,12 +125,14 @@ class BatchMaker:
             parts.append(
                 {
                     **_noise_part(sample, item.draw),
-                    **_reference_part(sample, item.draw, cross_pair_fraction),
+                    **_reference_part(sample, item.draw, cross_pair_fraction, weight),
+                    **({FRAME_TOKENS: sample.tensors[FRAME_TOKENS].float()} if objective.alignment == "repa" else {}),
                     "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
+        stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return Batch(
-            **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+            **stacked,
             keys=tuple(self.index.entries[item.index].key for item in group),
             positions=tuple(item.position for item in group),
         )
@@ -235,7 +243,7 @@ def _noise_part(sample: Sample, draw: Draw) -> dict[str, Tensor]:
     return {"latents": latents, "noise": noise, "timestep_index": torch.tensor(draw.timestep_index)}
 
 
-def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float) -> dict[str, Tensor]:
+def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, weight: str | None) -> dict[str, Tensor]:
     tensors = sample.tensors
     chosen = []
     if draw.keep_references:
@@ -243,10 +251,11 @@ def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float) -> d
     part = {
         "reference_latents": tensors["reference_latents"][chosen].float(),
         "target_tokens": tensors["target_tokens"][chosen].float(),
-        "token_weight": tensors["foreground"][chosen].float(),
         "alignment_mask": torch.ones(len(chosen), dtype=torch.bool),
         "subject_index": torch.tensor([sample.info["references"][number]["subject_index"] for number in chosen]).long(),
     }
+    if weight is not None:
+        part["token_weight"] = tensors[weight][chosen].float()
     if chosen:
         return part
     return {name: tensor.new_zeros(1, *tensor.shape[1:]) for name, tensor in part.items()}

@@ -102,5 +102,9 @@ def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
     if config.objective.alignment != "none":
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         torch.manual_seed(config.seed)
-        projectors = Projectors.make_refalign(range(config.objective.alignment_blocks), width, vision_width)
+        blocks = config.objective.alignment_blocks
+        if config.objective.alignment == "repa":
+            projectors = Projectors.make_repa(blocks - 1, width, vision_width)
+        else:
+            projectors = Projectors.make_refalign(range(blocks), width, vision_width)
     return TrainedModels(transformer, projectors)

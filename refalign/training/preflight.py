@@ -11,6 +11,7 @@ from typing import Any
 from refalign.config import RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
 from refalign.shards.reader import ShardIndex
+from refalign.shards.sample import FRAME_TOKENS
 from refalign.steps import check_disk_space
 
 
@@ -25,6 +26,7 @@ class ShardShapes:
     text_width: int
     tokens_per_reference: int
     vision_width: int
+    has_frame_tokens: bool
 
 
 def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIndex:
@@ -56,21 +58,18 @@ def load_shapes(index: ShardIndex) -> ShardShapes:
 
     Raises:
         ArtifactError: the split has no samples.
-        SchemaError: the sample's tensors do not have the declared number of axes.
+        SchemaError: a tensor is missing or does not have the declared axes.
     """
     if not len(index):
         raise ArtifactError(
             f"{index.folder}: no {index.split} samples; see what the shards step quarantined, or give more videos."
         )
     tensors = index.read(0).tensors
-    axes = {"latents": 4, "prompt_embeds": 2, "reference_latents": 4, "target_tokens": 3, "foreground": 2}
-    wrong = {name: tuple(tensors[name].shape) for name, count in axes.items() if tensors[name].ndim != count}
     where = f"{index.entries[0].shard}: sample {index.entries[0].key}"
-    if wrong:
-        raise SchemaError(f"{where}: shapes {wrong}; see refalign.schemas.SAMPLE_TENSORS.")
     channels, _, height, width = tensors["latents"].shape
     _, tokens, vision_width = tensors["target_tokens"].shape
-    return ShardShapes(where, channels, height, width, tensors["prompt_embeds"].shape[1], tokens, vision_width)
+    text_width = tensors["prompt_embeds"].shape[1]
+    return ShardShapes(where, channels, height, width, text_width, tokens, vision_width, FRAME_TOKENS in tensors)
 
 
 def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[str, Any]) -> None:
@@ -96,10 +95,9 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
     if shapes.height % patch_height or shapes.width % patch_width:
         raise SchemaError(f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of 2 x 2.")
     objective = config.objective
-    if objective.alignment == "repa":
+    if objective.alignment == "repa" and not shapes.has_frame_tokens:
         raise ConfigError(
-            "objective.alignment=repa needs vision tokens of the video's own frames, which these shards do not hold; "
-            "use reference_alignment or none."
+            f"{shapes.where}: no {FRAME_TOKENS}, which repa needs; run the shards step with shards.frame_tokens=true."
         )
     if objective.alignment != "none" and objective.alignment_blocks > transformer["num_layers"]:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refalign.config import ObjectiveConfig
+from refalign.objective.baselines import repa
 from refalign.objective.flow_matching import TrainingSchedule, add_noise, alignment_gate, flow_matching_loss, velocity_target
 from refalign.objective.reference_alignment import push_floor, reference_alignment
 from refalign.objective.total import LossTerms, total_loss
@@ -42,9 +43,16 @@ def train_step(
     if models.projectors is None:
         return total_loss(flow_matching, global_batch_size=global_batch_size)
 
+    if batch.frame_tokens is not None:
+        (tokens,) = models.projectors(output.video_tokens, stop_gradient=objective.stop_gradient)
+        baseline = repa(tokens, batch.frame_tokens)
+        return total_loss(
+            flow_matching, global_batch_size=global_batch_size, baseline=baseline, alignment_weight=objective.coefficient
+        )
+
     # 3. Each aligned block's reference tokens: to their own targets, away from those of other subjects
     scoring: dict[str, Any] = {
-        "token_weight": batch.token_weight if objective.token_weight == "foreground" else None,
+        "token_weight": batch.token_weight,
         "subject_index": None if objective.same_subject_negatives else batch.subject_index,
         "push_margin": objective.push_margin,
     }

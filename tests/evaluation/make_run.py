@@ -80,6 +80,7 @@ def _write_shard(path, split, clips, caption, cross_pair):
             "reference_latents": np.zeros((count, 16, 12, 12), np.float16),
             "target_tokens": np.zeros((count, 36, 8), np.float16),
             "foreground": np.ones((count, 36), np.float16),
+            "content": np.ones((count, 36), np.float16),
         }
         info = {"clip_id": clip, "caption": caption, "source_group": clip, "references": references}
         members = {

@@ -26,7 +26,9 @@ CHANNELS, FRAMES, SIZE, TEXT_WIDTH, VISION_WIDTH = 4, 2, 8, 12, 10
 TOKENS = (SIZE // 2) ** 2
 
 
-def make_sample(number: int, *, subjects: int, has_cross_pairs: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def make_sample(
+    number: int, *, subjects: int, has_cross_pairs: bool = True, frame_tokens: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and JSON of one sample. Latents, prompt and targets depend on a class, so that there is something to learn."""
     draw = torch.Generator().manual_seed(1000 + number)
     kinds = torch.Generator().manual_seed(number % 3)
@@ -46,32 +48,42 @@ def make_sample(number: int, *, subjects: int, has_cross_pairs: bool = True) -> 
         "target_tokens": torch.randn(1, TOKENS, VISION_WIDTH, generator=kinds)
         + 0.3 * torch.randn(count, TOKENS, VISION_WIDTH, generator=draw),
         "foreground": torch.rand(count, TOKENS, generator=draw),
+        "content": torch.rand(count, TOKENS, generator=draw),
     }
+    if frame_tokens:
+        tensors["frame_tokens"] = torch.randn(FRAMES, TOKENS, VISION_WIDTH, generator=draw)
     stored = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
     return stored, {"caption": f"clip {number}", "references": references}
 
 
 def write_shards(
-    folder: Path, *, train: int = 20, validation: int = 4, per_shard: int = 8, max_subjects: int = 3, digest: str = "d1"
+    folder: Path,
+    *,
+    train: int = 20,
+    validation: int = 4,
+    per_shard: int = 8,
+    max_subjects: int = 3,
+    digest: str = "d1",
+    frame_tokens: bool = False,
 ) -> Path:
     """Writes a finished shards step with ``train`` and ``validation`` samples of 1 to ``max_subjects`` subjects."""
     (folder / "parts").mkdir(parents=True)
     for split, first, count in (("train", 0, train), ("validation", 500, validation)):
         for shard, start in enumerate(range(0, count, per_shard)):
             numbers = range(first + start, first + min(start + per_shard, count))
-            write_shard(folder / "parts" / f"{split}-{shard:06d}.tar", split, numbers, max_subjects)
+            write_shard(folder / "parts" / f"{split}-{shard:06d}.tar", split, numbers, max_subjects, frame_tokens)
     parts = [path.name for path in sorted((folder / "parts").glob("*.tar"))]
     (folder / "manifest.json").write_text(json.dumps({"step": "shards", "digest": digest, "parts": parts}))
     return folder
 
 
-def write_shard(path: Path, split: str, numbers: range, max_subjects: int) -> None:
+def write_shard(path: Path, split: str, numbers: range, max_subjects: int, frame_tokens: bool = False) -> None:
     """One tar and its commit with byte offsets."""
     samples = []
     with tarfile.open(path, "w") as tar:
         for number in numbers:
             subjects = 1 + number % max_subjects
-            tensors, info = make_sample(number, subjects=subjects)
+            tensors, info = make_sample(number, subjects=subjects, frame_tokens=frame_tokens)
             files = {"safetensors": save(tensors), "json": json.dumps(info).encode(), "jpg": b"\xff\xd8\xff\xd9"}
             members = {}
             for suffix, data in files.items():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from make_shards import make_config, write_shards
 
-from refalign.config import RunConfig
+from refalign.config import RunConfig, apply_overrides
 from refalign.errors import ArtifactError, ConfigError, SchemaError
 from refalign.training.preflight import check_before_start, check_shapes, load_shapes
 
@@ -52,8 +52,10 @@ def test_more_aligned_blocks_than_blocks_are_refused(base: Path, shards: Path, t
 
 
 def test_repa_says_what_the_shards_lack(base: Path, shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"objective\.alignment=repa needs vision tokens"):
+    with pytest.raises(ConfigError, match=r"no frame_tokens, which repa needs; run .* with shards\.frame_tokens=true"):
         check_before_start(with_objective(make_config(base), alignment="repa"), shards, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"objective\.alignment=repa aligns .* only with shards\.frame_tokens=true"):
+        apply_overrides(make_config(base), ["objective.alignment=repa"])
 
 
 def test_no_samples_and_no_shards_are_refused(base: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from make_shards import VISION_WIDTH, make_config
+from make_shards import VISION_WIDTH, make_config, write_shards
 
 from refalign.config import RunConfig
 from refalign.objective.flow_matching import make_training_schedule
@@ -80,7 +80,7 @@ def test_with_stop_gradient_the_transformer_feels_flow_matching_alone(config: Ru
     _, plain_gradients = run(make_models(plain), plain, shards)
     assert terms["alignment"] > 0
     for name, gradient in plain_gradients.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-7)
+        assert torch.equal(gradients[name], gradient), name
     aligned = run(make_models(config), config, shards)[1]
     assert any(not torch.allclose(aligned[name], gradient) for name, gradient in plain_gradients.items())
 
@@ -88,8 +88,9 @@ def test_with_stop_gradient_the_transformer_feels_flow_matching_alone(config: Ru
 def test_every_switch_of_the_objective_changes_the_loss_and_nothing_breaks(config: RunConfig, shards: Path) -> None:
     models = make_models(config)
     default, _ = run(models, config, shards)
-    switches = [{"token_weight": "foreground"}, {"push_coefficient": 0.0}, {"coefficient": 0.5}, {"gate_power": 0.0}]
-    for switch in (*switches, {"pull_margin": 0.5}, {"push_margin": 0.9}):
+    weights = [{"token_weight": "foreground"}, {"token_weight": "padding"}]
+    factors = [{"push_coefficient": 0.0}, {"coefficient": 0.5}, {"gate_power": 0.0}]
+    for switch in (*weights, *factors, {"pull_margin": 0.5}, {"push_margin": 0.9}):
         terms, _ = run(models, with_objective(config, **switch), shards)
         assert terms["alignment"] != pytest.approx(default["alignment"], rel=1e-4), switch
         assert terms["flow_matching"] == pytest.approx(default["flow_matching"], rel=1e-6)
@@ -104,3 +105,25 @@ def test_activation_checkpointing_changes_no_gradient(base: Path, shards: Path) 
             models.transformer.enable_gradient_checkpointing()
         results.append(run(models, config, shards)[1])
     assert all(torch.equal(results[1][name], gradient) for name, gradient in results[0].items())
+
+
+def test_repa_aligns_one_block_of_the_video_with_its_own_frames(config: RunConfig, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards", frame_tokens=True)
+    repa = config.model_copy(
+        update={
+            "objective": config.objective.model_copy(update={"alignment": "repa", "coefficient": 0.5}),
+            "shards": config.shards.model_copy(update={"frame_tokens": True}),
+        }
+    )
+    models = make_models(repa)
+    assert models.projectors is not None and models.projectors.block_indices == (1,)
+    terms, gradients = run(models, repa, shards)
+    assert terms["total"] == pytest.approx(terms["flow_matching"] + terms["alignment"], rel=1e-6)
+    assert -0.5 <= terms["alignment"] <= 0.5 and terms["alignment"] != 0 and terms["pull"] == terms["push"] == 0
+    plain = with_objective(config, alignment="none")
+    plain_terms, plain_gradients = run(make_models(plain), plain, shards)
+    assert terms["flow_matching"] == pytest.approx(plain_terms["flow_matching"], rel=1e-6)
+    assert not torch.equal(gradients["transformer.patch_embedding.weight"], plain_gradients["transformer.patch_embedding.weight"])
+    stopped = with_objective(repa, stop_gradient=True)
+    stopped_gradients = run(make_models(stopped), stopped, shards)[1]
+    assert all(torch.equal(stopped_gradients[name], gradient) for name, gradient in plain_gradients.items())

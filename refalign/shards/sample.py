@@ -1,0 +1,62 @@
+"""What one shard sample holds: <key>.safetensors, <key>.json and <key>.jpg, a picture of it to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from refalign.errors import SchemaError
+
+SAMPLE_TENSORS = {
+    "latents": "Z T h w",  # normalised
+    "prompt_embeds": "L D",  # real tokens only
+    "reference_latents": "R Z h w",  # normalised
+    "target_tokens": "R P E",  # frozen vision tokens of each reference
+    "foreground": "R P",  # share of the subject in each patch, 0 to 1
+    "content": "R P",  # share of each patch that is picture, not the white of the letterbox, 0 to 1
+}
+"""Tensor -> axes. R counts reference pictures over all subjects of the clip."""
+FRAME_TOKENS = "frame_tokens"
+"""T P E: vision tokens of the pixel frame that each latent frame begins with; only under ``shards.frame_tokens``."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip as it was encoded."""
+
+    key: str
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+def check_sample(
+    tensors: dict[str, Tensor], info: dict[str, Any], *, where: str, shape: tuple[int, ...], num_subjects: int
+) -> dict[str, Tensor]:
+    """Returns ``tensors`` if they are the declared ones and agree with the index and the JSON.
+
+    Args:
+        where: names the sample in messages.
+        shape: Z T h w of the latents, from the index.
+        num_subjects: from the index.
+
+    Raises:
+        SchemaError: names the sample and what disagrees.
+    """
+    missing = [name for name in SAMPLE_TENSORS if name not in tensors]
+    if missing:
+        raise SchemaError(f"{where} lacks {missing}; it was written by another version: run the shards step again.")
+    wrong = {name: tuple(tensors[name].shape) for name, axes in SAMPLE_TENSORS.items() if tensors[name].ndim != len(axes.split())}
+    if wrong:
+        raise SchemaError(f"{where}: shapes {wrong}; expected the axes { ({name: SAMPLE_TENSORS[name] for name in wrong}) }.")
+    references = info.get("references", [])
+    counts = {name: len(tensors[name]) for name, axes in SAMPLE_TENSORS.items() if axes.startswith("R ")}
+    if set(counts.values()) != {len(references)}:
+        raise SchemaError(f"{where}: {counts} references in the tensors, {len(references)} in the JSON.")
+    if tuple(tensors["latents"].shape) != shape:
+        raise SchemaError(f"{where}: latents {tuple(tensors['latents'].shape)}, the index says {shape}.")
+    described = {reference["subject_index"] for reference in references}
+    if described != set(range(num_subjects)):
+        raise SchemaError(f"{where}: {num_subjects} subjects, but references for subjects {sorted(described)}.")
+    return tensors
