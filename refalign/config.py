@@ -35,6 +35,8 @@ class InputConfig(Section):
     """Videos to draw when ``path`` is None."""
     world_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the drawn world: equal seeds give equal bytes."""
+    world_split: Literal["train", "heldout"] = "heldout"
+    """Whose creatures are drawn: those the embedded weights were trained on, or others."""
 
 
 class ModelsConfig(Section):
@@ -149,11 +151,16 @@ class StageConfig(Section):
     """Optimizer steps of this stage."""
     learning_rate: Positive
     """Peak learning rate after warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: hold the peak (published), or fall to 1% of it along a cosine by the end of the stage."""
     cross_pair_fraction: Fraction = 0.0
     """Chance that a subject's reference comes from another clip where one exists."""
 
 
 class TrainingConfig(Section):
+    start_from: str | None = None
+    """Folder of an earlier training run (``export/transformer`` and perhaps ``projectors.safetensors``) whose weights to start
+    from; None starts from ``models.base`` with new projectors."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     """The recipe, run in order as one tracked run; projectors carry over."""
     global_batch: Count

@@ -26,6 +26,7 @@ def make_generation_settings(config: RunConfig) -> dict[str, Any]:
         "reference_guidance_scale": evaluation.reference_guidance_scale,
         "negative_prompt": evaluation.negative_prompt,
         "max_sequence_length": config.models.max_text_tokens,
+        "shift": config.objective.shift,
     }
 
 

@@ -63,6 +63,8 @@ def check_start(config: RunConfig, output: Path) -> None:
     check_geometry(config.video.height_px, config.video.width_px, config.video.num_frames)
     for name in ("base", "vision_encoder", "detector"):
         check_local(getattr(config.models, name), f"models.{name}")
+    if config.training.start_from:
+        check_local(f"{config.training.start_from}/export/transformer", "training.start_from")
     check_disk_space(output, _SMALLEST_FREE_BYTES)
 
 
@@ -119,6 +121,8 @@ class Story:
         config = self.config
         settings = config.training.model_dump(mode="json", exclude=_TRAINING_KNOBS)
         data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint)
+        if config.training.start_from:
+            data += (identify_model(config.training.start_from),)
         step = self._make_step("train", settings, config.objective, config.seed, *data)
 
         def work() -> dict[str, Any]:
@@ -155,12 +159,13 @@ class Story:
 
     def _draw_world(self) -> Path:
         settings = self.config.input
-        step = self._make_step("world", settings.world_videos, settings.world_seed)
+        step = self._make_step("world", settings.world_videos, settings.world_seed, settings.world_split)
 
         def work() -> dict[str, Any]:
             from refalign.toy.videos import write_world
 
-            write_world(step.folder / "videos", num_videos=settings.world_videos, seed=settings.world_seed)
+            world = {"num_videos": settings.world_videos, "seed": settings.world_seed, "split": settings.world_split}
+            write_world(step.folder / "videos", **world)
             return step.commit({"videos": settings.world_videos})
 
         self._complete(step, work)

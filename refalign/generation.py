@@ -104,7 +104,7 @@ class RefAlignPipeline(DiffusionPipeline):
             torch_dtype: of Transformer and text encoder; the VAE stays in float32, where bf16 shows as banding.
             transformer: one that is loaded already.
             scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's differs from
-                RefAlign's in shift.
+                RefAlign's in shift, which is 5 unless the folder's ``refalign.json`` says what it was trained with.
 
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
@@ -113,14 +113,15 @@ class RefAlignPipeline(DiffusionPipeline):
         named = (settings["base"], settings["base_revision"]) if "base" in settings else (source, revision)
         parts, parts_revision = (base, None) if base else named
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
+        generation = settings.get("generation", {})
         pipeline = cls(
             tokenizer=text.tokenizer,
             text_encoder=text.model,
             vae=VideoVAE.from_pretrained(parts, revision=parts_revision).model,
             transformer=transformer or load_transformer(source, revision=revision, dtype=torch_dtype).eval(),
-            scheduler=make_scheduler(scheduler) if isinstance(scheduler, str) else scheduler,
+            scheduler=make_scheduler(scheduler, generation.get("shift", 5.0)) if isinstance(scheduler, str) else scheduler,
         )
-        pipeline.max_sequence_length = settings.get("generation", {}).get("max_sequence_length", TEXT_TOKENS)
+        pipeline.max_sequence_length = generation.get("max_sequence_length", TEXT_TOKENS)
         return pipeline
 
     def to_json_string(self) -> str:

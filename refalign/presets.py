@@ -46,7 +46,9 @@ def toy() -> RunConfig:
         ),
         pairs=PairsConfig(min_similarity=0.9),  # above it every pair of the drawn world is one identity; measured on 192 pairs
         shards=ShardsConfig(samples_per_shard=16),
-        objective=ObjectiveConfig(alignment_blocks=3),
+        objective=ObjectiveConfig(
+            alignment_blocks=3, shift=2.0
+        ),  # few tokens are drowned by less noise than a video of Wan's size
         training=TrainingConfig(
             stages=(
                 StageConfig(name="stage1", steps=60, learning_rate=1e-3),

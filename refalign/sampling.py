@@ -74,7 +74,8 @@ def _find_folder(model: str, tracking_uri: str | None) -> Path:
 def _choose_settings(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
     """What the export recorded (else the paper's sizes), with the given values in its place."""
     chosen = make_generation_settings(load_preset("wan2_1_1_3b")) | load_export_settings(folder).get("generation", {})
-    del chosen["max_sequence_length"]  # a fact of the model
+    for fact in ("max_sequence_length", "shift"):  # of the model, not to be chosen
+        del chosen[fact]
     for text in settings:
         name, found, raw = text.partition("=")
         if not found or name not in chosen:

@@ -100,7 +100,11 @@ def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
     config = UMT5Config(
         vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
     )
-    return UMT5EncoderModel(config)
+    encoder = UMT5EncoderModel(config)
+    # Each row at the length its norm would give it: the embedding and its normalised form are then one and the same.
+    rows = encoder.shared.weight.data
+    rows /= rows.square().mean(1, keepdim=True).sqrt()
+    return encoder
 
 
 def make_tokenizer() -> Any:

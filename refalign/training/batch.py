@@ -100,9 +100,10 @@ class BatchMaker:
 
     def make_validation(self) -> list[Batch]:
         """This rank's part of the fixed validation batch: the first samples, noise levels spread over the schedule."""
-        samples = count_validation_samples(self.index, self.config.training, self.num_ranks)
+        training = self.config.training
+        samples = count_validation_samples(self.index, training, self.num_ranks)
         pairs = [(number, number % len(self.index)) for number in range(samples)]
-        draws = [make_validation_draw(self.config.seed, number, samples) for number in range(samples)]
+        draws = [make_validation_draw(self.config.seed, number, samples, training) for number in range(samples)]
         return self._make(pairs, draws, cross_pair_fraction=0.0)
 
     def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], cross_pair_fraction: float) -> list[Batch]:
@@ -166,12 +167,15 @@ def make_draw(seed: int, position: int, training: TrainingConfig) -> Draw:
     )
 
 
-def make_validation_draw(seed: int, number: int, count: int) -> Draw:
-    """Nothing dropped, first reference of each subject, noise level at the middle of the ``number``-th of ``count`` parts."""
+def make_validation_draw(seed: int, number: int, count: int, training: TrainingConfig) -> Draw:
+    """Nothing dropped, first reference of each subject, noise level at the middle of the ``number``-th of ``count`` parts.
+
+    A run that never sees references (it always drops them) is not validated on any.
+    """
     return Draw(
         timestep_index=int((number + 0.5) / count * NUM_TIMESTEPS),
         keep_text=True,
-        keep_references=True,
+        keep_references=training.drop_references + training.drop_both < 1,
         choices=((1.0, 0.0),) * _MAX_SUBJECTS,
         noise_seed=int(random_words(seed, "validate", number, 1)[0]) >> 1,
     )

@@ -20,7 +20,7 @@ from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.exports import write_export_settings
 from refalign.models.wan import RefAlignTransformer
-from refalign.training.models import Ranks, TrainedModels
+from refalign.training.models import PROJECTORS, Ranks, TrainedModels
 from refalign.training.optim import Ema
 
 BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
@@ -48,7 +48,7 @@ def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Em
         _save_transformer(aside / "transformer", models.transformer, _below(weights, "transformer."), models.compute_dtype)
         _add_base(aside, config)
         if models.projectors is not None:
-            save_file(_below(weights, "projectors."), folder / "projectors.safetensors")
+            save_file(_below(weights, "projectors."), folder / PROJECTORS)
         aside.rename(target)
     ranks.barrier()
     return target

@@ -32,6 +32,7 @@ from refalign.training.records import FILE_NAME, append_record, truncate_records
 from refalign.training.step import train_step
 
 Log = Callable[[int, dict[str, float]], None]
+Build = Callable[[RunConfig, int], TrainedModels]
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Run:
     step: int = 0  # optimizer steps taken
 
 
-def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig, *, shards: Path, folder: Path, log: Log | None = None, build: Build = build_models
+) -> dict[str, Any]:
     """Trains all stages, or what is left of them after the newest checkpoint in ``folder``, and exports the model.
 
     Every rank of the process group calls it; without a process group it is a run of one rank.
@@ -61,6 +64,7 @@ def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = No
         shards: folder of the finished shards step.
         folder: the run's folder, seen by all ranks; gets ``checkpoints/``, ``metrics.jsonl`` and ``export/``.
         log: called on the first rank with (step, numbers) after every step.
+        build: makes the models, for those who train more than Transformer and projectors.
 
     Returns:
         "checkpoint", "export", "resumed_from" (step): the same on every rank.
@@ -72,7 +76,7 @@ def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = No
     torch.set_num_threads(config.cluster.threads)
     # FSDP2 warns that outputs which are views must not be written to; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    run = start_run(config, shards, folder)
+    run = start_run(config, shards, folder, build)
     resumed_from = run.step
     last_step = count_steps(config.training)
     if run.step == 0:
@@ -94,7 +98,7 @@ def train(config: RunConfig, *, shards: Path, folder: Path, log: Log | None = No
     return {"checkpoint": str(checkpoint), "export": str(export), "resumed_from": resumed_from}
 
 
-def start_run(config: RunConfig, shards: Path, folder: Path) -> Run:
+def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = build_models) -> Run:
     """Builds everything and goes to where the newest checkpoint stands.
 
     Raises:
@@ -105,7 +109,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path) -> Run:
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
     shapes = load_shapes(index)
-    models = build_models(config, shapes.vision_width)
+    models = build(config, shapes.vision_width)
     check_shapes(shapes, config, models.transformer.config)
     models.spread(config, ranks)
     schedule = make_training_schedule(config.objective.shift, NUM_TIMESTEPS)

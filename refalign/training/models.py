@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from refalign.config import RunConfig
+from refalign.errors import ArtifactError
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer, load_transformer
+
+PROJECTORS = "projectors.safetensors"
+"""Name of the projectors' file in a run's folder, beside ``export/``."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,10 @@ class TrainedModels(nn.Module):
         self.projectors = projectors
         self.compute_dtype = torch.float32  # what inputs are cast to
 
+    def embed_text(self, prompt_embeds: Tensor) -> Tensor:
+        """What the Transformer is told of the stored text; a subclass may train a text encoder here."""
+        return prompt_embeds
+
     def spread(self, config: RunConfig, ranks: Ranks) -> TrainedModels:
         """Moves to the device; FSDP2 over more than one rank: each block by itself, then what is left around them.
 
@@ -87,24 +96,36 @@ class TrainedModels(nn.Module):
 
 
 def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
-    """Loads the Transformer and makes new projectors, in float32 on the CPU; equal on every rank.
+    """Loads the Transformer and loads or makes projectors, in float32 on the CPU; equal on every rank.
 
     Args:
-        config: names the base model, the aligned blocks and the seed of the projectors.
+        config: names the base model, perhaps a run to start from, the aligned blocks and the seed of new projectors.
         vision_width: E, width of the target tokens in the shards.
 
     Raises:
-        ArtifactError: the base model is missing, gated or of another kind.
+        ArtifactError: the base model is missing, gated or of another kind, or the projectors do not fit.
     """
-    transformer = load_transformer(config.models.base, revision=config.models.base_revision)
+    start = Path(config.training.start_from).expanduser() if config.training.start_from else None
+    if start is not None:
+        transformer = load_transformer(str(start / "export"))
+    else:
+        transformer = load_transformer(config.models.base, revision=config.models.base_revision)
     transformer.train().requires_grad_(True)
-    projectors = None
-    if config.objective.alignment != "none":
-        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        torch.manual_seed(config.seed)
-        blocks = config.objective.alignment_blocks
-        if config.objective.alignment == "repa":
-            projectors = Projectors.make_repa(blocks - 1, width, vision_width)
-        else:
-            projectors = Projectors.make_refalign(range(blocks), width, vision_width)
+    projectors = _make_projectors(config, transformer, vision_width) if config.objective.alignment != "none" else None
+    if projectors is not None and start is not None and (start / PROJECTORS).is_file():
+        try:
+            projectors.load_state_dict(Projectors.load(start / PROJECTORS).state_dict())
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{start / PROJECTORS}: projectors of other blocks or widths than this objective's; align the same blocks "
+                "(objective.alignment_blocks), or delete the file to begin with new ones."
+            ) from error
     return TrainedModels(transformer, projectors)
+
+
+def _make_projectors(config: RunConfig, transformer: RefAlignTransformer, vision_width: int) -> Projectors:
+    torch.manual_seed(config.seed)
+    blocks, width = config.objective.alignment_blocks, transformer.width
+    if config.objective.alignment == "repa":
+        return Projectors.make_repa(blocks - 1, width, vision_width)
+    return Projectors.make_refalign(range(blocks), width, vision_width)

@@ -5,6 +5,7 @@ Works alike on plain parameters and on FSDP2's sharded ones: what is elementwise
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,14 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.A
 
 
 def learning_rate_at(place: StepPlace, training: TrainingConfig) -> float:
-    """Linear warm-up over the first ``warmup_steps`` of a stage, then its peak."""
-    return place.stage.learning_rate * min(1.0, place.step_in_stage / max(1, training.warmup_steps))
+    """Linear warm-up over the first ``warmup_steps`` of a stage to its peak; then the stage's schedule."""
+    stage, warmup = place.stage, training.warmup_steps
+    if place.step_in_stage <= warmup:
+        return stage.learning_rate * place.step_in_stage / warmup
+    if stage.schedule == "constant":
+        return stage.learning_rate
+    progress = (place.step_in_stage - warmup) / max(1, stage.steps - warmup)
+    return stage.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:

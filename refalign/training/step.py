@@ -34,7 +34,7 @@ def train_step(
     output = models.transformer(
         noisy.to(dtype),
         timestep,
-        batch.prompt_embeds.to(dtype),
+        models.embed_text(batch.prompt_embeds).to(dtype),
         batch.reference_latents.to(dtype),
         alignment_blocks=() if models.projectors is None else models.projectors.block_indices,
     )

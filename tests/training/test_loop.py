@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from make_shards import make_config, write_shards
+from safetensors.torch import load_file
 
 from refalign.config import RunConfig, StageConfig
 from refalign.errors import ArtifactError, ConfigError, NonFiniteLoss
 from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import check_resumable, latest_checkpoint
 from refalign.training.loop import start_run, take_step, train, validate
+from refalign.training.models import TrainedModels, build_models
 from refalign.training.optim import learning_rate_at, locate_step
 from refalign.training.records import read_records
 
@@ -195,3 +197,52 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="global_batch=4 does not divide over 3 ranks"):
         check_batch_size(make_config("none").training, 3)
+
+
+def test_a_cosine_stage_falls_from_its_peak_to_a_hundredth() -> None:
+    stage = StageConfig(name="only", steps=10, learning_rate=1.0, schedule="cosine")
+    training = make_config("none", stages=(stage,), warmup_steps=2).training
+    rates = [learning_rate_at(locate_step(training, step), training) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0] and rates[-1] == pytest.approx(0.01)
+    assert all(after < before for before, after in zip(rates[1:-1], rates[2:], strict=True))
+    assert rates[5] == pytest.approx(0.01 + 0.99 * 0.5, abs=1e-9)
+
+
+def test_a_run_can_start_from_an_earlier_one_with_its_projectors(config: RunConfig, shards: Path, tmp_path: Path) -> None:
+    train(config, shards=shards, folder=tmp_path / "first")
+    later = config.model_copy(update={"training": config.training.model_copy(update={"start_from": str(tmp_path / "first")})})
+    run = start_run(later, shards, tmp_path / "second")
+    exported = load_file(tmp_path / "first" / "export" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(weight, exported[name]) for name, weight in run.models.transformer.named_parameters())
+    projectors = load_file(tmp_path / "first" / "projectors.safetensors")
+    assert run.models.projectors is not None
+    assert all(torch.equal(weight, projectors[name]) for name, weight in run.models.projectors.named_parameters())
+    fewer = later.model_copy(update={"objective": later.objective.model_copy(update={"alignment_blocks": 1})})
+    with pytest.raises(ArtifactError, match="projectors of other blocks or widths than this objective's"):
+        start_run(fewer, shards, tmp_path / "third")
+
+
+class WithText(TrainedModels):
+    """A trained stand-in for a text encoder: one matrix."""
+
+    def __init__(self, models: TrainedModels) -> None:
+        super().__init__(models.transformer, models.projectors)
+        self.text = torch.nn.Linear(12, 12, bias=False)
+
+    def embed_text(self, prompt_embeds: torch.Tensor) -> torch.Tensor:
+        return self.text(prompt_embeds)
+
+
+def test_more_than_the_transformer_can_be_trained(config: RunConfig, shards: Path, tmp_path: Path) -> None:
+    made: list[WithText] = []
+
+    def build(config: RunConfig, vision_width: int) -> WithText:
+        torch.manual_seed(1)
+        made.append(WithText(build_models(config, vision_width)))
+        return made[-1]
+
+    torch.manual_seed(1)
+    train(config, shards=shards, folder=tmp_path, build=build)
+    after = made[0].text.weight.detach()
+    assert not torch.equal(after, build(config, 10).text.weight)
+    assert (tmp_path / "export" / "transformer" / "config.json").is_file()
