@@ -17,6 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a .safetensors file or a folder of them; with --to-official a diffusers folder")
     parser.add_argument("folder", help="where the result goes")
+    parser.add_argument("--aesthetic", action="store_true", help="a LAION aesthetic head, from .pth to .safetensors")
     parser.add_argument("--to-official", action="store_true", help="from a diffusers folder to official names")
     parser.add_argument("--num-attention-heads", type=int, help="default: width / 128, right for every released Wan")
     parser.add_argument("--verify", action="store_true", help="say whether the weights are complete, then make one clip")
@@ -34,6 +35,12 @@ def convert(arguments: argparse.Namespace) -> None:
     """Converts in the chosen direction; a clip if asked for."""
     from refalign.models.convert import convert_official, convert_to_official
 
+    if arguments.aesthetic:
+        from refalign.models.scores import convert_aesthetic_head
+
+        convert_aesthetic_head(Path(arguments.source), Path(arguments.folder))
+        print(f"aesthetic head: {arguments.folder}")
+        return
     if arguments.to_official:
         convert_to_official(arguments.source, arguments.folder)
         print(f"official weights: {arguments.folder}")

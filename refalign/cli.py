@@ -23,7 +23,11 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     """The flags that choose a run: preset, input, settings and output folder."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--preset", default="toy", help=f"where settings start from: {', '.join(PRESETS)} (default: toy)")
-    parser.add_argument("--input", metavar="FOLDER", help="videos to learn from; without it a world of sprites is drawn")
+    parser.add_argument(
+        "--input",
+        metavar="FOLDER",
+        help="videos to learn from: a folder, file, pattern, list, table, annotation or s3:// URI; without it sprites are drawn",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")
     return parser
@@ -37,7 +41,8 @@ def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
     """
     overrides = list(arguments.set)
     if arguments.input:
-        overrides.insert(0, f"input.path={Path(arguments.input).expanduser().resolve()}")
+        remote = "://" in arguments.input
+        overrides.insert(0, f"input.path={arguments.input if remote else Path(arguments.input).expanduser().absolute()}")
     config = apply_overrides(load_preset(arguments.preset), overrides)
     output = arguments.output or _default_runs_folder() / arguments.preset
     return config, output.expanduser().resolve()

@@ -11,24 +11,16 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from refalign.errors import ConfigError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from refalign.sections import Count, CurationConfig, Fraction, PairsConfig, Positive, QualityConfig, Section
 
 
 class InputConfig(Section):
     path: str | None = None
-    """Folder of videos, or an OpenS2V folder (videos beside an annotation JSON). None draws the sprite world."""
+    """What to learn from: a folder, a video, a pattern, a list or table of paths or URIs, an OpenS2V or Phantom-Data annotation,
+    a cosmos-curate output folder; local, ``s3://`` or ``gs://``. None draws the sprite world."""
     license: str = "unknown"
     """Licence written into rows whose source states none."""
     world_videos: Count = 48
@@ -49,7 +41,18 @@ class ModelsConfig(Section):
     vision_encoder_revision: str | None = None
     """Hub revision of ``vision_encoder``."""
     detector: str
-    """Segmentation detector: a folder with model.yaml and model.safetensors, or an ultralytics name such as yolo11n-seg.pt."""
+    """Segmentation detector: a folder with model.yaml and model.safetensors, or an ultralytics name such as yolo11n-seg.pt;
+    yoloe-11l-seg.pt and its like find whatever ``curation.classes`` names."""
+    text_image: str | None = None
+    """CLIP or SigLIP that scores a clip against its caption: a folder or a hub id. None leaves the score out."""
+    text_image_revision: str | None = None
+    """Hub revision of ``text_image``."""
+    aesthetic: str | None = None
+    """Aesthetic head over the embeddings of ``text_image``: a .safetensors file (pipelines/convert.py makes it of a .pth)."""
+    captioner: str | None = None
+    """Vision-language model that writes captions, of the class of Qwen2.5-VL: a folder or a hub id."""
+    captioner_revision: str | None = None
+    """Hub revision of ``captioner``."""
     max_text_tokens: Count = 512
     """Text tokens the transformer attends to; shorter prompts are padded with zeros."""
     encoder_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -67,53 +70,14 @@ class VideoConfig(Section):
     """Frame rate that clips are resampled to."""
 
 
-class CurationConfig(Section):
-    videos_per_part: Count = 16
-    """Videos that one task owns and commits together."""
-    shot_threshold: Positive = 27.0
-    """Content change (mean HSV difference, 0 to 255) above which a new shot begins."""
-    max_clips_per_video: Count = 4
-    """Windows taken from one video, spread evenly over its shots."""
-    detection_frames: Count = 5
-    """Frames of a clip that the detector and its tracker look at, evenly spaced."""
-    min_confidence: Fraction = 0.4
-    """Detections below this score are not subjects."""
-    embedding_px: Count = 224
-    """Side of the white square on which a crop is shown to the vision encoder for its identity embedding."""
-    max_references: Annotated[int, Field(ge=1, le=4)] = 3
-    """Subjects kept per clip, by area."""
-    min_area_fraction: Fraction = 0.1
-    """Smallest subject box, as a fraction of the frame."""
-    max_area_fraction: Fraction = 0.9
-    """Largest subject box: what fills the frame is the scene, not a subject."""
-    duplicate_iou: Fraction = 0.8
-    """Two subjects whose masks overlap at least this much are one."""
-    min_aesthetic: float = 4.5
-    """OpenS2V annotations: keep a subject with at least this aesthetic score ..."""
-    min_text_image: Fraction = 0.6
-    """... or at least this text-image score."""
-    max_video_bytes: Count = 16 * 2**30
-    """Larger files are quarantined unread."""
-    max_frame_px: Count = 7680 * 4320
-    """Videos with larger frames are quarantined undecoded."""
-    max_quarantine_fraction: Fraction = 0.1
-    """Share of faulty videos or clips above which the step fails."""
-
-
-class PairsConfig(Section):
-    min_similarity: Fraction = 0.7
-    """Cosine of two crops' embeddings from which they may show one identity."""
-    max_similarity: Fraction = 0.995
-    """Above this two crops are the same picture, which teaches nothing."""
-    max_references_per_subject: Count = 2
-    """Pictures from other clips kept for one subject, the most similar first."""
-    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Share of source groups held out; pairs never join two groups, so no identity is in both splits."""
-
-
 class ShardsConfig(Section):
     samples_per_shard: Count = 64
     """Samples that one task owns and commits as one tar."""
+    augmented_references: Annotated[int, Field(ge=0)] = 0
+    """Stored views of each reference that are augmented (turned, sheared, tinted, moved; never cropped), in place of the plain
+    one; 0 stores the plain one."""
+    target_dtype: Literal["float16", "int8"] = "float16"
+    """How vision tokens are stored: int8, with a scale per token, takes half the space at a cosine error below 1e-4."""
     frame_tokens: bool = False
     """Store vision tokens of the video's own frames as well, which REPA aligns with: 67 MB a clip of 81 x 480 x 832."""
 
@@ -259,6 +223,7 @@ class RunConfig(Section):
     models: ModelsConfig
     video: VideoConfig
     curation: CurationConfig = CurationConfig()
+    quality: QualityConfig = QualityConfig()
     pairs: PairsConfig = PairsConfig()
     shards: ShardsConfig = ShardsConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -274,6 +239,21 @@ class RunConfig(Section):
                 "objective.alignment=repa aligns the video's own frames, whose vision tokens are stored only "
                 "with shards.frame_tokens=true"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_models(self):
+        needs = {
+            "curation.caption": (self.curation.caption != "source", "captioner"),
+            "quality.min_text_image": (self.quality.min_text_image is not None, "text_image"),
+            "quality.min_aesthetic": (self.quality.min_aesthetic is not None, "aesthetic"),
+            "models.aesthetic": (self.models.aesthetic is not None, "text_image"),
+        }
+        for setting, (is_needed, model) in needs.items():
+            if is_needed and getattr(self.models, model) is None:
+                raise ValueError(f"{setting} needs models.{model}, which is not set")
+        if self.curation.classes_in_caption and not self.curation.classes:
+            raise ValueError("curation.classes_in_caption needs curation.classes: the words to look for in captions")
         return self
 
 

@@ -59,10 +59,16 @@ def check_start(config: RunConfig, output: Path) -> None:
     Raises:
         GeometryError: the clip's size does not fit the grids.
         ArtifactError: a local model is missing, or the disk is nearly full.
+        ConfigError: the folder of evaluation pictures is missing or holds none.
     """
     check_geometry(config.video.height_px, config.video.width_px, config.video.num_frames)
-    for name in ("base", "vision_encoder", "detector"):
-        check_local(getattr(config.models, name), f"models.{name}")
+    for name in ("base", "vision_encoder", "detector", "text_image", "aesthetic", "captioner"):
+        if getattr(config.models, name):
+            check_local(getattr(config.models, name), f"models.{name}")
+    if config.quality.evaluation_references:
+        from refalign.curation.selection import list_pictures
+
+        list_pictures(config.quality.evaluation_references)
     if config.training.start_from:
         check_local(f"{config.training.start_from}/export/transformer", "training.start_from")
     check_disk_space(output, _SMALLEST_FREE_BYTES)
@@ -92,12 +98,14 @@ class Story:
         from refalign.curation.launch import plan_subjects, run_subjects
 
         config = self.config
-        folder = Path(config.input.path) if config.input.path else self._draw_world()
-        plan, planned, identity = plan_subjects(config, folder)
+        plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world())
         self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster"}), identity)
         models = config.models
-        used = (identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector))
-        settings = config.curation.model_dump(exclude={"max_quarantine_fraction"})
+        used = [identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector)]
+        optional = ((models.text_image, models.text_image_revision), (models.aesthetic, None))
+        optional += ((models.captioner, models.captioner_revision),) if config.curation.caption != "source" else ()
+        used += [identify_model(source, revision) if source else "" for source, revision in optional]
+        settings = config.curation.model_dump(exclude={"max_quarantine_fraction", "max_worker_deaths"})
         step = self._make_step("subjects", identity, settings, config.video, models.encoder_dtype, *used)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
@@ -106,7 +114,10 @@ class Story:
     def _pairs(self) -> None:
         from refalign.curation.pairs import run_pairs
 
-        step = self._make_step("pairs", self.config.pairs, self.steps["subjects"].fingerprint)
+        quality = self.config.quality.model_dump(exclude={"evaluation_references"})
+        pictures = self.config.quality.evaluation_references
+        shown = identify_model(pictures) if pictures else ""
+        step = self._make_step("pairs", self.config.pairs, quality, shown, self.steps["subjects"].fingerprint)
         self._complete(step, lambda: run_pairs(self.config, step, self.steps["subjects"]))
 
     def _shards(self) -> None:
@@ -242,11 +253,14 @@ class Story:
         if self._tracker is not None:
             tracker, self._tracker = self._tracker, None
             if self.summary:
-                tracker.log_file(None, self.output / "report.html")
+                for name in ("report", "curation_report"):
+                    if name in self.summary:
+                        tracker.log_file(None, Path(self.summary[name]))
             tracker.finish(status)
 
     def _write_summary(self, seconds: dict[str, float]) -> dict[str, Any]:
         from refalign.evaluation.report import make_report
+        from refalign.evaluation.report.curation import make_curation_report
         from refalign.summary import make_summary
         from refalign.tracking.model_card import load_note
 
@@ -256,6 +270,8 @@ class Story:
         summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
         summary["untrained"] = load_note(self.config.models.base)
         summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))
+        if curation := make_curation_report(summary, output=self.output, steps=self.steps):
+            summary["curation_report"] = str(curation)
         write_json(self.output / "summary.json", summary)
         return summary
 

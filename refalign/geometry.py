@@ -20,12 +20,19 @@ TOKEN_PX = 16
 
 
 def letterbox(
-    image: Image.Image | UInt8[np.ndarray, "h w channels"], height_px: int, width_px: int
+    image: Image.Image | UInt8[np.ndarray, "h w channels"],
+    height_px: int,
+    width_px: int,
+    *,
+    scale: float = 1.0,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """Fits an image into a size without cropping or distorting it: centred on white.
+    """Fits an image into a size without cropping or distorting it, on white.
 
     Args:
         image: any PIL image, or an RGB or RGBA array; transparency becomes white.
+        scale: size, relative to the largest that fits; at most 1.
+        place: share of the free room that lies left of it and above it; (.5, .5) centres.
 
     Returns:
         The pixels, and a mask that is True where white was added.
@@ -39,11 +46,11 @@ def letterbox(
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    scale = min(height_px / picture.height, width_px / picture.width)
+    scale *= min(height_px / picture.height, width_px / picture.width)
     fitted_h = min(height_px, max(1, round(picture.height * scale)))
     fitted_w = min(width_px, max(1, round(picture.width * scale)))
     fitted = picture.convert("RGB").resize((fitted_w, fitted_h), Image.Resampling.LANCZOS)
-    top, left = (height_px - fitted_h) // 2, (width_px - fitted_w) // 2
+    left, top = int((width_px - fitted_w) * place[0]), int((height_px - fitted_h) * place[1])
     pixels = np.full((height_px, width_px, 3), 255, dtype=np.uint8)
     is_padding = np.ones((height_px, width_px), dtype=bool)
     inside = np.s_[top : top + fitted_h, left : left + fitted_w]

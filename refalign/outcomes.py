@@ -9,7 +9,11 @@ from typing import Any
 
 from refalign.errors import TooManyQuarantined
 
-_FILTERED = frozenset({"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE"})
+_FILTERED = frozenset(
+    {"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE"}
+    | {"TOO_BLURRED", "TOO_DARK", "CLIPPED", "NO_MOTION", "TOO_MUCH_MOTION", "POOR_CAPTION_MATCH", "NOT_AESTHETIC"}
+    | {"NEAR_DUPLICATE", "CONTAMINATED"}
+)
 """Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
 
 
@@ -58,3 +62,8 @@ def check_quarantined(outcomes: Sequence[Outcome], limit: float) -> None:
                 f"{len(faults)} of {len(of_level)} {level}s were quarantined ({reasons}); the limit is {limit}. "
                 f"First: {faults[0].message}. Raise curation.max_quarantine_fraction to continue.",
             )
+
+
+def describe_deaths(item: str, deaths: int) -> str:
+    """What is said of an item that is left out because workers died on it."""
+    return f"{item}: {deaths} workers died while they were at it (a crash of the decoder, or too little memory)"

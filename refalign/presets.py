@@ -37,7 +37,7 @@ def toy() -> RunConfig:
             detector=str(_TOY_WEIGHTS / "detector"),
             max_text_tokens=32,
         ),
-        video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=8.0),
+        video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=16.0),
         curation=CurationConfig(
             videos_per_part=6,
             embedding_px=96,

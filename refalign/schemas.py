@@ -40,13 +40,33 @@ CLIP_SCHEMA = pa.schema(
         _required("license", pa.string()),
         _required("consent", pa.string()),
         _required("caption", pa.string()),  # may be empty
+        _required("caption_source", pa.string()),  # source, model:<id>@<digest>, or none
         _required("start_s", pa.float64()),
         _required("fps", pa.float64()),
         _required("num_frames", pa.int32()),
         _required("crop_xyxy_px", _BOX),  # part of the frame that is used
+        # Of the sampled frames, cropped and scaled as they are trained on. NaN: not computed.
+        _required("sharpness", pa.float32()),  # variance of the Laplacian, grey levels squared, mean over the frames
+        _required("exposure", pa.float32()),  # mean luma, 0 to 1
+        _required("clipped_fraction", pa.float32()),  # share of black and white pixels
+        _required("motion", pa.float32()),  # mean optical flow per frame, as a share of the long side
+        _required("text_image_score", pa.float32()),  # cosine of frames and caption
+        _required("aesthetic_score", pa.float32()),
+        _required("phash", pa.int64()),  # perceptual hash of the middle frame, 64 bits
         _required("subjects", pa.list_(_required("item", SUBJECT))),
     ]
 )
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        _required("clip_id", pa.string()),
+        _required("source_group", pa.string()),
+        _required("split", pa.string()),  # train or validation; empty when the clip is not used
+        _required("reason", pa.string()),  # why it is not used; empty when it is
+    ]
+)
+"""What the pairs step decided on every clip of the subjects step, in its part ``VERDICTS_PART``."""
+VERDICTS_PART = "clips.parquet"
 
 PAIR_SCHEMA = pa.schema(
     [

@@ -4,6 +4,7 @@
         lease               held while a process works here
         parts/<name>        one file per planned part, complete or absent
         parts/<name>.json   its commit: size, sha256 and what the part recorded
+        parts/.<name>.attempt<n>   what a worker on it was at; gone with the commit
         manifest.json       written last; its presence means done
 
 A part is written aside, synced, renamed, and only then committed. A resumed step skips the parts whose commit and size agree.
@@ -18,6 +19,7 @@ import os
 import re
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,6 +90,10 @@ class Step:
         write_json(final.with_name(f"{name}.json"), record)
         return record
 
+    def open_journal(self, name: str) -> Journal:
+        """Notes of what the workers of part ``name`` were at; for the worker that begins the part now."""
+        return Journal(self.parts_folder, name)
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Holds the folder for this process; a second holder is refused. The lease ends with the process.
@@ -111,6 +117,31 @@ class Step:
             for left_over in self.parts_folder.glob(".*.tmp"):
                 left_over.unlink()
             yield
+
+
+class Journal:
+    """Finds out the item that kills its workers: each attempt at a part notes what it is at, and the note outlives it.
+
+    A video that crashes its decoder would otherwise be started again for ever.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pattern = f".{part}.attempt*"
+        self._folder = folder
+        earlier = sorted(folder.glob(self._pattern))
+        self._deaths = Counter(path.read_text() for path in earlier)
+        self._note = folder / f".{part}.attempt{len(earlier):04d}"
+
+    def begin(self, item: str) -> int:
+        """Notes that ``item`` is worked on; returns how many workers died while they were at it."""
+        self._note.write_text(item)
+        return self._deaths[item]
+
+    def close(self) -> None:
+        """The part is committed: no note is needed any more."""
+        for path in self._folder.glob(self._pattern):
+            path.unlink(missing_ok=True)
 
 
 def iter_step_folders(output: Path) -> Iterator[Path]:
@@ -139,12 +170,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def digest_sampled(path: Path) -> str:
     """16 hexadecimal digits from the size and the first and last MiB of a file: cheap at any size, same content, same digits."""
-    size_bytes = path.stat().st_size
-    digest = hashlib.sha256(str(size_bytes).encode())
     with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE_BYTES))
-        file.seek(max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES))
-        digest.update(file.read(_SAMPLE_BYTES))
+        return digest_stream(file, path.stat().st_size)
+
+
+def digest_stream(file: Any, size_bytes: int) -> str:
+    """`digest_sampled` of an open binary file, which need not be local."""
+    digest = hashlib.sha256(str(size_bytes).encode())
+    digest.update(file.read(_SAMPLE_BYTES))
+    file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
+    digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 

@@ -24,9 +24,10 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
         summary["videos"] = subjects["counts"]["video"]["planned"]
         summary["clips"] = subjects["clips"]
         summary["subjects"] = subjects["subjects"]
-        summary["outcomes"] = [*subjects["outcomes"], *manifests.get("shards", {}).get("outcomes", [])]
+        later = [manifests.get(step, {}) for step in ("pairs", "shards")]
+        summary["outcomes"] = [*subjects["outcomes"], *(outcome for each in later for outcome in each.get("outcomes", []))]
         for kind in ("filtered", "quarantined"):
-            levels = [subjects["counts"]["video"], manifests.get("shards", {}).get("counts", {}).get("clip", {})]
+            levels = [subjects["counts"]["video"], *(each.get("counts", {}).get("clip", {}) for each in later)]
             reasons: dict[str, int] = {}
             for level in levels:
                 for reason, count in level.get(kind, {}).items():
@@ -45,7 +46,7 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
 
 def _merge_counts(manifests: Manifests) -> dict[str, Any]:
     counts = {}
-    for step in ("subjects", "shards"):
+    for step in ("subjects", "pairs", "shards"):
         for level, count in manifests.get(step, {}).get("counts", {}).items():
             lost = count["planned"] - count["written"] - sum(count["filtered"].values()) - sum(count["quarantined"].values())
             assert lost == 0, f"{step}: {lost} {level}s are unaccounted for"
@@ -71,7 +72,9 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
         return f"{made} ({lost})" if lost else made
     if name == "pairs":
-        return f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
+        left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["counts"]["clip"]["filtered"].items())
+        made = f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
+        return f"{made} ({left_out})" if left_out else made
     if name == "shards":
         train, held_out = manifest["samples"]["train"], manifest["samples"]["validation"]
         return f"{train} training and {held_out} held-out samples with {manifest['references']} references"

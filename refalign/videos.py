@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import av.error
@@ -17,8 +18,13 @@ from PIL import Image
 
 from refalign.config import CurationConfig, VideoConfig
 from refalign.errors import DataError
+from refalign.storage import fetch
 
 _GRID_TOLERANCE_S = 1e-4
+_LONGEST_FRAME_S = 3600.0
+"""A frame that is on screen for longer is taken for a fault: damaged times would fill the grid, and the memory, without end."""
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,h264,hevc"
+"""Containers of videos. FFmpeg tells many more by their content: text, pictures, playlists that open other files."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +66,23 @@ def iter_frames(path: Path, config: CurationConfig) -> Iterator[ShownFrame]:
     """Yields every frame of the first video stream in order of presentation.
 
     Raises:
-        DataError: NO_VIDEO, UNREADABLE, TRUNCATED (frames before the fault were yielded) or TOO_MANY_PIXELS.
+        DataError: NO_VIDEO, NO_FRAMES, UNREADABLE, TOO_MANY_PIXELS; or, after the frames before the fault, TRUNCATED, BAD_TIMES.
     """
     check_file(path, config)
     num_frames = 0
     try:
-        # Titles in other encodings than UTF-8 are common; they must not cost the video.
-        with av.open(str(path), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DataError("NO_VIDEO", f"{path}: has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+        with _open_container(path) as container:
+            stream = _find_stream(path, container, config)
             rate = float(stream.average_rate or stream.guessed_rate or 25)
             first_s: float | None = None
-            for frame in container.decode(stream):
-                if frame.width * frame.height > config.max_frame_px:
-                    raise DataError(
-                        "TOO_MANY_PIXELS",
-                        f"{path}: frames of {frame.width} x {frame.height} px; curation.max_frame_px is {config.max_frame_px}",
-                    )
+            last_s = 0.0
+            for frame in _decode(path, container, stream):
+                _check_pixels(path, frame, config)
                 time_s = frame.time if frame.time is not None else num_frames / rate
                 first_s = time_s if first_s is None else first_s
+                if time_s - first_s - last_s > _LONGEST_FRAME_S:
+                    raise DataError("BAD_TIMES", f"{path}: the frame after {last_s:.2f} s is at {time_s - first_s:.0f} s")
+                last_s = time_s - first_s
                 num_frames += 1
                 yield ShownFrame(time_s - first_s, frame, round(frame.rotation / 90) * 90 % 360)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
@@ -88,6 +90,45 @@ def iter_frames(path: Path, config: CurationConfig) -> Iterator[ShownFrame]:
         raise DataError(reason, f"{path}: {error} (after {num_frames} frames)") from error
     if not num_frames:
         raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
+
+
+def _find_stream(path: Path, container: Any, config: CurationConfig) -> Any:
+    if not container.streams.video:
+        raise DataError("NO_VIDEO", f"{path}: has no video stream")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise DataError("UNREADABLE", f"{path}: its video is encrypted, or of a codec that is not known here")
+    _check_pixels(path, stream.codec_context, config)
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _decode(path: Path, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    """All frames. A file that was cut off ends without an error: its last packet is short, or some of those it announces lack."""
+    num_packets, is_short = 0, False
+    for packet in container.demux(stream):
+        if packet.size:
+            num_packets, is_short = num_packets + 1, packet.is_corrupt
+        yield from packet.decode()
+    if is_short or num_packets < stream.frames:
+        announced = f" of {stream.frames}" if stream.frames else ""
+        raise DataError(
+            "TRUNCATED", f"{path}: ends after {num_packets}{announced} packets, the last of them {'cut' if is_short else 'whole'}"
+        )
+
+
+def _open_container(path: Path) -> Any:
+    # Titles in other encodings than UTF-8 are common; they must not cost the video.
+    return av.open(str(path), metadata_errors="replace", options={"format_whitelist": _FORMATS})
+
+
+def _check_pixels(path: Path, shown: Any, config: CurationConfig) -> None:
+    """Before decoding by what the header says, and again for each frame, which need not agree with it."""
+    if shown.width * shown.height > config.max_frame_px:
+        raise DataError(
+            "TOO_MANY_PIXELS",
+            f"{path}: frames of {shown.width} x {shown.height} px; curation.max_frame_px is {config.max_frame_px}",
+        )
 
 
 def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownFrame, list[int]]]:
@@ -116,7 +157,7 @@ def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
     """Seconds by the container's header, or None where it says nothing; not to be trusted for more than planning."""
     check_file(path, config)
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open_container(path) as container:
             return container.duration / av.time_base if container.duration else None
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise DataError("UNREADABLE", f"{path}: {error}") from error
@@ -130,12 +171,18 @@ class ClipSpec:
     crop_xyxy_px: tuple[int, int, int, int]
 
 
-def read_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
-    """Frames of several clips of one video in one decode pass: each uint8 [F, height_px, width_px, 3].
+def read_clips(location: str | Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
+    """Frames of several clips of one video, local or remote, in one decode pass: each uint8 [F, height_px, width_px, 3].
 
     Raises:
         DataError: the video cannot be read, or ends before a clip does.
+        BackendUnavailable: the object store that holds it does not answer.
     """
+    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
+        return _read_local_clips(path, specs, video, config)
+
+
+def _read_local_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
     starts = [round(spec.start_s * video.fps) for spec in specs]
     clips: list[list[np.ndarray]] = [[] for _ in specs]
     last = max(starts) + video.num_frames

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
-    {"config", "schemas", "geometry", "outcomes"},
+    {"sections", "config", "schemas", "geometry", "outcomes"},
     {"presets", "steps", "pictures"},
-    {"videos", "summary", "exports"},
+    {"storage", "videos", "summary", "exports"},
     {"objective"},
     {"models"},
     {"parts"},

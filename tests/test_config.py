@@ -51,3 +51,24 @@ def test_fingerprint_depends_on_every_part_and_nothing_else():
     other = config.video.model_copy(update={"fps": 9.0})
     assert make_fingerprint("subjects", config.video) != make_fingerprint("subjects", other)
     assert len(make_fingerprint(1)) == 12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["quality.min_text_image=0.2"], "quality.min_text_image needs models.text_image"),
+        (["quality.min_aesthetic=4.5"], "quality.min_aesthetic needs models.aesthetic"),
+        (["models.aesthetic=head.safetensors"], "models.aesthetic needs models.text_image"),
+        (["curation.classes_in_caption=true"], "classes_in_caption needs curation.classes"),
+        (["quality.min_motion=0.2", "quality.max_motion=0.1"], "quality.min_motion=0.2 is above quality.max_motion=0.1"),
+        (["quality.max_phash_distance=17"], "less than or equal to 16"),
+    ],
+)
+def test_a_limit_without_its_score_is_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said.replace("(", r"\(")):
+        apply_overrides(toy(), overrides)
+
+
+def test_quality_limits_are_off_in_every_preset():
+    for name in PRESETS:
+        assert load_preset(name).quality == type(toy().quality)()

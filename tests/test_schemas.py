@@ -30,10 +30,18 @@ def make_clip(**changes):
         "license": "CC0-1.0",
         "consent": "synthetic",
         "caption": "",
+        "caption_source": "none",
         "start_s": 0.0,
         "fps": 8.0,
         "num_frames": 9,
         "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+        "sharpness": 100.0,
+        "exposure": 0.5,
+        "clipped_fraction": 0.0,
+        "motion": float("nan"),
+        "text_image_score": float("nan"),
+        "aesthetic_score": float("nan"),
+        "phash": -1,
         "subjects": [subject | changes],
     }
 

@@ -1,5 +1,8 @@
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,3 +110,26 @@ def test_json_is_written_whole_and_sorted(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": "ü", "b": 1}
     assert (tmp_path / "a.json").read_text().index('"a"') < (tmp_path / "a.json").read_text().index('"b"')
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_an_item_that_kills_its_workers_is_found_out(tmp_path: Path) -> None:
+    """Real processes die by SIGKILL at one item; the next attempt learns how many, and the commit forgets it."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from refalign.steps import Step\n"
+        f"journal = Step('s', 'f', Path({str(tmp_path)!r})).open_journal('p.parquet')\n"
+        "for item in ('good', 'poison'):\n"
+        "    deaths = journal.begin(item)\n"
+        "    print(item, deaths, flush=True)\n"
+        "    if item == 'poison': os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    said = []
+    for _ in range(3):
+        died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        said.append(died.stdout.split())
+    assert said == [["good", "0", "poison", str(deaths)] for deaths in range(3)]
+    journal = Step("s", "f", tmp_path).open_journal("p.parquet")
+    assert journal.begin("good") == 0 and journal.begin("poison") == 3
+    assert Step("s", "f", tmp_path).open_journal("q.parquet").begin("poison") == 0, "each part has its own notes"
+    journal.close()
+    assert Step("s", "f", tmp_path).open_journal("p.parquet").begin("poison") == 0

@@ -55,16 +55,18 @@ def test_a_clip_beyond_the_end_is_a_fault(tmp_path):
 def test_no_window_crosses_a_cut(tmp_path):
     rng = np.random.default_rng(0)
     scenes = [np.repeat(rng.integers(0, 255, (1, 96, 96, 3), dtype=np.uint8), 12, axis=0) for _ in range(3)]
-    write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), fps=8)
-    starts = [window.start_index for window in iter_windows(tmp_path / "a.mp4", toy(), duration_s=None)]
+    config = toy()
+    write_mp4(tmp_path / "a.mp4", np.concatenate(scenes), fps=config.video.fps)
+    starts = [window.start_index for window in iter_windows(tmp_path / "a.mp4", config, duration_s=None)]
     assert starts == [0, 12, 24]
 
 
 def test_windows_are_limited_and_spread_over_the_video(tmp_path):
-    write_mp4(tmp_path / "a.mp4", np.repeat(make_frames(1), 200, axis=0), fps=8)
-    starts = [window.start_index for window in iter_windows(tmp_path / "a.mp4", toy(), duration_s=25.0)]
+    config = toy()
+    write_mp4(tmp_path / "a.mp4", np.repeat(make_frames(1), 200, axis=0), fps=config.video.fps)
+    starts = [window.start_index for window in iter_windows(tmp_path / "a.mp4", config, duration_s=200 / config.video.fps)]
     assert starts == [0, 50, 100, 150]
-    window = next(iter_windows(tmp_path / "a.mp4", toy(), duration_s=25.0))
+    window = next(iter_windows(tmp_path / "a.mp4", config, duration_s=200 / config.video.fps))
     assert window.frame_indices == [0, 2, 4, 6, 8] and len(window.frames) == 5
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +17,50 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refalign.config import RunConfig
+from refalign.curation.captions import choose_caption, load_captioner
+from refalign.curation.quality import load_scorer, match_caption, measure_clip
 from refalign.curation.shots import Window, iter_annotated_window, iter_windows
-from refalign.curation.sources import SourceVideo, list_sources
-from refalign.curation.subjects import choose_subjects, find_candidates, make_subject_row, read_candidates
+from refalign.curation.sources import SourceVideo, identify_sources, list_sources, open_source
+from refalign.curation.subjects import choose_classes, choose_subjects, find_candidates, make_subject_row, read_candidates
 from refalign.errors import DataError, RefAlignError
 from refalign.geometry import letterbox
-from refalign.outcomes import Outcome, check_quarantined, count_outcomes
+from refalign.outcomes import Outcome, check_quarantined, count_outcomes, describe_deaths
 from refalign.parts import run_parts
 from refalign.pictures import decode_image
 from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.steps import Step, digest_sampled
-from refalign.videos import make_center_crop, probe_duration_s
+from refalign.steps import Step
+from refalign.videos import make_center_crop, probe_duration_s, resize_crop
 
 
-def plan_subjects(config: RunConfig, folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[Outcome], str]:
-    """Assigns every usable file to a part.
+def plan_subjects(config: RunConfig, where: str | Path) -> tuple[dict[str, list[dict[str, Any]]], list[Outcome], str]:
+    """Assigns every usable file that the input names to a part.
 
     Returns:
         The plan, the outcomes of files that can be judged without decoding, and a fingerprint of the input's content.
+
+    Raises:
+        ConfigError: the input is missing, empty, damaged, or of no known kind.
+        BackendUnavailable: an object store does not answer.
     """
     outcomes: list[Outcome] = []
     usable: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
-    identity: list[Any] = []
-    for source in list_sources(config.input, folder):
-        if isinstance(source, DataError):
-            outcomes.append(Outcome("video", str(source).partition(":")[0], source.reason, str(source)))
-            identity.append([str(source), source.reason])
+    identity = hashlib.sha256()
+    for source, video_id in identify_sources(list_sources(config.input, where), config.curation):
+        if isinstance(source, Outcome):
+            outcomes.append(source)
+            identity.update(json.dumps([source.item, source.reason]).encode())
             continue
-        video_id = digest_sampled(source.path) if source.path.is_file() else "missing"
-        described = {**dataclasses.asdict(source), "path": str(source.path), "video_id": video_id}
-        identity.append({**described, "path": ""})
-        content = f"{video_id}-{source.annotation['metadata']['cut'] if source.annotation else ''}"
-        if video_id != "missing" and content in seen:
+        identity.update(json.dumps([video_id, source.to_identity()], sort_keys=True).encode())
+        content = f"{video_id}-{source.annotation_at['cut'] if source.annotation_at else ''}"
+        if content in seen:
             outcomes.append(Outcome("video", source.name, "DUPLICATE", f"{source.name}: same content as {seen[content]}"))
             continue
         seen[content] = source.name
-        usable.append(described)
+        usable.append({**source.to_work(), "video_id": video_id})
     size = config.curation.videos_per_part
     plan = {f"clips-{start // size:06d}.parquet": usable[start : start + size] for start in range(0, len(usable), size)}
-    return plan, outcomes, json.dumps(identity, sort_keys=True)
+    return plan, outcomes, identity.hexdigest()
 
 
 def run_subjects(
@@ -77,6 +83,8 @@ def run_subjects(
             "counts": counts,
             "clips": sum(record["clips"] for record in records),
             "subjects": sum(record["subjects"] for record in records),
+            "crops": sum(record["crops"] for record in records),
+            "embeddings": sum(record["embeddings"] for record in records),
             "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
             "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
             "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
@@ -91,7 +99,6 @@ class SubjectsActor:
         import torch
 
         from refalign.models.dinov3 import VisionEncoder
-        from refalign.models.yolo import load_detector
 
         torch.set_num_threads(config.cluster.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,23 +109,38 @@ class SubjectsActor:
             device=device,
             dtype=getattr(torch, config.models.encoder_dtype),
         )
-        self._load_detector = lambda: load_detector(config.models.detector, device=device)
-        self._detector: Any = None
+        self._device = device
+        self._crops, self._embeddings = 0, 0
 
-    @property
+    @cached_property
     def detector(self) -> Any:
         """Loaded at the first video without annotation: annotated sources need none."""
-        if self._detector is None:
-            self._detector = self._load_detector()
-        return self._detector
+        from refalign.models.yolo import load_detector
+
+        return load_detector(self.config.models.detector, device=self._device, classes=self.config.curation.classes)
+
+    @cached_property
+    def scorer(self) -> Any:
+        """Scores clips against their captions, and by their looks; None where no such model is set."""
+        return load_scorer(self.config.models, self._device)
+
+    @cached_property
+    def captioner(self) -> Any:
+        """Loaded at the first clip that it is asked about."""
+        return load_captioner(self.config.models, self._device)
 
     def make_part(self, step: Step, name: str, work: list[dict[str, Any]]) -> dict[str, Any]:
         """Curates the videos of one part, writes their rows and returns the commit record."""
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
+        self._crops, self._embeddings = 0, 0
+        journal = step.open_journal(name)
         for described in work:
             video_id = described.pop("video_id")
-            source = SourceVideo(path=Path(described.pop("path")), **described)
+            source = SourceVideo(**described)
+            if (deaths := journal.begin(source.name)) >= self.config.curation.max_worker_deaths:
+                outcomes.append(Outcome("video", source.name, "KILLS_WORKERS", describe_deaths(source.name, deaths)))
+                continue
             made, happened = self.curate_video(source, video_id)
             rows += made
             outcomes += happened
@@ -129,22 +151,27 @@ class SubjectsActor:
             return {
                 "clips": len(rows),
                 "subjects": sum(len(row["subjects"]) for row in rows),
+                "crops": self._crops,  # those of videos that turned out faulty among them
+                "embeddings": self._embeddings,
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
                 "licenses": Counter(row["license"] for row in rows),
                 "consents": Counter(row["consent"] for row in rows),
             }
 
-        return step.write_part(name, write)
+        record = step.write_part(name, write)
+        journal.close()
+        return record
 
     def curate_video(self, source: SourceVideo, video_id: str) -> tuple[list[dict[str, Any]], list[Outcome]]:
         """CLIP rows of one video and the outcomes of the video and of its clips. A fault quarantines the whole video."""
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         try:
-            for window in self._windows(source):
-                row, outcome = self._make_clip(source, video_id, window)
-                rows += [row] if row else []
-                outcomes.append(outcome)
+            with open_source(source, max_bytes=self.config.curation.max_video_bytes) as (opened, path):
+                for window in self._windows(opened, path):
+                    row, outcome = self._make_clip(opened, video_id, window)
+                    rows += [row] if row else []
+                    outcomes.append(outcome)
             if not outcomes:
                 seconds = self.config.video.num_frames / self.config.video.fps
                 raise DataError("TOO_SHORT", f"{source.name}: no shot of {seconds:.2f} s")
@@ -160,15 +187,16 @@ class SubjectsActor:
             outcomes.append(Outcome("video", source.name))
         return rows, outcomes
 
-    def _windows(self, source: SourceVideo):
+    def _windows(self, source: SourceVideo, path: Path):
         if source.annotation:
-            return iter_annotated_window(source.path, source.annotation, self.config)
-        duration_s = probe_duration_s(source.path, self.config.curation)
-        return iter_windows(source.path, self.config, duration_s=duration_s)
+            return iter_annotated_window(path, source.annotation, self.config)
+        duration_s = probe_duration_s(path, self.config.curation)
+        return iter_windows(path, self.config, duration_s=duration_s)
 
     def _make_clip(self, source: SourceVideo, video_id: str, window: Window) -> tuple[dict[str, Any] | None, Outcome]:
         config = self.config
         start_s = window.start_s(config.video.fps)
+        said = source.caption_at(start_s + config.video.num_frames / config.video.fps / 2)
         clip_id = f"{video_id}-{round(start_s * 1000):08d}"
         height, width = window.frame_size_px
         region = (0, 0, width, height)
@@ -177,7 +205,7 @@ class SubjectsActor:
             region = (left, top, right, bottom)
             candidates = read_candidates(window, source.annotation, config.curation)
         else:
-            candidates = find_candidates(window, self.detector, config.curation)
+            candidates = find_candidates(window, self.detector, config.curation, choose_classes(said, config.curation))
         crop = make_center_crop(region, config.video)
         chosen = choose_subjects(candidates, crop, config.curation)
         if not chosen:
@@ -185,23 +213,31 @@ class SubjectsActor:
         subjects = [make_subject_row(candidate, window, crop, config) for candidate in chosen]
         for rank, (subject, embedding) in enumerate(zip(subjects, self._embed(subjects), strict=True)):
             subject.update(subject_id=f"{clip_id}-s{rank}", embedding=embedding.tolist())
+        frames = [resize_crop(frame, crop, config.video) for frame in window.samples.values()]
+        caption, caption_source = choose_caption(said, frames, lambda: self.captioner, config)
         row = {
             "clip_id": clip_id,
             "video_id": video_id,
-            "video_path": str(source.path),
+            "video_path": source.path,
             "source_group": source.source_group,
             "license": source.license,
             "consent": source.consent,
-            "caption": source.caption_at(start_s + config.video.num_frames / config.video.fps / 2),
+            "caption": caption,
+            "caption_source": caption_source,
             "start_s": start_s,
             "fps": config.video.fps,
             "num_frames": config.video.num_frames,
             "crop_xyxy_px": list(crop),
+            **measure_clip(frames, list(window.samples)),
+            **match_caption(frames, caption, self.scorer),
             "subjects": subjects,
         }
         return row, Outcome("clip", clip_id)
 
     def _embed(self, subjects: Sequence[dict[str, Any]]) -> np.ndarray:
         side = self.config.curation.embedding_px
+        self._crops += len(subjects)
         squares = [letterbox(decode_image(subject["crop_png"]), side, side)[0] for subject in subjects]
-        return np.asarray(self.encoder.embed(np.stack(squares)).float().cpu())
+        embeddings = np.asarray(self.encoder.embed(np.stack(squares)).float().cpu())
+        self._embeddings += len(embeddings)
+        return embeddings

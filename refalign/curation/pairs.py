@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,29 +11,51 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from refalign.config import PairsConfig, RunConfig
+from refalign.curation.selection import choose_clips, load_crops, load_verdicts
+from refalign.outcomes import Outcome, count_outcomes
 from refalign.parts import run_parts
-from refalign.schemas import PAIR_SCHEMA, check_table
+from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
 
-_CROPS_PER_PART = 20_000
+_CLIPS_PER_PART = 20_000
+_BLOCK = 2048
+_SHOWN_OUTCOMES = 1000
+"""Filtered clips named in the manifest; `clips.parquet` names all."""
+Matches = tuple[np.ndarray, np.ndarray, np.ndarray]
+_Crop = tuple[str, str, np.ndarray]
 
 
 def run_pairs(config: RunConfig, step: Step, subjects: Step) -> dict[str, Any]:
-    """Runs the step and returns its manifest, which also holds the split of every source group."""
-    groups = _load_groups(subjects)
-    splits = assign_splits(groups, config.pairs.validation_fraction)
+    """Runs the step and returns its manifest; `clips.parquet` among its parts holds the verdict on every clip.
+
+    Raises:
+        ConfigError, DataError: as `refalign.curation.selection.choose_clips`.
+    """
+    chosen, unscored = choose_clips(config, step, subjects)
+    verdicts = _assign_clips(chosen, config.pairs.validation_fraction)
+    step.write_part(VERDICTS_PART, lambda path: _write(path, verdicts, VERDICT_SCHEMA))
+    groups = _load_groups(subjects, set(_column(verdicts, "clip_id", kept=True)))
     plan = _plan_parts(groups, subjects)
     records = run_parts(step, plan, PairsActor, config, label="pairs")
+    outcomes = [Outcome("clip", *decided) for decided in zip(_column(verdicts, "clip_id"), _column(verdicts, "reason"))]
+    counts = count_outcomes(outcomes)
+    assert sum(record["clips"] for record in records) == counts["clip"]["written"], "a kept clip was not looked at"
+    splits = dict(zip(_column(verdicts, "source_group", kept=True), _column(verdicts, "split", kept=True)))
     return step.commit(
         {
             "parts": list(plan),
             "pairs": sum(record["pairs"] for record in records),
+            "subjects": sum(record["subjects"] for record in records),
             "subjects_with_pair": sum(record["subjects_with_pair"] for record in records),
             "splits": splits,
-            "clips": dict(_count_clips(groups, splits)),
+            "clips": {split: _column(verdicts, "split", kept=True).count(split) for split in ("train", "validation")},
+            "counts": counts,
+            "unscored": unscored,
+            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason][:_SHOWN_OUTCOMES],
         }
     )
 
@@ -49,37 +72,91 @@ def assign_splits(groups: Iterable[str], validation_fraction: float) -> dict[str
     return {group: "validation" if group in held_out else "train" for group in sorted(position)}
 
 
-def match_subjects(embeddings: np.ndarray, clips: np.ndarray, config: PairsConfig) -> list[tuple[int, int, float]]:
-    """Matches within one group: (subject, its reference in another clip, cosine).
+def match_subjects(embeddings: np.ndarray, clips: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matches within one group: subjects [M], their references in other clips [M], cosines [M].
 
     Two subjects match if each is the other's nearest neighbour in the other's clip, with a cosine of at least
-    ``min_similarity`` and at most ``max_similarity``.
+    ``min_similarity`` and at most ``max_similarity``. Sorted by subject, the most similar reference first.
+
+    Clips are taken in blocks: whether two subjects match is decided by the products of their two blocks alone, so memory does
+    not grow with the group.
 
     Args:
-        embeddings: float [N, E], L2-normalised.
+        embeddings: float32 [N, E], L2-normalised.
         clips: int [N], the clip of each subject; equal numbers adjacent and ascending from 0.
     """
-    if not len(clips) or clips[-1] == 0:
-        return []
-    first = np.searchsorted(clips, np.arange(clips[-1] + 1))
-    slot = np.arange(len(clips)) - first[clips]
-    similarity = embeddings @ embeddings.T
-    # [N, clips, most subjects of a clip]: the nearest neighbour of each subject in each clip is then one argmax.
-    table = np.full((len(clips), len(first), slot.max() + 1), -np.inf, np.float32)
-    table[:, clips, slot] = similarity
-    nearest = first[None] + table.argmax(2)
-    here = np.arange(len(clips))
-    other = nearest[here[:, None], np.arange(len(first))[None]]
-    value = np.take_along_axis(similarity, other, 1)
-    mutual = nearest[other, clips[:, None]] == here[:, None]
-    good = mutual & (value >= config.min_similarity) & (value <= config.max_similarity)
-    good[here, clips] = False
-    pairs = []
-    for subject in np.flatnonzero(good.any(1)):
-        columns = np.flatnonzero(good[subject])
-        best = columns[np.argsort(-value[subject, columns], kind="stable")][: config.max_references_per_subject]
-        pairs += [(int(subject), int(other[subject, column]), float(value[subject, column])) for column in best]
-    return pairs
+    blocks = _split_blocks(clips)
+    found = [_no_matches()]
+    for rows in blocks:
+        of_block = [_match_blocks(embeddings, clips, rows, columns, config) for columns in blocks]
+        found.append(_keep_best(*(np.concatenate(parts) for parts in zip(*of_block)), config.max_references_per_subject))
+    subjects, references, values = (np.concatenate(parts) for parts in zip(*found))
+    return subjects, references, values
+
+
+def _split_blocks(clips: np.ndarray) -> list[slice]:
+    """Ranges of about ``_BLOCK`` subjects that begin and end with a clip."""
+    starts = np.flatnonzero(np.diff(clips, prepend=-1)) if len(clips) else np.zeros(0, int)
+    chosen: list[int] = []
+    for start in starts.tolist():
+        if not chosen or start - chosen[-1] >= _BLOCK:
+            chosen.append(start)
+    return [slice(*ends) for ends in zip(chosen, [*chosen[1:], len(clips)])]
+
+
+def _match_blocks(embeddings: np.ndarray, clips: np.ndarray, rows: slice, columns: slice, config: PairsConfig) -> Matches:
+    """The mutual nearest neighbours of two blocks within the limits, in no particular order."""
+    similarity = embeddings[rows] @ embeddings[columns].T
+    there, value = _nearest_per_clip(np.ascontiguousarray(similarity.T), clips[columns])  # [clips of columns, rows]
+    here, _ = _nearest_per_clip(similarity, clips[rows])  # [clips of rows, columns]
+    good = (value >= config.min_similarity) & (value <= config.max_similarity)
+    clip, subject = np.nonzero(good)
+    reference, value = there[clip, subject], value[clip, subject]
+    own_clip = clips[rows] - clips[rows.start]
+    mutual = here[own_clip[subject], reference] == subject
+    mutual &= clips[rows][subject] != clips[columns][reference]
+    return subject[mutual] + rows.start, reference[mutual] + columns.start, value[mutual]
+
+
+def _nearest_per_clip(similarity: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per clip and column the row of the clip with the largest value, the first of equals, and that value; both [clips, M].
+
+    Clips hold few subjects, so this goes through their first, second, third subject ... of all clips at once.
+    """
+    first = np.flatnonzero(np.diff(clips, prepend=clips[0] - 1))
+    sizes = np.diff(first, append=len(clips))
+    value = similarity[first]
+    nearest = np.repeat(first[:, None], similarity.shape[1], axis=1)
+    for position in range(1, sizes.max()):
+        has = np.flatnonzero(sizes > position)
+        rows = first[has] + position
+        candidate = similarity[rows]
+        is_better = candidate > value[has]
+        value[has] = np.where(is_better, candidate, value[has])
+        nearest[has] = np.where(is_better, rows[:, None], nearest[has])
+    return nearest, value
+
+
+def _keep_best(subjects: np.ndarray, references: np.ndarray, values: np.ndarray, limit: int) -> Matches:
+    """The ``limit`` largest values of each subject; of equal ones the reference that comes first.
+
+    Args:
+        references: ascending for each subject.
+        values: float32, not negative.
+    """
+    # One key in place of two: the bits of floats that are not negative are in the order of the floats.
+    falling = np.uint64(2**32 - 1) - np.abs(values).view(np.uint32).astype(np.uint64)
+    key = (subjects.astype(np.uint64) << np.uint64(32)) | falling
+    order = np.argsort(key, kind="stable")
+    subjects = subjects[order]
+    is_first = np.diff(subjects, prepend=-1) != 0
+    rank = np.arange(len(subjects)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1] if len(subjects) else subjects
+    kept = order[rank < limit]
+    return subjects[rank < limit], references[kept], values[kept]
+
+
+def _no_matches() -> Matches:
+    return np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32)
 
 
 class PairsActor:
@@ -91,68 +168,80 @@ class PairsActor:
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
         """Reads the embeddings of the part's groups, writes PAIR rows and returns the commit record."""
         wanted = set(work["groups"])
-        by_group: dict[str, list[tuple[str, str, np.ndarray]]] = defaultdict(list)
-        for file in work["files"]:
-            table = pq.read_table(file, columns=["clip_id", "source_group", "subjects"])
-            for row in table.to_pylist():
-                if row["source_group"] in wanted:
-                    for subject in row["subjects"]:
-                        entry = (row["clip_id"], subject["subject_id"], np.asarray(subject["embedding"], np.float32))
-                        by_group[row["source_group"]].append(entry)
-        rows = [row for group in sorted(by_group) for row in self._match_group(by_group[group])]
+        verdicts = load_verdicts(step)
+        kept = set(_column(verdicts, "clip_id", kept=True))
+        by_group: dict[str, list[_Crop]] = defaultdict(list)
+        clips = 0
+        for crops in map(load_crops, work["files"]):
+            takes = [
+                group in wanted and clip_id in kept for clip_id, group in zip(crops.clip_ids, crops.source_groups, strict=True)
+            ]
+            clips += sum(takes)
+            for clip, subject_id, embedding in zip(crops.clips.tolist(), crops.subject_ids, crops.embeddings, strict=True):
+                if takes[clip]:
+                    by_group[crops.source_groups[clip]].append((crops.clip_ids[clip], subject_id, embedding))
+        matched = [self._match_group(by_group[group]) for group in sorted(by_group)]
+        pairs = pa.concat_tables([PAIR_SCHEMA.empty_table(), *matched])
 
         def write(path: Path) -> dict[str, Any]:
-            pq.write_table(check_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), PAIR_SCHEMA, name), path)
-            return {
-                "pairs": len(rows),
-                "subjects_with_pair": len({row["subject_id"] for row in rows}),
+            return _write(path, pairs, PAIR_SCHEMA) | {
+                "clips": clips,
+                "subjects": sum(map(len, by_group.values())),
+                "pairs": len(pairs),
+                "subjects_with_pair": len(set(pairs["subject_id"].to_pylist())),
             }
 
         return step.write_part(name, write)
 
-    def _match_group(self, entries: list[tuple[str, str, np.ndarray]]) -> list[dict[str, Any]]:
-        entries = sorted(entries, key=lambda entry: entry[:2])
-        _, clips = np.unique([clip_id for clip_id, _, _ in entries], return_inverse=True)
-        matches = match_subjects(np.stack([embedding for _, _, embedding in entries]), clips, self.config.pairs)
-        return [
-            {
-                "clip_id": entries[subject][0],
-                "subject_id": entries[subject][1],
-                "reference_clip_id": entries[reference][0],
-                "reference_subject_id": entries[reference][1],
-                "similarity": similarity,
-            }
-            for subject, reference, similarity in matches
-        ]
+    def _match_group(self, crops: list[_Crop]) -> pa.Table:
+        crops = sorted(crops, key=lambda crop: crop[:2])
+        clip_ids, subject_ids = (pa.array([crop[index] for crop in crops], pa.string()) for index in (0, 1))
+        _, clips = np.unique(clip_ids.to_numpy(zero_copy_only=False), return_inverse=True)
+        subjects, references, values = match_subjects(np.stack([crop[2] for crop in crops]), clips, self.config.pairs)
+        columns = [clip_ids.take(subjects), subject_ids.take(subjects), clip_ids.take(references), subject_ids.take(references)]
+        return pa.Table.from_arrays([*columns, pa.array(values, pa.float32())], schema=PAIR_SCHEMA)
 
 
-def _load_groups(subjects: Step) -> dict[str, dict[str, int]]:
-    """Per source group: the part files that hold it, with the number of its clips in each."""
+def _write(path: Path, table: pa.Table, schema: pa.Schema) -> dict[str, Any]:
+    pq.write_table(check_table(table.cast(schema), schema, path.name), path)
+    return {"rows": len(table)}
+
+
+def _column(verdicts: pa.Table, name: str, *, kept: bool = False) -> list[str]:
+    table = verdicts.filter(pc.field("reason") == "") if kept else verdicts
+    return table[name].to_pylist()
+
+
+def _assign_clips(verdicts: pa.Table, validation_fraction: float) -> pa.Table:
+    """Fills in the split of every clip that is kept."""
+    splits = assign_splits(set(_column(verdicts, "source_group", kept=True)), validation_fraction)
+    rows = zip(_column(verdicts, "source_group"), _column(verdicts, "reason"))
+    assigned = pa.array(["" if reason else splits[group] for group, reason in rows], pa.string())
+    return verdicts.set_column(verdicts.column_names.index("split"), "split", assigned)
+
+
+def _load_groups(subjects: Step, kept: set[str]) -> dict[str, dict[str, int]]:
+    """Per source group with a kept clip: the part files that hold it, with the number of its clips in each."""
     manifest = subjects.load_manifest()
     assert manifest is not None, f"{subjects.folder} is not finished"
     groups: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for part in manifest["parts"]:
-        for group in pq.read_table(subjects.parts_folder / part, columns=["source_group"])["source_group"].to_pylist():
-            groups[group][part] += 1
+        table = pq.read_table(subjects.parts_folder / part, columns=["clip_id", "source_group"])
+        for clip_id, group in zip(table["clip_id"].to_pylist(), table["source_group"].to_pylist(), strict=True):
+            if clip_id in kept:
+                groups[group][part] += 1
     return dict(sorted((group, dict(files)) for group, files in groups.items()))
 
 
-def _count_clips(groups: Mapping[str, Mapping[str, int]], splits: Mapping[str, str]) -> dict[str, int]:
-    counts = {"train": 0, "validation": 0}
-    for group, files in groups.items():
-        counts[splits[group]] += sum(files.values())
-    return counts
-
-
 def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step) -> dict[str, dict[str, Any]]:
-    """Whole groups together, about ``_CROPS_PER_PART`` clips a part."""
+    """Whole groups together, about ``_CLIPS_PER_PART`` clips a part."""
     plan: dict[str, dict[str, Any]] = {}
     names: list[str] = []
     clips, last = 0, next(reversed(list(groups)), None)
     for group, files in groups.items():
         names.append(group)
         clips += sum(files.values())
-        if clips >= _CROPS_PER_PART or group == last:
+        if clips >= _CLIPS_PER_PART or group == last:
             parts = sorted({part for name in names for part in groups[name]})
             plan[f"pairs-{len(plan):06d}.parquet"] = {
                 "groups": names,

@@ -21,12 +21,24 @@ _SHOT_LONG_SIDE_PX = 160
 
 @dataclass
 class Window:
-    """``num_frames`` grid frames of one shot, and the few of them that were kept for detection."""
+    """``num_frames`` grid frames of one shot, and the few of them that were kept.
+
+    Attributes:
+        frames: what the detector sees, or the one frame that an annotation is about.
+        frame_indices: where on the grid each of them lies.
+        sampled: evenly spaced frames by grid index, where they are others than ``frames``.
+    """
 
     start_index: int
     frame_size_px: tuple[int, int]
     frames: list[np.ndarray] = field(default_factory=list)
     frame_indices: list[int] = field(default_factory=list)
+    sampled: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> dict[int, np.ndarray]:
+        """Evenly spaced frames by grid index: what scores and captions are made from."""
+        return self.sampled or dict(zip(self.frame_indices, self.frames, strict=True))
 
     def start_s(self, fps: float) -> float:
         return self.start_index / fps
@@ -98,6 +110,7 @@ def iter_annotated_window(path: Path, annotation: dict[str, Any], config: RunCon
     first, end = annotation["metadata"]["cut"]
     annotated = first + annotation["annotation"]["ann_frame_data"]["ann_frame_idx"]
     length, fps = config.video.num_frames, config.video.fps
+    offsets = choose_detection_offsets(length, config.curation.detection_frames)
     window: Window | None = None
     grid = iter_grid(iter_frames(path, config.curation), fps)
     for number, (frame, indices) in enumerate(grid):
@@ -110,6 +123,8 @@ def iter_annotated_window(path: Path, annotation: dict[str, Any], config: RunCon
             window = window or Window(at[0], frame.size_px)
             window.frames.append(pixels)
             window.frame_indices.append(at[0])
+        if window:
+            window.sampled |= {index: frame.to_rgb() for index in indices if index - window.start_index in offsets}
         if window and window.frames and indices and indices[-1] >= window.start_index + length - 1:
             yield window
             return

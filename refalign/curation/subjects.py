@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from refalign.pictures import encode_png
 Box = tuple[int, int, int, int]
 _MIN_VISIBLE_FRACTION = 0.5
 _EDGE_PENALTY = 0.5
+_EDGE_MARGIN = 0.005
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class Candidate:
         return (right - left) * (bottom - top)
 
 
-def find_candidates(window: Window, detector: Any, config: CurationConfig) -> list[Candidate]:
-    """Tracks entities over the window's frames."""
+def find_candidates(window: Window, detector: Any, config: CurationConfig, classes: Sequence[str] = ()) -> list[Candidate]:
+    """Tracks entities over the window's frames, all that the detector knows or those of ``classes``."""
     candidates = []
-    for position, found in enumerate(detector.track(np.stack(window.frames))):
+    for position, found in enumerate(detector.track(np.stack(window.frames), classes)):
         frame = window.frames[position]
         for index in range(len(found)):
             if found.scores[index] < config.min_confidence:
@@ -62,6 +64,14 @@ def find_candidates(window: Window, detector: Any, config: CurationConfig) -> li
                 )
             )
     return [candidate for candidate in candidates if candidate.area_px > 0]
+
+
+def choose_classes(caption: str, config: CurationConfig) -> tuple[str, ...]:
+    """What to look for in a clip: those of ``classes`` that its caption names, in the singular or with -s or -es, or all."""
+    if not config.classes_in_caption:
+        return config.classes
+    named = [name for name in config.classes if re.search(rf"\b{re.escape(name)}(s|es)?\b", caption, re.IGNORECASE)]
+    return tuple(named) or config.classes
 
 
 def read_candidates(window: Window, annotation: dict[str, Any], config: CurationConfig) -> list[Candidate]:
@@ -123,7 +133,8 @@ def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, co
     """The columns of `refalign.schemas.SUBJECT`, save id and embedding."""
     crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
     size_px = (config.video.height_px, config.video.width_px)
-    picture = cut_out(window.frames[candidate.frame], candidate.mask, candidate.box_xyxy_px, size_px)
+    shown = candidate.mask if config.curation.crop == "mask" else np.ones_like(candidate.mask)
+    picture = cut_out(window.frames[candidate.frame], shown, candidate.box_xyxy_px, size_px)
     return {
         "class_name": candidate.class_name,
         "frame_time_s": window.frame_indices[candidate.frame] / config.video.fps,
@@ -172,7 +183,12 @@ def _view_quality(view: Candidate, track: Sequence[Candidate]) -> float:
     """Confident, large, sharp and whole, each relative to the track's best view."""
     largest = max(other.area_px for other in track)
     sharpest = max(other.sharpness for other in track) or 1.0
+    return view.score * (view.area_px / largest) * (view.sharpness / sharpest) * (_EDGE_PENALTY if _is_cut_off(view) else 1.0)
+
+
+def _is_cut_off(view: Candidate) -> bool:
+    """Whether the box ends at the frame's border, or as near to it as boxes are exact."""
     height, width = view.mask.shape
     left, top, right, bottom = view.box_xyxy_px
-    cut_off = left == 0 or top == 0 or right == width or bottom == height
-    return view.score * (view.area_px / largest) * (view.sharpness / sharpest) * (_EDGE_PENALTY if cut_off else 1.0)
+    x_px, y_px = int(_EDGE_MARGIN * width), int(_EDGE_MARGIN * height)
+    return left <= x_px or top <= y_px or right >= width - x_px or bottom >= height - y_px

@@ -1,13 +1,18 @@
 """The detector: any ultralytics ``-seg`` model, from a local folder without pickle or by the name of its weights.
 
 A folder holds ``model.yaml`` (the architecture as ultralytics writes it, plus ``names`` and ``image_size_px``) and
-``model.safetensors``. YOLO is licensed under AGPL-3.0: see the project's README for what that means to you.
+``model.safetensors``. An open-vocabulary model (YOLOE) finds whatever words it is given: it needs its text encoder once, or the
+words' embeddings from a file (``classes.npz`` in the folder, or ``<name>.npz`` beside ``<name>.pt``), which
+``YOLOE(...).set_classes(words)`` and ``save_prompt_embeddings(file)`` of ultralytics write where there is a network.
+
+YOLO is licensed under AGPL-3.0: see the project's README for what that means to you.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +52,18 @@ class Detections:
 class Detector:
     """Finds and follows objects in uint8 RGB frames; the same frames give the same answer."""
 
-    def __init__(self, yolo: Any, *, image_size_px: int, min_score: float, max_overlap: float, device: str):
+    def __init__(
+        self,
+        yolo: Any,
+        *,
+        image_size_px: int,
+        min_score: float,
+        max_overlap: float,
+        device: str,
+        classes: Sequence[str] = (),
+    ):
         self._yolo = yolo
+        self._classes = [number for number, name in yolo.names.items() if name in classes] if classes else None
         self._device = device
         self.image_size_px = image_size_px
         self.min_score = min_score
@@ -63,7 +78,7 @@ class Detector:
         """
         return [_detections(result) for result in self._predict(frames, self.min_score)]
 
-    def track(self, frames: np.ndarray) -> list[Detections]:
+    def track(self, frames: np.ndarray, classes: Sequence[str] = ()) -> list[Detections]:
         """Detects and follows objects through consecutive frames with ultralytics' ByteTrack; no state survives the call.
 
         Weak detections (down to 0.1) serve to keep a track alive, as ByteTrack means it; detections that belong to no track are
@@ -71,6 +86,7 @@ class Detector:
 
         Args:
             frames: uint8 [N, H, W, 3], RGB, in order of time.
+            classes: look only for these of ``class_names``; empty takes all.
         """
         from ultralytics.trackers.byte_tracker import BYTETracker
         from ultralytics.utils import YAML, IterableSimpleNamespace
@@ -80,16 +96,17 @@ class Detector:
         settings.update(track_high_thresh=self.min_score, new_track_thresh=self.min_score)
         tracker = BYTETracker(IterableSimpleNamespace(**settings))
         tracked = []
-        for result in self._predict(frames, min(self.min_score, float(settings["track_low_thresh"]))):
+        for result in self._predict(frames, min(self.min_score, float(settings["track_low_thresh"])), classes):
             # A row of the tracker's answer: box (4), track id, score, class, index of the detection.
             rows = tracker.update(result.boxes.cpu().numpy(), result.orig_img)
             rows = rows[np.argsort(-rows[:, 5], kind="stable")] if len(rows) else np.zeros((0, 8))
             tracked.append(_detections(result[rows[:, 7].astype(int)], track_ids=rows[:, 4].astype(np.int64)))
         return tracked
 
-    def _predict(self, frames: np.ndarray, min_score: float) -> list[Any]:
+    def _predict(self, frames: np.ndarray, min_score: float, classes: Sequence[str] = ()) -> list[Any]:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise GeometryError(f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [N, H, W, 3], RGB.")
+        wanted = [number for number, name in self._yolo.names.items() if name in classes] if classes else self._classes
         results: list[Any] = []
         for start in range(0, len(frames), _BATCH_FRAMES):
             # ultralytics takes arrays in OpenCV's order, BGR.
@@ -99,6 +116,7 @@ class Detector:
                 imgsz=self.image_size_px,
                 conf=min_score,
                 iou=self.max_overlap,
+                classes=wanted,
                 retina_masks=True,
                 device=self._device,
                 verbose=False,
@@ -114,6 +132,7 @@ def load_detector(
     min_score: float = 0.25,
     max_overlap: float = 0.7,
     device: str = "cpu",
+    classes: Sequence[str] = (),
 ) -> Detector:
     """Loads a segmentation detector.
 
@@ -124,17 +143,25 @@ def load_detector(
         image_size_px: side that frames are scaled to; default: the folder's, else 640.
         min_score: detections below are dropped; in [0, 1].
         max_overlap: of two boxes with a larger IoU only the better one stays.
+        classes: what to look for; any words for an open-vocabulary model, names it knows for another. Empty: all it knows.
 
     Raises:
-        ArtifactError: the folder is incomplete, or the weights are no segmentation model or cannot be fetched.
+        ArtifactError: the folder is incomplete, the weights are no segmentation model or cannot be fetched, or the model does
+            not know the classes.
     """
     prepare_ultralytics()
     if Path(source).expanduser().is_dir():
         yolo, folder_size_px = _open_folder(Path(source).expanduser())
     else:
         yolo, folder_size_px = _open_weights(str(source)), DEFAULT_IMAGE_SIZE_PX
+    _set_classes(yolo, Path(source).expanduser(), list(classes))
     return Detector(
-        yolo, image_size_px=image_size_px or folder_size_px, min_score=min_score, max_overlap=max_overlap, device=device
+        yolo,
+        image_size_px=image_size_px or folder_size_px,
+        min_score=min_score,
+        max_overlap=max_overlap,
+        device=device,
+        classes=classes,
     )
 
 
@@ -160,14 +187,16 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
     """Builds the model that ``model.yaml`` describes and fills it from ``model.safetensors``."""
     import yaml
     from safetensors.torch import load_file
-    from ultralytics import YOLO
+    from ultralytics import YOLO, YOLOE
 
     for name in ("model.yaml", "model.safetensors"):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder}: {name} is missing; expected a detector folder with model.yaml and model.safetensors.")
     description = yaml.safe_load((folder / "model.yaml").read_text())
     try:
-        yolo: Any = YOLO(str(folder / "model.yaml"), task="segment")
+        # ultralytics tells YOLOE by the file's name, which is fixed here.
+        kind: Any = YOLOE if "YOLOE" in str(description["head"][-1][2]) else YOLO
+        yolo: Any = kind(str(folder / "model.yaml"), task="segment")
         state = {
             key: tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in load_file(folder / "model.safetensors").items()
@@ -206,6 +235,52 @@ def _open_weights(source: str) -> Any:
             f"{source}: a model for the task {yolo.task!r}; masks are needed, so give segmentation weights (*-seg.pt)."
         )
     return yolo
+
+
+def _set_classes(yolo: Any, source: Path, classes: list[str]) -> None:
+    """Makes ``classes`` the vocabulary of an open-vocabulary model; checks that another one knows them."""
+    from ultralytics.nn.tasks import YOLOEModel
+
+    head = yolo.model.model[-1]
+    if not isinstance(yolo.model, YOLOEModel) or hasattr(head, "lrpc"):  # with lrpc its vocabulary is built in
+        unknown = sorted(set(classes) - set(yolo.names.values()))
+        if unknown:
+            some = ", ".join(list(yolo.names.values())[:8])
+            raise ArtifactError(
+                f"{source}: does not know the classes {', '.join(unknown)} (it knows {len(yolo.names)}: {some} ...); "
+                "change curation.classes, or give an open-vocabulary detector such as yoloe-11l-seg.pt."
+            )
+        return
+    if not classes:
+        if getattr(yolo.model, "pe", None) is None:
+            raise ArtifactError(f"{source}: finds what it is told to find; name it in curation.classes, a list of words.")
+        return
+    yolo.set_classes(classes, _embed_classes(yolo, source, classes))
+
+
+def _embed_classes(yolo: Any, source: Path, classes: list[str]) -> Any:
+    """Text embeddings [1, C, E] of the words: from the file beside the weights, else from the model's own text encoder."""
+    import torch
+
+    saved = source / "classes.npz" if source.is_dir() else source.with_suffix(".npz")
+    if saved.is_file():
+        with np.load(saved, allow_pickle=False) as data:
+            names, embeddings = [str(name) for name in data["names"]], np.asarray(data["embeddings"], np.float32)
+        missing = [name for name in classes if name not in names]
+        if missing or embeddings.shape != (1, len(names), yolo.model.model[-1].embed):
+            raise ArtifactError(f"{saved}: holds no embedding of {', '.join(missing) or 'the right size'}; write it again.")
+        return torch.from_numpy(embeddings[:, [names.index(name) for name in classes]])
+    try:
+        return yolo.get_text_pe(classes)
+    except Exception as error:
+        encoder = {"mobileclip:blt": "mobileclip_blt.ts", "mobileclip2:b": "mobileclip2_b.ts"}
+        weights = encoder.get(str(getattr(yolo.model, "text_model", "")), "its text encoder's weights")
+        text = " ".join(str(error).split())[:120]
+        raise ArtifactError(
+            f"{source}: the words of curation.classes need this detector's text encoder, which cannot be had here ({text}); "
+            f"install ultralytics' CLIP package (github.com/ultralytics/CLIP) and put {weights} into the working folder, or put "
+            f"the words' embeddings into {saved.name} beside the weights (ultralytics: save_prompt_embeddings)."
+        ) from error
 
 
 def _detections(result: Any, track_ids: np.ndarray | None = None) -> Detections:

@@ -17,7 +17,8 @@ from refalign.geometry import check_token_grid, first_frames, letterbox, pool_to
 from refalign.models.dinov3 import VisionEncoder
 from refalign.models.text import TextEncoder
 from refalign.models.vae import VideoVAE
-from refalign.shards.sample import FRAME_TOKENS
+from refalign.shards.augment import Placement, augment
+from refalign.shards.sample import FRAME_TOKENS, pack_tokens
 
 _DIT_PATCH = 2
 
@@ -38,12 +39,22 @@ class ReferencePicture:
     info: dict[str, Any]
 
 
-def make_reference(crop_png: bytes, height_px: int, width_px: int, info: dict[str, Any]) -> ReferencePicture:
-    """Letterboxes an RGBA crop on white and measures what each 16 x 16 px token shows of it."""
+def make_reference(
+    crop_png: bytes, height_px: int, width_px: int, info: dict[str, Any], rng: np.random.Generator | None = None
+) -> ReferencePicture:
+    """Letterboxes an RGBA crop on white and measures what each 16 x 16 px token shows of it.
+
+    Args:
+        rng: draws an augmented view; None shows the crop as it is, centred and as large as it fits.
+    """
     with Image.open(io.BytesIO(crop_png)) as crop:
         rgba = crop.convert("RGBA")
-    pixels, is_padding = letterbox(rgba, height_px, width_px)
-    background, _ = letterbox(Image.eval(rgba.getchannel("A"), lambda alpha: 255 - alpha), height_px, width_px)
+    placement = Placement()
+    if rng is not None:
+        rgba, placement = augment(rgba, rng)
+    where: dict[str, Any] = {"scale": placement.scale, "place": (placement.x, placement.y)}
+    pixels, is_padding = letterbox(rgba, height_px, width_px, **where)
+    background, _ = letterbox(Image.eval(rgba.getchannel("A"), lambda alpha: 255 - alpha), height_px, width_px, **where)
     return ReferencePicture(pixels, pool_to_tokens(background[..., 0] < 128), pool_to_tokens(~is_padding), info)
 
 
@@ -60,7 +71,7 @@ class FrozenEncoders:
             config.models.vision_encoder, revision=config.models.vision_encoder_revision, device=device, dtype=dtype
         )
         self.max_text_tokens = config.models.max_text_tokens
-        self.frame_tokens = config.shards.frame_tokens
+        self.settings = config.shards
         check_token_grid(self.vae.stride_px, _DIT_PATCH, self.vision.patch_size_px)
 
     def encode(self, frames: np.ndarray, caption: str, references: Sequence[ReferencePicture]) -> dict[str, Tensor]:
@@ -76,15 +87,19 @@ class FrozenEncoders:
             name: torch.from_numpy(np.stack([getattr(reference, name) for reference in references])).to(torch.float16)
             for name in ("foreground", "content")
         }
-        extra = {FRAME_TOKENS: _stored(self.vision.encode(frames[first_frames(len(frames))]))} if self.frame_tokens else {}
+        tokens = self._encode_tokens("target_tokens", pictures)
+        if self.settings.frame_tokens:
+            tokens |= self._encode_tokens(FRAME_TOKENS, frames[first_frames(len(frames))])
         return {
             "latents": _stored(self.vae.encode(torch.from_numpy(frames)[None])[0]),
             "prompt_embeds": self.encode_text(caption),
             "reference_latents": _stored(self.vae.encode_images(pictures)),
-            "target_tokens": _stored(self.vision.encode(pictures)),
             **shares,
-            **extra,
+            **tokens,
         }
+
+    def _encode_tokens(self, name: str, pictures: Any) -> dict[str, Tensor]:
+        return pack_tokens(name, self.vision.encode(pictures).cpu(), self.settings.target_dtype)
 
     def encode_text(self, prompt: str) -> Tensor:
         """Embeddings [L, D] of a prompt's real tokens, float16."""

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, DataError
-from refalign.outcomes import Outcome, check_quarantined, count_outcomes
+from refalign.outcomes import Outcome, check_quarantined, count_outcomes, describe_deaths
 from refalign.parts import run_parts
 from refalign.pictures import encode_jpeg, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.shards.plan import plan_shards
 from refalign.shards.writer import write_tar
-from refalign.steps import Step, check_disk_space, write_bytes
+from refalign.steps import Journal, Step, check_disk_space, write_bytes
 from refalign.videos import ClipSpec, read_clips
 
 _SHEET_PX = 96
@@ -67,15 +67,17 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
 
 
 def estimate_sample_bytes(config: RunConfig) -> int:
-    """Upper estimate of one stored sample: float16 latents and targets of all references, 16 and 1024 channels wide."""
+    """Upper estimate of one stored sample: latents and targets of all references, 16 and 1024 channels wide."""
     video = config.video
     cells = (video.height_px // 8) * (video.width_px // 8)
     num_latents = 1 + (video.num_frames - 1) // 4
     latents = num_latents * cells * 16 * 2
     if config.shards.frame_tokens:
         latents += num_latents * cells // 4 * 1024 * 2
-    references = config.curation.max_references * (1 + config.pairs.max_references_per_subject)
-    return latents + references * (cells * 16 * 2 + cells // 4 * 1024 * 2) + 2**18
+    views = max(1, config.shards.augmented_references)
+    references = config.curation.max_references * (1 + config.pairs.max_references_per_subject) * views
+    target_bytes = cells // 4 * 1024 * (1 if config.shards.target_dtype == "int8" else 2)
+    return latents + references * (cells * 16 * 2 + target_bytes) + 2**18
 
 
 class ShardsActor:
@@ -100,8 +102,11 @@ class ShardsActor:
         outcomes: list[Outcome] = []
         index: dict[str, dict[str, Any]] = {}
 
+        journal = step.open_journal(name)
+
         def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-            for clip_id, frames in self._iter_frames([rows[clip_id] for clip_id in work["clips"]]):
+            wanted = [rows[clip_id] for clip_id in work["clips"]]
+            for clip_id, frames in self._iter_frames(wanted, journal):
                 try:
                     if isinstance(frames, DataError):
                         raise frames
@@ -124,7 +129,9 @@ class ShardsActor:
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
             }
 
-        return step.write_part(name, write)
+        record = step.write_part(name, write)
+        journal.close()
+        return record
 
     def _write_null_prompt(self, step: Step) -> None:
         """The empty prompt's embedding, which stands in where training drops the text; the same bytes whoever writes them."""
@@ -134,15 +141,17 @@ class ShardsActor:
         if not path.exists():
             write_bytes(path, save({"prompt_embeds": self.encoders.encode_text("")}))
 
-    def _iter_frames(self, rows: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray | DataError]]:
-        """Frames of each clip, one decode pass per video."""
+    def _iter_frames(self, rows: list[dict[str, Any]], journal: Journal) -> Iterator[tuple[str, np.ndarray | DataError]]:
+        """Frames of each clip, one decode pass per video; none of a video that workers died on."""
         by_video: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             by_video[row["video_path"]].append(row)
         for path, clips in by_video.items():
             specs = [ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"])) for row in clips]
             try:
-                videos: list[Any] = read_clips(Path(path), specs, self.config.video, self.config.curation)
+                if (deaths := journal.begin(path)) >= self.config.curation.max_worker_deaths:
+                    raise DataError("KILLS_WORKERS", describe_deaths(path, deaths))
+                videos: list[Any] = read_clips(path, specs, self.config.video, self.config.curation)
             except DataError as error:
                 videos = [error] * len(clips)
             yield from ((row["clip_id"], frames) for row, frames in zip(clips, videos, strict=True))
@@ -198,7 +207,17 @@ class ShardsActor:
                     "box_xyxy_px": [round(value, 2) for value in view["box_xyxy_px"]],
                     "score": round(view["score"], 6),
                 }
-                yield make_reference(view["crop_png"], *size_px, info)
+                count = self.config.shards.augmented_references
+                if not count:
+                    yield make_reference(view["crop_png"], *size_px, info)
+                for variant in range(count):
+                    rng = np.random.default_rng(_seed_of(row["clip_id"], view["subject_id"], variant))
+                    yield make_reference(view["crop_png"], *size_px, {**info, "variant": variant}, rng)
+
+
+def _seed_of(*names: Any) -> int:
+    """A number that depends on the names alone, for the draws of one augmented view."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8])
 
 
 @lru_cache(maxsize=4)

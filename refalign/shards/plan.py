@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
-from refalign.schemas import PAIR_SCHEMA, check_table
+from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
 
 
 def plan_shards(config: ShardsConfig, subjects: Step, pairs: Step) -> dict[str, dict[str, Any]]:
-    """Shard name to its work: the clips in order, and for each the pictures of its subjects in other clips.
+    """Shard name to its work: the clips that the pairs step kept, in order, and for each the pictures of its subjects in others.
 
     Clips of one video are adjacent, so that a shard decodes a video once.
 
@@ -23,13 +23,13 @@ def plan_shards(config: ShardsConfig, subjects: Step, pairs: Step) -> dict[str, 
     """
     subjects_manifest, pairs_manifest = subjects.load_manifest(), pairs.load_manifest()
     assert subjects_manifest and pairs_manifest, "shards are planned from finished steps"
+    verdicts = check_table(pq.read_table(pairs.parts_folder / VERDICTS_PART), VERDICT_SCHEMA, VERDICTS_PART)
+    split_of = {row["clip_id"]: row["split"] for row in verdicts.to_pylist() if not row["reason"]}
     file_of: dict[str, str] = {}
-    split_of: dict[str, str] = {}
     for part in subjects_manifest["parts"]:
-        table = pq.read_table(subjects.parts_folder / part, columns=["clip_id", "source_group"])
-        for clip_id, group in zip(table["clip_id"].to_pylist(), table["source_group"].to_pylist(), strict=True):
-            file_of[clip_id] = part
-            split_of[clip_id] = pairs_manifest["splits"][group]
+        for clip_id in pq.read_table(subjects.parts_folder / part, columns=["clip_id"])["clip_id"].to_pylist():
+            if clip_id in split_of:
+                file_of[clip_id] = part
     references = _load_references(pairs, pairs_manifest["parts"], split_of)
     plan: dict[str, dict[str, Any]] = {}
     for split in ("train", "validation"):

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from refalign.errors import ArtifactError
-from refalign.shards.sample import Sample, check_sample
+from refalign.shards.sample import Sample, check_sample, unpack_tokens
 
 NULL_PROMPT_NAME = "null_prompt.safetensors"
 _WAY_OUT = "delete that file and its .json, then run the shards step again"
@@ -89,7 +89,7 @@ class ShardIndex:
         entry = self.entries[index]
         try:
             with entry.shard.open("rb", buffering=0) as file:
-                tensors = load_safetensors(_read_member(file.fileno(), entry, "safetensors"))
+                tensors = unpack_tokens(load_safetensors(_read_member(file.fileno(), entry, "safetensors")))
                 info = json.loads(_read_member(file.fileno(), entry, "json"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error

@@ -1,14 +1,11 @@
 """What generated sprite clips show: subjects found by the judges' detector, attributes and poses read by the reader.
 
-    python -m refalign.toy.measure_generation --model <folder> [--references] [--clips 64]
-
 Prompts and references are of held-out identities. Without references the *spoken* attributes are scored (does the model follow
 text?), with references the *unspoken* ones too (did it look?), beside the same videos scored against shuffled references.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from refalign.models.yolo import Detector, load_detector
-from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.captions import make_caption
 from refalign.toy.drawing import POSES, render_reference
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES
@@ -27,6 +23,8 @@ from refalign.toy.judges import VOCABULARIES, Judge, Reading, cut_crops, encode_
 from refalign.toy.scenes import FRAME_SIZE_PX, NUM_FRAMES, ScenePlan, make_scene
 
 SEED = 70
+OPTIONS = {"num_inference_steps": 20, "guidance_scale": 4.0, "reference_guidance_scale": 3.0}
+"""Of generation, as the toy preset has them."""
 MIN_SCORE = 0.5
 MIN_FRAMES = NUM_FRAMES // 2
 """Frames that a subject must be found in to count."""
@@ -170,47 +168,3 @@ def evaluate(
         for name, value in score(shuffle_truth(known), readings, asked).items():
             figures[f"{name} ({num_subjects}) by chance"] = value
     return figures, pictures
-
-
-def main() -> None:
-    from PIL import Image
-
-    from refalign.generation import RefAlignPipeline
-    from refalign.models.wan import load_transformer
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=WEIGHTS_FOLDER / "wan", help="folder with transformer/")
-    parser.add_argument("--base", type=Path, default=WEIGHTS_FOLDER / "wan", help="folder with vae/, text_encoder/, tokenizer/")
-    parser.add_argument("--judges", type=Path, default=WEIGHTS_FOLDER / "judges")
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--references", action="store_true")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--reference-guidance", type=float, default=3.0)
-    parser.add_argument("--sheet", type=Path, help="write the clips as one picture")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    pipeline = RefAlignPipeline.from_pretrained(
-        str(arguments.base),
-        transformer=load_transformer(str(arguments.model)).eval(),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    figures, pictures = evaluate(
-        pipeline,
-        arguments.judges,
-        arguments.clips,
-        with_references=arguments.references,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance,
-        reference_guidance_scale=arguments.reference_guidance,
-    )
-    for name, value in figures.items():
-        print(f"{name:32s} {value:.3f}")
-    if arguments.sheet:
-        widest = max(picture.shape[1] for picture in pictures)
-        rows = [np.pad(picture, ((0, 0), (0, widest - picture.shape[1]), (0, 0)), constant_values=255) for picture in pictures]
-        Image.fromarray(np.concatenate(rows)).save(arguments.sheet)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,8 @@ from refalign.toy.drawing import GROUND_FROM_TOP, SUPERSAMPLING, PoseState, draw
 from refalign.toy.scenes import FRAME_SIZE_PX, PAN_PX, ScenePlan, SubjectPlan
 
 _HORIZON_PX = 54
+HOLD = 2
+"""Frames that each drawing is shown for, after the first frame: animation "on twos"."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class RenderedScene:
 
 
 def render_scene(plan: ScenePlan) -> RenderedScene:
-    """Draws every frame of a scene with its ground truth."""
+    """Draws every frame of a scene with its ground truth; after the first, each drawing is held for ``HOLD`` frames."""
     scale, size = SUPERSAMPLING, FRAME_SIZE_PX
     place = paint_background(
         plan.background, plan.background_seed, width=(size + PAN_PX) * scale, height=size * scale, horizon=_HORIZON_PX * scale
@@ -42,6 +44,9 @@ def render_scene(plan: ScenePlan) -> RenderedScene:
     frames = np.empty((plan.num_frames, size, size, 3), np.uint8)
     whole = np.empty((num_subjects, plan.num_frames, size, size), bool)
     for index in range(plan.num_frames):
+        if index and (index - 1) % HOLD:
+            frames[index], whole[:, index] = frames[index - 1], whole[:, index - 1]
+            continue
         progress = index / max(1, plan.num_frames - 1)
         left = round(_between(plan.pan_px, progress) * scale)
         canvas = place.crop((left, 0, left + size * scale, size * scale)).convert("RGBA")

@@ -14,11 +14,11 @@ from refalign.toy.identities import LIKENESSES, Likeness, Split, likeness_of, sa
 
 FRAME_SIZE_PX = 96
 NUM_FRAMES = 9
-FPS = 8
+FPS = 16
 MAX_SUBJECTS = 3
 HEIGHT_RANGE_PX = (38.0, 47.0)
 """Standing height with a companion or alone; a cast of three is a tenth smaller, so that it fits side by side."""
-PAN_PX = 12
+PAN_PX = 6
 """The camera's largest travel over a shot."""
 
 
@@ -120,16 +120,18 @@ def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, 
     """Gives every cast member a slot of the frame's width, then a pose and a path from there; farthest first."""
     count = len(cast)
     slots = rng.permutation(count)
-    # Walkers cross the others in a third of the shared scenes: that is where real occlusion comes from.
+    # In a third of the shared scenes somebody walks up to another: that is where real occlusion comes from.
     crossing = count > 1 and rng.random() < 0.35
     plans = []
     for member, (identity, slot) in enumerate(zip(cast, slots, strict=True)):
         pose: Pose = "walking" if crossing and member == 0 else POSES[int(rng.integers(len(POSES)))]
         height = float(rng.uniform(*HEIGHT_RANGE_PX)) * (0.9 if count == MAX_SUBJECTS else 1.0)
-        growth = float(rng.uniform(0.9, 1.12))
+        growth = float(rng.uniform(0.95, 1.06))
         start = FRAME_SIZE_PX * (slot + 0.5) / count + float(rng.uniform(-0.1, 0.1)) * FRAME_SIZE_PX / count
-        end = _destination(rng, pose, start, crossing=crossing and member == 0)
-        yaw = (float(rng.uniform(-1, 1)), float(rng.uniform(-1, 1)))
+        towards = FRAME_SIZE_PX * (slots[1] + 0.5) / count if crossing and member == 0 else None
+        end = _destination(rng, pose, start, towards)
+        look = float(rng.uniform(-0.8, 0.8))
+        yaw = (look, look + float(rng.uniform(-0.2, 0.2)))
         margin = 0.48 * height * max(1.0, growth)
         plans.append(
             SubjectPlan(
@@ -141,19 +143,19 @@ def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, 
                 height_px=(height, height * growth),
                 yaw=(0.9 if end > start else -0.9, 0.7 if end > start else -0.7) if pose == "walking" else yaw,
                 phase=float(rng.uniform()),
-                cycles=float(rng.uniform(0.8, 1.3)),
+                cycles=float(rng.uniform(0.4, 0.65)),
             )
         )
     return tuple(sorted(plans, key=lambda plan: plan.ground_px))
 
 
-def _destination(rng: np.random.Generator, pose: Pose, start: float, *, crossing: bool) -> float:
-    """Where a subject that starts at ``start`` (px) ends up."""
-    if crossing:
-        return FRAME_SIZE_PX - start + float(rng.uniform(-6, 6))
+def _destination(rng: np.random.Generator, pose: Pose, start: float, towards: float | None) -> float:
+    """Where a subject that starts at ``start`` (px) ends up; ``towards``: whom it walks up to."""
+    if towards is not None:
+        return start + float(np.clip(0.7 * (towards - start), -22, 22))
     if pose == "walking":
-        return start + float(rng.choice([-1, 1])) * float(rng.uniform(14, 30))
-    return start + (0.0 if pose == "sleeping" else float(rng.uniform(-5, 5)))
+        return start + float(rng.choice([-1, 1])) * float(rng.uniform(7, 15))
+    return start + (0.0 if pose == "sleeping" else float(rng.uniform(-3, 3)))
 
 
 def _inside(x_px: float, margin_px: float) -> float:

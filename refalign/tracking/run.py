@@ -23,7 +23,7 @@ _STORY_TAG, _OUTPUT_TAG, _STEP_TAG = "refalign.story", "refalign.output", "refal
 _PARENT_TAG = "mlflow.parentRunId"
 _SECTIONS = {
     "subjects": ("input", "video", "curation"),
-    "pairs": ("pairs",),
+    "pairs": ("quality", "pairs"),
     "shards": ("models", "shards"),
     "train": ("seed", "video", "objective", "training"),
     "evaluate": ("seed", "evaluation"),

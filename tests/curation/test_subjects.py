@@ -1,10 +1,19 @@
+import io
 import json
 
 import numpy as np
+from PIL import Image
 
-from refalign.config import CurationConfig
-from refalign.curation.shots import Window, iter_annotated_window
-from refalign.curation.subjects import Candidate, choose_subjects, measure_sharpness, read_candidates
+from refalign.config import CurationConfig, apply_overrides
+from refalign.curation.shots import Window, choose_detection_offsets, iter_annotated_window
+from refalign.curation.subjects import (
+    Candidate,
+    choose_classes,
+    choose_subjects,
+    make_subject_row,
+    measure_sharpness,
+    read_candidates,
+)
 from refalign.presets import toy
 from refalign.videos import make_center_crop
 
@@ -55,6 +64,37 @@ def test_the_best_view_of_a_track_is_sharp_large_and_whole():
     assert choose(blurred, sharp, cut_off)[0].frame == 1
 
 
+def test_a_box_within_the_edges_inexactness_counts_as_cut_off():
+    """At 1000 px a detector's box ends a few pixels before the border that cuts its subject."""
+    mask = np.zeros((1000, 1000), bool)
+    boxes = [(3, 300, 403, 700), (6, 300, 406, 700)]
+    views = [Candidate(0, "thing", frame, box, mask, 0.9, 1.0) for frame, box in enumerate(boxes)]
+    assert choose_subjects(views, (0, 0, 1000, 1000), CurationConfig())[0].frame == 1
+
+
+def test_a_reference_is_the_mask_on_nothing_or_the_whole_box():
+    candidate = make_candidate((10, 20, 50, 60))
+    candidate.mask[20:40] = False
+    frame = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    window = Window(0, (SIZE, SIZE), [frame], [0])
+    crops = {}
+    for crop in ("mask", "box"):
+        config = apply_overrides(toy(), [f"curation.crop={crop}"])
+        row = make_subject_row(candidate, window, (0, 0, SIZE, SIZE), config)
+        crops[crop] = np.asarray(Image.open(io.BytesIO(row["crop_png"])))
+        assert crops[crop].shape == (40, 40, 4) and np.array_equal(crops[crop][..., :3], frame[20:60, 10:50])
+    assert np.array_equal(crops["mask"][..., 3] == 255, candidate.mask[20:60, 10:50]) and (crops["box"][..., 3] == 255).all()
+
+
+def test_the_caption_may_say_what_to_look_for():
+    config = CurationConfig(classes=("dog", "red ball", "fox"), classes_in_caption=True)
+    assert choose_classes("Two Dogs chase a red ball.", config) == ("dog", "red ball")
+    assert choose_classes("Foxes and dogfish", config) == ("fox",)
+    assert choose_classes("a cat", config) == choose_classes("", config) == config.classes
+    assert choose_classes("a dog", CurationConfig(classes=("fox",))) == ("fox",)
+    assert choose_classes("a dog", CurationConfig()) == ()
+
+
 def test_what_lies_outside_of_the_crop_is_no_subject():
     inside, outside = make_candidate((0, 0, 45, 45), track=0), make_candidate((60, 0, 99, 40), track=1)
     chosen = choose_subjects([inside, outside], (0, 0, 62, 100), CurationConfig())
@@ -73,6 +113,8 @@ def test_the_real_record_gives_the_woman_once_and_not_the_park(real_data):
     entry = next(iter(json.loads((folder / "annotations.json").read_text()).values()))
     window = next(iter_annotated_window(folder / entry["metadata"]["path"], entry, config))
     assert isinstance(window, Window) and window.frame_size_px == (720, 1280)
+    offsets = choose_detection_offsets(config.video.num_frames, config.curation.detection_frames)
+    assert [index - window.start_index for index in window.samples] == offsets and len(window.frames) == 1
     candidates = read_candidates(window, entry, config.curation)
     wide = make_center_crop((0, 0, 1280, 720), config.video.model_copy(update={"height_px": 720, "width_px": 1280}))
     chosen = choose_subjects(candidates, wide, config.curation)

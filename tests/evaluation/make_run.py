@@ -39,8 +39,10 @@ def make_subjects(output, clips, caption="a red ball"):
             {
                 "clip_id": clip, "video_id": clip, "video_path": "v.mp4", "source_group": clip, "license": "CC0",
                 "consent": "none",
-                "caption": caption, "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
-                "subjects": [subject],
+                "caption": caption, "caption_source": "source",
+                "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+                "sharpness": 100.0, "exposure": 0.5, "clipped_fraction": 0.0, "motion": 0.01, "text_image_score": math.nan,
+                "aesthetic_score": math.nan, "phash": number, "subjects": [subject],
             }
         )  # fmt: skip
 

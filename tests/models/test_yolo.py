@@ -163,6 +163,69 @@ def test_a_local_pt_file_opens_and_other_tasks_are_refused(tmp_path, detector, c
         load_detector(tmp_path / "boxes.pt")
 
 
+@pytest.fixture(scope="module")
+def open_vocabulary(tmp_path_factory):
+    """YOLOE as published weights come: the real class at its smallest, untrained, in ultralytics' own file format."""
+    import torch
+    from ultralytics import YOLOE
+
+    folder = tmp_path_factory.mktemp("yoloe")
+    torch.manual_seed(0)
+    YOLOE("yoloe-11n-seg.yaml", task="segment").save(folder / "yoloe-11n-seg.pt")
+    return folder / "yoloe-11n-seg.pt"
+
+
+def write_embeddings(path, names):
+    vectors = np.random.default_rng(0).normal(size=(1, len(names), 512)).astype(np.float32)
+    np.savez(path, names=np.array(names), embeddings=vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), model="yoloe")
+
+
+def test_an_open_vocabulary_detector_takes_any_words(open_vocabulary, tmp_path, clip):
+    shutil.copy(open_vocabulary, tmp_path)
+    write_embeddings(tmp_path / "yoloe-11n-seg.npz", ["dog", "red ball", "cat"])
+    detector = load_detector(tmp_path / "yoloe-11n-seg.pt", classes=("red ball", "dog"), min_score=1e-6, image_size_px=96)
+    assert detector.class_names == ("red ball", "dog")
+    (found,) = detector.detect(clip.frames[:1])
+    assert len(found) and set(found.class_names) <= {"red ball", "dog"} and found.masks.shape == (len(found), 96, 96)
+    for name in detector.class_names:
+        (tracked,) = detector.track(clip.frames[:1], [name])
+        assert set(tracked.class_names) <= {name}
+    with pytest.raises(ArtifactError, match="no embedding of horse"):
+        load_detector(tmp_path / "yoloe-11n-seg.pt", classes=("horse",))
+
+
+def test_an_open_vocabulary_detector_may_be_a_folder(open_vocabulary, tmp_path):
+    import yaml
+    from safetensors.torch import save_file
+    from ultralytics import YOLOE
+
+    yolo = YOLOE(str(open_vocabulary))
+    save_file({name: tensor.contiguous() for name, tensor in yolo.model.state_dict().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "model.yaml").write_text(
+        yaml.safe_dump(yolo.model.yaml | {"names": [str(n) for n in range(80)]}, sort_keys=False)
+    )
+    write_embeddings(tmp_path / "classes.npz", ["dog"])
+    assert load_detector(tmp_path, classes=("dog",)).class_names == ("dog",)
+
+
+def test_words_without_a_text_encoder_say_what_to_get(open_vocabulary, monkeypatch):
+    def refuse(*_, **__):
+        raise ModuleNotFoundError("No module named 'clip'")
+
+    monkeypatch.setattr("ultralytics.nn.tasks.YOLOEModel.get_text_pe", refuse)
+    with pytest.raises(ArtifactError, match=r"text encoder.*ultralytics/CLIP.*mobileclip_blt.ts.*yoloe-11n-seg.npz") as caught:
+        load_detector(open_vocabulary, classes=("dog",))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match="name it in curation.classes"):
+        load_detector(open_vocabulary)
+
+
+def test_a_closed_vocabulary_is_filtered_and_other_words_are_refused(clip):
+    assert load_detector(DETECTOR_FOLDER, classes=("creature",)).detect(clip.frames[:1])[0].class_names
+    with pytest.raises(ArtifactError, match="does not know the classes dog.*creature.*yoloe-11l-seg.pt"):
+        load_detector(DETECTOR_FOLDER, classes=("dog", "creature"))
+
+
 def test_ultralytics_neither_looks_for_the_network_nor_writes_at_home(detector):
     from ultralytics import utils
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from refalign.geometry import first_frames
+from refalign.shards.augment import augment
 from refalign.shards.encode import make_reference
+from refalign.shards.sample import pack_tokens, unpack_tokens
 
 
 def make_crop(alpha: np.ndarray) -> bytes:
@@ -33,3 +37,60 @@ def test_each_latent_frame_begins_with_its_first_pixel_frame() -> None:
     assert first_frames(1) == [0]
     assert first_frames(9) == [0, 1, 5]
     assert first_frames(81)[-1] == 77 and len(first_frames(81)) == 21
+
+
+def make_figure() -> bytes:
+    """A square with a spike, touching all sides of its crop, so that cropping any side would show."""
+    alpha = np.zeros((60, 40), np.uint8)
+    alpha[20:, :] = 255
+    alpha[:20, 18:22] = 255
+    return make_crop(alpha)
+
+
+def test_augmented_views_are_never_cropped_and_repeat_by_seed() -> None:
+    picture = Image.open(io.BytesIO(make_figure()))
+    areas = set()
+    for seed in range(40):
+        view, placement = augment(picture, np.random.default_rng(seed))
+        again, same = augment(picture, np.random.default_rng(seed))
+        assert view.tobytes() == again.tobytes() and placement == same
+        alpha = np.asarray(view.getchannel("A"))
+        for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]):
+            assert (side > 0).sum() > 0, "the view is as tight as the figure allows"
+        areas.add(view.size)
+        reference = make_reference(make_figure(), 96, 160, {}, np.random.default_rng(seed))
+        dark = (reference.pixels < 128).all(2)
+        assert dark.sum() > 0 and reference.content.max() > 0
+        assert (reference.foreground <= reference.content + 1e-6).all(), "the subject lies within the picture"
+    assert len(areas) > 20
+
+
+def test_augmentation_keeps_white_white() -> None:
+    for seed in range(10):
+        reference = make_reference(make_figure(), 96, 96, {}, np.random.default_rng(seed))
+        outside = reference.content.reshape(6, 6).repeat(16, 0).repeat(16, 1) == 0
+        assert (reference.pixels[outside] == 255).all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_int8_targets_turn_by_less_than_a_thousandth(scale: float) -> None:
+    tokens = torch.randn(3, 50, 1024, generator=torch.Generator().manual_seed(0)) * scale
+    tokens[0, 0, 0] = 40 * scale  # one dominant channel, as vision transformers have
+    stored = pack_tokens("target_tokens", tokens, "int8")
+    assert stored["target_tokens"].dtype == torch.int8 and set(stored) == {"target_tokens", "target_tokens_scale"}
+    back = unpack_tokens(stored)
+    assert set(back) == {"target_tokens"}
+    cosine = torch.cosine_similarity(back["target_tokens"], tokens, dim=-1)
+    assert (1 - cosine).mean() < 1e-4 and (1 - cosine).max() < 1e-2
+    assert unpack_tokens(pack_tokens("target_tokens", tokens, "float16"))["target_tokens"].dtype == torch.float16
+
+
+def test_int8_keeps_the_toy_encoders_own_tokens() -> None:
+    from refalign.models.dinov3 import VisionEncoder
+    from refalign.toy import WEIGHTS_FOLDER
+    from refalign.toy.drawing import render_reference
+
+    encoder = VisionEncoder.from_pretrained(str(WEIGHTS_FOLDER / "dinov3"))
+    tokens = encoder.encode(np.stack([render_reference(identity) for identity in (1, 2000, 90_000)]))
+    back = unpack_tokens(pack_tokens("target_tokens", tokens, "int8"))["target_tokens"]
+    assert (1 - torch.cosine_similarity(back, tokens, dim=-1)).max() < 1e-4

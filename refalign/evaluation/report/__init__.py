@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +39,6 @@ def make_report(summary: Mapping[str, Any], *, output: Path, steps: Mapping[str,
 
 def make_page(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
     """The whole page. Its policy lets nothing load and nothing run but what is written here."""
-    script = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
-    style = Path(__file__).with_name("style.css").read_text()
     body = (
         _make_head(summary, steps),
         sections.make_samples(summary, steps),
@@ -54,13 +49,7 @@ def make_page(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
         sections.make_model(summary),
         sections.make_provenance(summary, steps),
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>RefAlign run</title><style>{style}</style></head>"
-        f"<body><main>{''.join(body)}</main><script>{_SCRIPT}</script></body></html>\n"
-    )
+    return html.page("RefAlign run", body, _SCRIPT)
 
 
 def _make_head(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:

@@ -59,6 +59,29 @@ def make_chart(lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = ()
     return "".join([*parts, "</svg>"])
 
 
+def make_histogram(values: Sequence[float], *, bins: int = 24, label: str) -> str:
+    """An SVG of how often values occur; the outermost hundredth at either end counts in the last bar."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    if not finite:
+        return ""
+    low, high = _span([finite[len(finite) // 100], finite[-1 - len(finite) // 100]])
+    counts = [0] * bins
+    for value in finite:
+        counts[min(bins - 1, max(0, int((value - low) / (high - low) * bins)))] += 1
+    bar = (_WIDTH - _LEFT - _RIGHT) / bins
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
+    for number, count in enumerate(counts):
+        height = round(count / max(counts) * (_HEIGHT - _TOP - _BOTTOM), 1)
+        x, y = round(_LEFT + number * bar, 1), round(_HEIGHT - _BOTTOM - height, 1)
+        parts.append(f'<rect class="bar" x="{x}" y="{y}" width="{round(bar - 1, 1)}" height="{height}"/>')
+    parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{_TOP + 8}">{max(counts):,}</text>')
+    for tick in nice_ticks(low, high):
+        if low <= tick <= high:
+            x = round(_LEFT + (tick - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
+            parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{_HEIGHT - 10}">{format_number(tick)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
 def smooth(points: Points) -> list[tuple[float, float]]:
     """Centred running mean over a twentieth of the points; what it hides stays visible as the raw line behind it."""
     half = max(1, len(points) // 40)

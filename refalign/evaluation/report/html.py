@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 
@@ -70,3 +72,19 @@ def folded(title: str, content: str) -> str:
 def section(title: str, *content: str) -> str:
     """A titled section, or nothing where there is no content."""
     return f"<section><h2>{text(title)}</h2>{''.join(content)}</section>" if any(content) else ""
+
+
+def page(title: str, body: Iterable[str], script: str = "") -> str:
+    """A whole document. Its policy lets nothing load and nothing run but what is written here."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    runs = f"'sha256-{digest}'" if script else "'none'"
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src {runs}"
+    style = Path(__file__).with_name("style.css").read_text()
+    tail = f"<script>{script}</script>" if script else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{text(title)}</title><style>{style}</style></head>"
+        f"<body><main>{''.join(body)}</main>{tail}</body></html>\n"
+    )

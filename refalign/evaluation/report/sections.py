@@ -32,7 +32,12 @@ _TERMS = {
     "grad_norm": "Gradient norm before clipping",
     "learning_rate": "Learning rate",
 }
-_LEVELS = {"subjects.video": "videos", "subjects.clip": "clips found in them", "shards.clip": "clips encoded"}
+_LEVELS = {
+    "subjects.video": "videos",
+    "subjects.clip": "clips found in them",
+    "pairs.clip": "clips wanted",
+    "shards.clip": "clips encoded",
+}
 _CURVES_WITH_FEW_POINTS = 30
 
 

@@ -1,0 +1,178 @@
+"""Kills curation again and again and checks that nothing shows: the same bytes as an undisturbed run, every clip accounted for.
+
+    python benchmarks/chaos_curation.py --kills 20
+
+Subjects, pairs and shards run on a cluster of two raylets. At random moments one of them dies by SIGKILL: the driver, an actor,
+or a whole node (which is then replaced). The same command is started again until the step is done; where all steps are done
+before there were enough kills, a new output folder begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psutil
+from local_cluster import LocalCluster, local_cluster
+from recording import describe_machine, write_result
+
+from refalign.toy.videos import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = ("subjects", "pairs", "shards")
+VICTIMS = ("driver", "actor", "node")
+_ATTEMPT_TIMEOUT_S = 600
+
+
+def make_command(step: str, output: Path) -> list[str]:
+    """One step of the smallest preset, cut into many parts."""
+    settings = {
+        "curation.videos_per_part": 2,
+        "shards.samples_per_shard": 3,
+        "cluster.max_actors": 2,
+    }
+    flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    return [
+        sys.executable,
+        f"pipelines/{step}.py",
+        "--preset",
+        "toy_tiny",
+        "--input",
+        str(output.with_name("videos")),
+        "--output",
+        str(output),
+        *flags,
+    ]
+
+
+def start(command: list[str], cluster: LocalCluster, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=file, stderr=file)
+
+
+def run_undisturbed(output: Path, cluster: LocalCluster) -> dict[str, float]:
+    """All steps without interference; seconds of each."""
+    seconds = {}
+    for step in STEPS:
+        began = time.monotonic()
+        code = start(make_command(step, output), cluster, output.with_suffix(".log")).wait(_ATTEMPT_TIMEOUT_S)
+        assert code == 0, f"{step} failed undisturbed; see {output.with_suffix('.log')}"
+        seconds[step] = time.monotonic() - began
+    return seconds
+
+
+def kill(victim: str, driver: subprocess.Popen[bytes], cluster: LocalCluster) -> bool:
+    """Kills one; False where there is none of the kind at this moment."""
+    if victim == "driver":
+        driver.kill()
+        return True
+    if victim == "actor":
+        actors = cluster.find_processes("ray::MapWorker")
+        if not actors:
+            return False
+        try:
+            random.choice(actors).kill()
+        except psutil.NoSuchProcess:
+            return False
+        return True
+    cluster.kill_node(cluster.nodes[-1])
+    cluster.add_node()
+    return True
+
+
+def run_disturbed(
+    output: Path, cluster: LocalCluster, seconds: dict[str, float], draw: random.Random, wanted: int
+) -> Counter[str]:
+    """All steps, with up to ``wanted`` kills; who was killed how often."""
+    killed: Counter[str] = Counter()
+    for step in STEPS:
+        for _ in range(200):
+            driver = start(make_command(step, output), cluster, output.with_suffix(".log"))
+            while killed.total() < wanted:
+                try:
+                    driver.wait(draw.uniform(0.2, 1.0) * seconds[step])
+                    break
+                except subprocess.TimeoutExpired:
+                    victim = draw.choice(VICTIMS)
+                    if kill(victim, driver, cluster):
+                        killed[victim] += 1
+                        print(f"kill {killed.total()}: {victim} in {step}", flush=True)
+            if driver.wait(_ATTEMPT_TIMEOUT_S) == 0:
+                break
+        else:
+            raise AssertionError(f"{step} was not done after 200 attempts; see {output.with_suffix('.log')}")
+    return killed
+
+
+def digest_output(output: Path) -> dict[str, str]:
+    """Relative path -> sha256 of all that the steps left: parts, commits and manifests."""
+    files = [path for step in STEPS for path in sorted(output.glob(f"{step}-*/**/*")) if path.is_file() and path.name != "lease"]
+    return {path.relative_to(output).as_posix(): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def check_accounts(output: Path) -> dict[str, Any]:
+    """planned = written + filtered + quarantined at every level; the counts."""
+    counts = {}
+    for step in STEPS:
+        (manifest,) = output.glob(f"{step}-*/manifest.json")
+        for level, count in json.loads(manifest.read_text()).get("counts", {}).items():
+            lost = sum(count["filtered"].values()) + sum(count["quarantined"].values())
+            assert count["planned"] == count["written"] + lost, (step, level, count)
+            counts[f"{step}.{level}"] = count
+    return counts
+
+
+def run_chaos(folder: Path, *, kills: int, videos: int, seed: int = 0) -> dict[str, Any]:
+    """The whole experiment; raises where a run differs from the undisturbed one."""
+    draw = random.Random(seed)
+    write_world(folder / "videos", num_videos=videos, seed=seed, split="heldout")
+    killed: Counter[str] = Counter()
+    rounds = 0
+    with local_cluster(folder / "cluster", head_cpus=1, nodes=1) as cluster:
+        seconds = run_undisturbed(folder / "undisturbed", cluster)
+        expected = digest_output(folder / "undisturbed")
+        while killed.total() < kills:
+            rounds += 1
+            output = folder / f"disturbed{rounds}"
+            killed += run_disturbed(output, cluster, seconds, draw, kills - killed.total())
+            found = digest_output(output)
+            differing = sorted({name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)})
+            assert not differing, f"{output}: {differing} differ from the undisturbed run"
+            counts = check_accounts(output)
+            shutil.rmtree(output)
+    return {
+        "kills": killed.total(),
+        "killed": dict(killed),
+        "rounds": rounds,
+        "files_compared": len(expected),
+        "identical": True,
+        "counts": counts,
+        "undisturbed_s": {step: round(value, 1) for step, value in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/chaos_curation"))
+    arguments = parser.parse_args()
+    machine = describe_machine()
+    folder = arguments.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    figures = run_chaos(folder, kills=arguments.kills, videos=arguments.videos, seed=arguments.seed)
+    write_result("chaos_curation", figures, machine)
+
+
+if __name__ == "__main__":
+    main()

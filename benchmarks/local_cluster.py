@@ -1,0 +1,154 @@
+"""A Ray cluster of several raylets on this machine, on loopback and with a token, for tests and chaos runs.
+
+Every process belongs to a group that was started here and is ended by its own id.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+_HEAD_PORTS = ("port", "dashboard-port", "ray-client-server-port")
+_NODE_PORTS = (
+    "dashboard-agent-grpc-port",
+    "dashboard-agent-listen-port",
+    "metrics-export-port",
+    "runtime-env-agent-port",
+    "node-manager-port",
+    "object-manager-port",
+)
+_START_TIMEOUT_S = 240
+
+
+def find_ports(count: int) -> list[int]:
+    """Free ports of the loopback interface."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+class LocalCluster:
+    """A head node, and more nodes on request.
+
+    Attributes:
+        environment: of clients: address and token of the cluster.
+        nodes: the nodes added after the head, dead ones included.
+    """
+
+    def __init__(self, folder: Path, *, head_cpus: int = 2) -> None:
+        """Starts the head; logs go to ``folder``."""
+        self.folder = folder
+        ports = dict(zip(_HEAD_PORTS, find_ports(len(_HEAD_PORTS)), strict=True))
+        self.address = f"127.0.0.1:{ports['port']}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self._environment = environment | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_raylet_start_wait_time_s": str(_START_TIMEOUT_S),
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "5",
+        }
+        self.environment = self._environment | {
+            "RAY_ADDRESS": self.address,
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
+        }
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        flags = [f"--{name}={port}" for name, port in ports.items()]
+        self.head = self._start("head", "--head", "--dashboard-host=127.0.0.1", f"--num-cpus={head_cpus}", *flags)
+
+    def add_node(self, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+        """One more raylet."""
+        node = self._start(f"node{len(self.nodes)}", f"--address={self.address}", f"--num-cpus={num_cpus}")
+        self.nodes.append(node)
+        return node
+
+    def wait(self, num_nodes: int) -> None:
+        """Returns when so many nodes are alive."""
+        command = [sys.executable, "-c", _COUNT_NODES]
+        for _ in range(_START_TIMEOUT_S // 2):
+            said = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+            if said.stdout.strip().isdigit() and int(said.stdout) >= num_nodes:
+                return
+            assert self.head.poll() is None, f"the head ended; see {self.folder / 'head.log'}"
+            time.sleep(1)
+        raise TimeoutError(f"{num_nodes} nodes did not come up; see {self.folder}: {said.stderr[-1000:]}")
+
+    def _start(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
+        ports = [f"--{port_name}={port}" for port_name, port in zip(_NODE_PORTS, find_ports(len(_NODE_PORTS)), strict=True)]
+        command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *flags, *ports]
+        command.append(f"--object-store-memory={256 * 2**20}")
+        with (self.folder / f"{name}.log").open("w") as log:
+            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+
+    def find_processes(self, name: str) -> list[psutil.Process]:
+        """Processes below any node whose command line contains ``name``."""
+        found = []
+        for node in (self.head, *self.nodes):
+            if node.poll() is None:
+                found += [each for each in psutil.Process(node.pid).children(recursive=True) if name in _command_of(each)]
+        return found
+
+    def kill_node(self, node: subprocess.Popen[bytes]) -> None:
+        """SIGKILL for all of a node's processes at once, as when a machine loses its power."""
+        victims = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for victim in victims:
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+    def close(self) -> None:
+        """Ends all nodes."""
+        for node in (*self.nodes, self.head):
+            if node.poll() is None:
+                children = psutil.Process(node.pid).children(recursive=True)
+                os.killpg(node.pid, signal.SIGTERM)
+                _, alive = psutil.wait_procs([psutil.Process(node.pid), *children], timeout=20)
+                for process in alive:
+                    process.kill()
+                node.wait()
+
+
+_COUNT_NODES = """
+import logging, ray
+ray.init(log_to_driver=False, logging_level=logging.ERROR)
+print(sum(node["Alive"] for node in ray.nodes()))
+"""
+
+
+def _command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def local_cluster(folder: Path, *, head_cpus: int = 2, nodes: int = 0, node_cpus: int = 1) -> Iterator[LocalCluster]:
+    """A cluster for the length of a ``with`` block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = LocalCluster(folder, head_cpus=head_cpus)
+    try:
+        cluster.wait(1)
+        for _ in range(nodes):
+            cluster.add_node(node_cpus)
+        cluster.wait(1 + nodes)
+        yield cluster
+    finally:
+        cluster.close()

@@ -1,0 +1,227 @@
+"""How good a clip is, in numbers; which clips are good enough; and which show what is already there.
+
+Scores are columns of the clip rows, written once with the one decode pass. Limits (`refalign.sections.QualityConfig`) are applied
+to those columns by the pairs step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from refalign.config import ModelsConfig
+from refalign.sections import QualityConfig
+
+_FLOW_LONG_SIDE_PX = 160
+_HASH_PX = 32
+_HASH_SIDE = 8
+_DARKEST, _BRIGHTEST = 4, 251
+_NUM_BANDS, _BAND_BITS = 4, 16
+_PROBES_AT_ONCE = 1 << 22
+SCORE_COLUMNS = ("sharpness", "exposure", "clipped_fraction", "motion", "text_image_score", "aesthetic_score", "phash")
+
+
+def measure_clip(frames: Sequence[np.ndarray], frame_indices: Sequence[int]) -> dict[str, float | int]:
+    """The scores that need no model.
+
+    Args:
+        frames: uint8 [H, W, 3], cropped and scaled as they are trained on.
+        frame_indices: position of each in the clip.
+    """
+    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    return {
+        "sharpness": float(np.mean([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in grey])),
+        "exposure": float(np.mean([frame.mean() for frame in grey])) / 255,
+        "clipped_fraction": float(np.mean([((frame <= _DARKEST) | (frame >= _BRIGHTEST)).mean() for frame in grey])),
+        "motion": measure_motion(grey, frame_indices),
+        "phash": hash_picture(grey[len(grey) // 2]),
+    }
+
+
+def match_caption(frames: Sequence[np.ndarray], caption: str, scorer: Any) -> dict[str, float]:
+    """The scores that need a model, means over the frames; NaN without one, and the match also without a caption.
+
+    Args:
+        scorer: a `refalign.models.scores.TextImageScorer`, or None.
+    """
+    scores = {"text_image_score": float("nan"), "aesthetic_score": float("nan")}
+    if scorer is not None:
+        embeddings = scorer.embed_images(np.stack(frames))
+        if caption:
+            scores["text_image_score"] = float((embeddings @ scorer.embed_text(caption)).mean())
+        if scorer.head is not None:
+            scores["aesthetic_score"] = float(scorer.head(embeddings).mean())
+    return scores
+
+
+def load_scorer(models: ModelsConfig, device: str) -> Any:
+    """The scorer that the settings name, or None."""
+    if models.text_image is None:
+        return None
+    from refalign.models.scores import TextImageScorer, load_aesthetic_head
+
+    scorer = TextImageScorer.from_pretrained(models.text_image, revision=models.text_image_revision, device=device)
+    if models.aesthetic is not None:
+        scorer.head = load_aesthetic_head(Path(models.aesthetic).expanduser(), scorer.width).to(device)
+    return scorer
+
+
+def measure_motion(grey: Sequence[np.ndarray], frame_indices: Sequence[int]) -> float:
+    """Mean length of the optical flow between successive frames, per frame of the clip and as a share of the long side; NaN of
+    fewer than two frames.
+
+    By dense inverse search, not Farneback's method: of a smooth scene that moves by 4.0 px they see 3.9 and 0.6 px.
+    """
+    if len(grey) < 2:
+        return float("nan")
+    small = [_shrink(frame) for frame in grey]
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    lengths = []
+    for before, after, first, second in zip(small, small[1:], frame_indices, frame_indices[1:]):
+        flow = search.calc(before, after, np.zeros((*before.shape, 2), np.float32))
+        lengths.append(float(np.linalg.norm(flow, axis=2).mean()) / max(before.shape) / max(1, second - first))
+    return float(np.mean(lengths))
+
+
+def hash_picture(picture: np.ndarray) -> int:
+    """Perceptual hash of a picture, as a signed 64-bit number: which of its 8 x 8 lowest frequencies lie above their median.
+
+    Pictures that differ by scale, compression or brightness differ in few bits.
+
+    Args:
+        picture: uint8 [H, W] or [H, W, 3], RGB.
+    """
+    grey = picture if picture.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    low = cv2.dct(small)[:_HASH_SIDE, :_HASH_SIDE].ravel()
+    # The first coefficient is the mean brightness: it would only shift the median.
+    return int(np.packbits(low > np.median(low[1:])).view(">i8")[0])
+
+
+def choose_reasons(columns: Mapping[str, np.ndarray], config: QualityConfig) -> np.ndarray:
+    """Why each clip is not wanted, the first reason that holds; an empty text where none does. NaN passes every test.
+
+    Args:
+        columns: the score columns [N] of the clip rows.
+    """
+    reasons = np.full(len(columns["phash"]), "", dtype=object)
+    for reason, name, limit, is_minimum in _list_limits(config):
+        values = np.asarray(columns[name], np.float32)
+        fails = values < np.float32(limit) if is_minimum else values > np.float32(limit)
+        reasons[fails & (reasons == "")] = reason
+    return reasons
+
+
+def count_unscored(columns: Mapping[str, np.ndarray], config: QualityConfig) -> dict[str, int]:
+    """How many clips passed a limit only because they have no such score, by column."""
+    unscored = {name: int(np.isnan(columns[name]).sum()) for _, name, _, _ in _list_limits(config)}
+    return {name: count for name, count in unscored.items() if count}
+
+
+def _list_limits(config: QualityConfig) -> list[tuple[str, str, float, bool]]:
+    """Reason, column, limit and whether it is a minimum, of each limit that is set."""
+    limits = (
+        ("TOO_BLURRED", "sharpness", config.min_sharpness, True),
+        ("TOO_DARK", "exposure", config.min_exposure, True),
+        ("CLIPPED", "clipped_fraction", config.max_clipped_fraction, False),
+        ("NO_MOTION", "motion", config.min_motion, True),
+        ("TOO_MUCH_MOTION", "motion", config.max_motion, False),
+        ("POOR_CAPTION_MATCH", "text_image_score", config.min_text_image, True),
+        ("NOT_AESTHETIC", "aesthetic_score", config.min_aesthetic, True),
+    )
+    return [(reason, name, limit, is_minimum) for reason, name, limit, is_minimum in limits if limit is not None]
+
+
+def find_near_duplicates(clip_ids: Sequence[str], hashes: np.ndarray, max_distance: int) -> np.ndarray:
+    """bool [N]: which clips repeat one that stays. Clips are taken in the order of their ids, whatever order they come in; one
+    that is within ``max_distance`` bits of an earlier clip that stays goes.
+
+    Args:
+        hashes: int64 [N].
+        max_distance: bits of 64, at most 16.
+    """
+    order = np.argsort(np.asarray(clip_ids, dtype=object), kind="stable")
+    unique, first = np.unique(np.asarray(hashes, np.int64)[order], return_index=True)
+    repeats = np.ones(len(order), bool)
+    repeats[first] = False  # of equal hashes the first id; what follows compares different hashes only
+    position = np.argsort(first)
+    unique, first = unique[position], first[position]
+    gone = np.zeros(len(unique), bool)
+    for earlier, later in _iter_close_pairs(unique.view(np.uint64), max_distance):
+        gone[later] |= not gone[earlier]
+    # A clip whose equal twin went goes too: it is as near to the one that stays as its twin.
+    repeats[first[gone]] = True
+    answer = np.empty(len(order), bool)
+    answer[order] = repeats
+    return answer
+
+
+def find_close_hashes(hashes: np.ndarray, others: np.ndarray, max_distance: int) -> np.ndarray:
+    """bool [N]: which hashes are within ``max_distance`` bits of one of a few ``others``."""
+    close = np.zeros(len(hashes), bool)
+    for other in np.asarray(others, np.int64):
+        close |= np.bitwise_count((np.asarray(hashes, np.int64) ^ other).view(np.uint64)) <= max_distance
+    return close
+
+
+def find_similar(embeddings: np.ndarray, others: np.ndarray, min_similarity: float) -> np.ndarray:
+    """bool [N]: which embeddings have a cosine of at least ``min_similarity`` with one of ``others``; all L2-normalised."""
+    return (embeddings @ others.T).max(axis=1, initial=-1.0) >= min_similarity
+
+
+def _iter_close_pairs(hashes: np.ndarray, max_distance: int) -> Iterator[tuple[int, int]]:
+    """Pairs (earlier, later) of different hashes at most ``max_distance`` bits apart, by later and then by earlier.
+
+    Multi-index hashing: of four bands of 16 bits at least one differs in at most ``max_distance // 4`` bits, so looking up every
+    such neighbour of every band finds all pairs without comparing all with all.
+
+    Source: Norouzi, Punjani, Fleet, "Fast search in Hamming space with multi-index hashing", CVPR 2012.
+    """
+    found = []
+    for band in range(_NUM_BANDS):
+        keys = ((hashes >> np.uint64(band * _BAND_BITS)) & np.uint64(2**_BAND_BITS - 1)).astype(np.int64)
+        order = np.argsort(keys, kind="stable")
+        bounds = np.searchsorted(keys[order], np.arange(2**_BAND_BITS + 1))
+        for flipped in _make_flips(max_distance // _NUM_BANDS):
+            probed = keys ^ flipped
+            found += _verify(hashes, order, bounds[probed], bounds[probed + 1], max_distance)
+    if not found:
+        return
+    pairs = np.unique(np.concatenate(found), axis=0)
+    for later, earlier in pairs.tolist():
+        yield earlier, later
+
+
+def _verify(
+    hashes: np.ndarray, order: np.ndarray, starts: np.ndarray, ends: np.ndarray, max_distance: int
+) -> Iterator[np.ndarray]:
+    """Of the candidates ``order[starts[i] : ends[i]]`` of every hash i, the pairs [P, 2] (later, earlier) that are close."""
+    counts = ends - starts
+    total = np.concatenate([[0], np.cumsum(counts)])
+    low = 0
+    while low < len(hashes):
+        high = max(low + 1, int(np.searchsorted(total, total[low] + _PROBES_AT_ONCE, side="right")) - 1)
+        left = np.repeat(np.arange(low, high), counts[low:high])
+        within = np.arange(total[low], total[high]) - np.repeat(total[low:high], counts[low:high])
+        right = order[np.repeat(starts[low:high], counts[low:high]) + within]
+        is_close = (right < left) & (np.bitwise_count(hashes[left] ^ hashes[right]) <= max_distance)
+        yield np.stack([left[is_close], right[is_close]], axis=1)
+        low = high
+
+
+def _make_flips(radius: int) -> list[int]:
+    """All numbers of 16 bits with at most ``radius`` bits set."""
+    return [sum(1 << bit for bit in bits) for count in range(radius + 1) for bits in combinations(range(_BAND_BITS), count)]
+
+
+def _shrink(grey: np.ndarray) -> np.ndarray:
+    scale = _FLOW_LONG_SIDE_PX / max(grey.shape)
+    if scale >= 1:
+        return grey
+    size: Any = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
+    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)

@@ -1,0 +1,99 @@
+"""Where videos come from. Whatever ``--input`` names, the same `SourceVideo` rows come out, each with licence and consent.
+
+| ``--input`` is | read by |
+|---|---|
+| a folder of videos, one video, or a pattern | `folder` |
+| a list (``.txt``, ``.lst``) or a table (``.parquet``, ``.csv``, ``.jsonl``) of paths or URIs | `tables` |
+| an OpenS2V annotation, or a folder with one | `opens2v` |
+| a Phantom-Data table, or a folder with one | `phantom` |
+| an output folder of cosmos-curate | `cosmos` |
+
+Each may be local or an ``s3://`` or ``gs://`` URI (patterns: local only).
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from refalign import storage
+from refalign.config import InputConfig
+from refalign.curation.sources.cosmos import METAS, iter_cosmos
+from refalign.curation.sources.folder import describe_video, find_sidecar, is_video, iter_folder, iter_pattern
+from refalign.curation.sources.identity import identify_sources
+from refalign.curation.sources.opens2v import is_opens2v, iter_opens2v
+from refalign.curation.sources.phantom import is_phantom, iter_phantom
+from refalign.curation.sources.source_video import VIDEO_SUFFIXES, SourceVideo, open_source
+from refalign.curation.sources.tables import LIST_SUFFIXES, TABLE_SUFFIXES, iter_list, iter_table, load_column_names
+from refalign.errors import ConfigError, DataError
+from refalign.outcomes import Outcome
+
+__all__ = ["SourceVideo", "identify_sources", "list_sources", "open_source"]
+
+_KNOWN = (
+    f"a folder, a video ({', '.join(sorted(VIDEO_SUFFIXES))}), a pattern such as 'videos/**/*.mp4', a list "
+    f"({', '.join(LIST_SUFFIXES)}), a table ({', '.join(TABLE_SUFFIXES)}), an OpenS2V .json, or s3://bucket/prefix/"
+)
+
+
+def list_sources(config: InputConfig, where: str | Path) -> list[SourceVideo | Outcome]:
+    """Everything that the input names, in a stable order; what cannot be used stands as an outcome in its place.
+
+    Raises:
+        ConfigError: the input is missing, empty, damaged, or of no known kind.
+        BackendUnavailable: an object store does not answer.
+    """
+    try:
+        location = storage.resolve(str(where))
+        kind = storage.kind_of(location)
+    except DataError as error:
+        raise ConfigError(f"--input {storage.show_name(str(where))}: {error}") from error
+    try:
+        if kind == "missing" and glob.has_magic(location) and not storage.is_remote(location):
+            sources = list(iter_pattern(location, config))
+        elif kind == "folder":
+            sources = list(_iter_folder(location, config))
+        elif kind == "file":
+            sources = list(_iter_file(location, config))
+        else:
+            raise ConfigError(
+                f"--input {where}: {'no such file or folder' if kind == 'missing' else 'not a file'}; give {_KNOWN}."
+            )
+    except DataError as error:  # of the input itself: what it lists has outcomes
+        raise ConfigError(f"--input {where}: {error}") from error
+    if not sources:
+        raise ConfigError(f"--input {where}: no file in it; give {_KNOWN}.")
+    return sources
+
+
+def _iter_folder(folder: str, config: InputConfig) -> Iterable[SourceVideo | Outcome]:
+    listing = list(storage.iter_files(folder))
+    names = {name for name in listing if isinstance(name, str) and not PurePosixPath(name).name.startswith(".")}
+    if any(name.startswith(METAS) for name in names):
+        return iter_cosmos(names, folder, config)
+    # A video's sidecar is no annotation, so that only the other JSON files are opened.
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in names if is_video(name)}
+    others = [name for name in sorted(names) if name.endswith(".json") and str(PurePosixPath(name).with_suffix("")) not in stems]
+    if annotations := [file for name in others if is_opens2v(file := storage.join(folder, name))]:
+        return iter_opens2v(annotations, folder, config)
+    tables = {name: load_column_names(storage.join(folder, name)) for name in sorted(names) if name.endswith(".parquet")}
+    if phantom := [name for name, columns in tables.items() if is_phantom(columns)]:
+        return iter_phantom([storage.join(folder, name) for name in phantom], folder, tables[phantom[0]], config)
+    return iter_folder(listing, folder, config)
+
+
+def _iter_file(file: str, config: InputConfig) -> Iterable[SourceVideo | Outcome]:
+    suffix = PurePosixPath(file).suffix.lower()
+    folder = storage.parent(file)
+    if is_video(file):
+        return [describe_video(file, PurePosixPath(file).name, config, sidecar=find_sidecar(file))]
+    if suffix in LIST_SUFFIXES:
+        return iter_list(file, config)
+    if suffix == ".parquet" and is_phantom(columns := load_column_names(file)):
+        return iter_phantom([file], folder, columns, config)
+    if suffix in TABLE_SUFFIXES:
+        return iter_table(file, config)
+    if suffix == ".json" and is_opens2v(file):
+        return iter_opens2v([file], folder, config)
+    raise ConfigError(f"--input {file}: of no known kind; give {_KNOWN}.")

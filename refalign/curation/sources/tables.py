@@ -1,0 +1,138 @@
+"""Lists and tables that name videos by path or URI.
+
+A list (``.txt``, ``.lst``) has one location a line; empty lines and lines that begin with ``#`` are comments. A table
+(``.parquet``, ``.csv``, ``.jsonl``) has them in a column ``path``, ``uri`` or ``video``, and may say more in ``caption``,
+``license``, ``consent``, ``source_group``. Relative locations are taken from the file's own folder. Both are read row by row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from refalign import storage
+from refalign.config import InputConfig
+from refalign.curation.sources.folder import describe_video, find_sidecar
+from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
+from refalign.errors import ConfigError, DataError
+from refalign.outcomes import Outcome
+
+LIST_SUFFIXES = (".txt", ".lst")
+TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
+_PATH_COLUMNS = ("path", "uri", "video")
+_BATCH_ROWS = 1024
+
+
+def iter_list(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
+    """Every location of a list file, with the sidecar that lies beside it."""
+    folder = storage.parent(file)
+    with storage.open_file(file) as stream:
+        # Names that are not UTF-8 must cost their own line only.
+        for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
+            entry = line.strip()
+            if not entry or entry.startswith("#"):
+                continue
+            try:
+                path = storage.resolve(entry, folder)
+                yield describe_video(path, entry, config, sidecar=find_sidecar(path))
+            except DataError as error:
+                yield refuse(entry, error)
+
+
+def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
+    """Every row of a table.
+
+    Raises:
+        ConfigError: the table is damaged or has no column of paths.
+    """
+    folder = storage.parent(file)
+    suffix = PurePosixPath(file).suffix.lower()
+    iter_rows = {".parquet": iter_parquet, ".csv": _iter_csv}.get(suffix, _iter_jsonl)
+    for number, row in enumerate(iter_rows(file), start=1):
+        here = f"{PurePosixPath(file).name} row {number}"
+        if isinstance(row, DataError):
+            yield refuse(here, row)
+            continue
+        entry = next((row[column] for column in _PATH_COLUMNS if row.get(column)), None)
+        try:
+            if not isinstance(entry, str):
+                raise DataError("BAD_ROW", f"{here}: {_describe_no_path(row)}")
+            yield make_source(storage.resolve(entry, folder), entry, row, config)
+        except DataError as error:
+            fault = DataError("BAD_ROW", str(error)) if error.reason == "BAD_SIDECAR" else error
+            yield refuse(entry if isinstance(entry, str) else here, fault)
+
+
+def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file, a batch in memory at a time.
+
+    Raises:
+        ConfigError: the file is damaged, or has none of the columns that name videos.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with storage.open_file(file) as stream:
+        try:
+            table = pq.ParquetFile(stream)
+            if columns is None:
+                _check_columns(file, table.schema_arrow.names)
+            for batch in table.iter_batches(_BATCH_ROWS, columns=None if columns is None else list(columns)):
+                yield from batch.to_pylist()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError):
+                raise
+            raise ConfigError(f"--input {file}: this parquet file is damaged ({error}); restore it.") from error
+
+
+def load_column_names(file: str) -> list[str]:
+    """The columns of a parquet file; empty where it is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with storage.open_file(file) as stream:
+        try:
+            return pq.ParquetFile(stream).schema_arrow.names
+        except (pa.ArrowInvalid, OSError):
+            return []
+
+
+def _iter_csv(file: str) -> Iterator[dict[str, Any]]:
+    with storage.open_file(file) as stream:
+        rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        try:
+            _check_columns(file, rows.fieldnames or [])
+            for row in rows:
+                yield {key: value or None for key, value in row.items() if key}
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"--input {file}: no CSV in UTF-8 after line {rows.line_num} ({error}); restore it.") from error
+
+
+def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
+    with storage.open_file(file) as stream:
+        for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield DataError("BAD_ROW", f"not JSON: {error}")
+                continue
+            yield row if isinstance(row, dict) else DataError("BAD_ROW", f"a {type(row).__name__}, expected an object")
+
+
+def _check_columns(file: str, names: Iterable[str]) -> None:
+    if not set(_PATH_COLUMNS) & set(names):
+        raise ConfigError(
+            f"--input {file}: its columns are {', '.join(names) or 'none'}; expected one of {', '.join(_PATH_COLUMNS)} "
+            "that holds paths or URIs of videos."
+        )
+
+
+def _describe_no_path(row: dict[str, Any]) -> str:
+    there = [column for column in _PATH_COLUMNS if column in row]
+    return f"{there[0]} is {row[there[0]]!r}, expected a path or URI" if there else f"has none of {', '.join(_PATH_COLUMNS)}"
