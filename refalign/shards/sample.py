@@ -78,8 +78,8 @@ def pack_tokens(name: str, tokens: Float[Tensor, "... E"], dtype: str) -> dict[s
     return {name: (tokens / scale).round().to(torch.int8), name + _SCALE: scale[..., 0].float()}
 
 
-def unpack_tokens(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with every int8 entry multiplied by its scale."""
-    scales = {name.removesuffix(_SCALE): scale for name, scale in tensors.items() if name.endswith(_SCALE)}
-    unpacked = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
-    return unpacked | {name: tensors[name] * scale[..., None] for name, scale in scales.items()}
+def unpack_tokens(tensors: dict[str, Tensor], name: str, chosen: list[int] | slice = slice(None)) -> Float[Tensor, "... E"]:
+    """Stored vision tokens in float32; ``chosen`` picks along the first axis before anything is converted."""
+    tokens = tensors[name][chosen].float()
+    scale = tensors.get(name + _SCALE)
+    return tokens if scale is None else tokens * scale[chosen][..., None]

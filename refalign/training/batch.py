@@ -19,7 +19,7 @@ from torch import Tensor
 
 from refalign.config import RunConfig, TrainingConfig
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
-from refalign.shards.sample import FRAME_TOKENS, Sample
+from refalign.shards.sample import FRAME_TOKENS, Sample, unpack_tokens
 from refalign.training.optim import locate_step
 
 NUM_TIMESTEPS = 1000
@@ -118,8 +118,8 @@ class BatchMaker:
         parts = []
         objective = self.config.objective
         weight = TOKEN_WEIGHTS.get(objective.token_weight)
-        for item in group:
-            sample = self.index.read(item.index)
+        samples = self.index.read_many([item.index for item in group])
+        for item, sample in zip(group, samples, strict=True):
             prompt_embeds = sample.tensors["prompt_embeds"]
             if not item.draw.keep_text:
                 prompt_embeds = prompt_embeds[:0] if self.null_prompt is None else self.null_prompt
@@ -127,7 +127,7 @@ class BatchMaker:
                 {
                     **_noise_part(sample, item.draw),
                     **_reference_part(sample, item.draw, cross_pair_fraction, weight),
-                    **({FRAME_TOKENS: sample.tensors[FRAME_TOKENS].float()} if objective.alignment == "repa" else {}),
+                    **({FRAME_TOKENS: unpack_tokens(sample.tensors, FRAME_TOKENS)} if objective.alignment == "repa" else {}),
                     "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
@@ -254,7 +254,7 @@ def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, weig
         chosen = choose_references(sample.info["references"], draw.choices, cross_pair_fraction)
     part = {
         "reference_latents": tensors["reference_latents"][chosen].float(),
-        "target_tokens": tensors["target_tokens"][chosen].float(),
+        "target_tokens": unpack_tokens(tensors, "target_tokens", chosen),
         "alignment_mask": torch.ones(len(chosen), dtype=torch.bool),
         "subject_index": torch.tensor([sample.info["references"][number]["subject_index"] for number in chosen]).long(),
     }
