@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +144,8 @@ def _command_of(process: psutil.Process) -> str:
 def local_cluster(folder: Path, *, head_cpus: int = 2, nodes: int = 0, node_cpus: int = 1) -> Iterator[LocalCluster]:
     """A cluster for the length of a ``with`` block."""
     folder.mkdir(parents=True, exist_ok=True)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is ended too
     cluster = LocalCluster(folder, head_cpus=head_cpus)
     try:
         cluster.wait(1)

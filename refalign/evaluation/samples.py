@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from refalign.errors import ArtifactError
 from refalign.schemas import CLIP_SCHEMA, check_table
+from refalign.steps import Step
+from refalign.storage import in_parallel, read_table
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def _choose_references(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _load_crops(subjects_folder: Path, clip_ids: set[str]) -> dict[str, bytes]:
     """PNG bytes by subject id; the small id column tells which files are worth reading whole."""
     crops: dict[str, bytes] = {}
-    for file in sorted(Path(subjects_folder, "parts").glob("*.parquet")):
-        if clip_ids.isdisjoint(pq.read_table(file, columns=["clip_id"])["clip_id"].to_pylist()):
+    step = Step.open(subjects_folder)
+    for file in in_parallel(step.locate, (step.load_manifest() or {}).get("parts", [])):
+        if clip_ids.isdisjoint(read_table(file, ["clip_id"])["clip_id"].to_pylist()):
             continue
-        for row in check_table(pq.read_table(file), CLIP_SCHEMA, str(file)).to_pylist():
+        for row in check_table(read_table(file), CLIP_SCHEMA, file).to_pylist():
             if row["clip_id"] in clip_ids:
                 crops |= {subject["subject_id"]: subject["crop_png"] for subject in row["subjects"]}
     return crops

@@ -61,7 +61,7 @@ def test_subjects_and_pairs_agree_with_the_ground_truth(story):
     identities = find_identities(output)
     assert len(identities) == summary["subjects"] >= summary["clips"]
     assert list(identities.values()).count(None) <= 0.05 * len(identities)
-    pairs = [row for path in output.glob("pairs-*/parts/*.parquet") for row in pq.read_table(path).to_pylist()]
+    pairs = [row for path in output.glob("pairs-*/parts/pairs-*.parquet") for row in pq.read_table(path).to_pylist()]
     right = [identities[pair["subject_id"]] == identities[pair["reference_subject_id"]] for pair in pairs]
     assert len(pairs) >= 20 and np.mean(right) >= 0.9, "casts hold twins of one shape and colour; chance is about a third"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refalign.errors import DataError
 from refalign.evaluation.report import html, sections
@@ -16,6 +15,7 @@ from refalign.evaluation.report.charts import make_histogram
 from refalign.pictures import decode_image, encode_png, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT
 from refalign.steps import Step, write_bytes
+from refalign.storage import read_table
 
 FILE_NAME = "curation_report.html"
 _THUMBNAIL_PX = 96
@@ -53,11 +53,10 @@ def make_curation_report(summary: Mapping[str, Any], *, output: Path, steps: Map
     return path
 
 
-def iter_rows(step: Step, schema: pa.Schema, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of the step's tables of that schema, some columns of them, one file at a time."""
-    for part in sorted(step.parts_folder.glob("*.parquet")):
-        if pq.read_schema(part).names == schema.names:
-            yield from pq.read_table(part, columns=columns).to_pylist()
+def iter_rows(step: Step, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Some columns of the rows of a finished step, one part at a time."""
+    for part in (step.load_manifest() or {}).get("parts", []):
+        yield from read_table(step.locate(part), columns).to_pylist()
 
 
 def _make_reasons(outcomes: list[Mapping[str, Any]]) -> str:
@@ -87,14 +86,14 @@ def _make_histograms(steps: Mapping[str, Step]) -> str:
     groups: dict[str, list[float]] = {}
     clip_scores = [field.name for field in CLIP_SCHEMA if pa.types.is_float32(field.type)]
     subject_scores = [field.name for field in SUBJECT if pa.types.is_float32(field.type)]
-    for row in islice(iter_rows(steps["subjects"], CLIP_SCHEMA, [*clip_scores, "subjects"]), _MAX_SCORED):
+    for row in islice(iter_rows(steps["subjects"], [*clip_scores, "subjects"]), _MAX_SCORED):
         for name in clip_scores:
             groups.setdefault(f"clip: {name}", []).append(row[name])
         for subject in row["subjects"]:
             for name in subject_scores:
                 groups.setdefault(f"subject: {name}", []).append(subject[name])
     if "pairs" in steps:
-        for row in islice(iter_rows(steps["pairs"], PAIR_SCHEMA, ["similarity"]), _MAX_SCORED):
+        for row in islice(iter_rows(steps["pairs"], ["similarity"]), _MAX_SCORED):
             groups.setdefault("pair: similarity", []).append(row["similarity"])
     charts = [(name, make_histogram(values, label=name)) for name, values in groups.items()]
     figures = "".join(html.figure(svg, name.replace("_", " ")) for name, svg in charts if svg)
@@ -104,14 +103,14 @@ def _make_histograms(steps: Mapping[str, Step]) -> str:
 def _make_subjects(step: Step) -> str:
     """The first subjects, each with what the detector said of it."""
     figures = []
-    for row in iter_rows(step, CLIP_SCHEMA, ["subjects"]):
+    for row in iter_rows(step, ["subjects"]):
         for subject in row["subjects"]:
             if len(figures) < _MAX_SUBJECTS:
                 caption = f"{subject['class_name']}, score {subject['score']:.2f}, sharpness {subject['sharpness']:.0f}"
                 figures.append(_make_thumbnail(subject["crop_png"], caption))
         if len(figures) >= _MAX_SUBJECTS:
             break
-    gallery = f'<div class="references">{"".join(figures)}</div>'
+    gallery = f'<div class="gallery">{"".join(figures)}</div>'
     note = f'<p class="soft">The first {len(figures)} of {(step.load_manifest() or {}).get("subjects", 0):,}.</p>'
     return html.section("Subjects", gallery, note) if figures else ""
 
@@ -120,11 +119,11 @@ def _make_pairs(steps: Mapping[str, Step]) -> str:
     """Some pairs, side by side: a subject, and its reference from another clip."""
     if "pairs" not in steps:
         return ""
-    pairs = list(islice(iter_rows(steps["pairs"], PAIR_SCHEMA, PAIR_SCHEMA.names), _MAX_PAIRS))
+    pairs = list(islice(iter_rows(steps["pairs"], PAIR_SCHEMA.names), _MAX_PAIRS))
     wanted = {pair[key] for pair in pairs for key in ("subject_id", "reference_subject_id")}
     clips = {pair[key] for pair in pairs for key in ("clip_id", "reference_clip_id")}
     crops: dict[str, bytes] = {}
-    for row in iter_rows(steps["subjects"], CLIP_SCHEMA, ["clip_id", "subjects"]) if wanted else ():
+    for row in iter_rows(steps["subjects"], ["clip_id", "subjects"]) if wanted else ():
         if row["clip_id"] in clips:
             crops |= {each["subject_id"]: each["crop_png"] for each in row["subjects"] if each["subject_id"] in wanted}
         if len(crops) == len(wanted):
@@ -134,8 +133,8 @@ def _make_pairs(steps: Mapping[str, Step]) -> str:
         sides = [crops.get(pair[key]) for key in ("subject_id", "reference_subject_id")]
         if all(sides):
             pictures = [_fit(side) for side in sides if side]
-            figures.append(html.figure("".join(pictures), f"similarity {pair['similarity']:.3f}"))
-    gallery = f'<div class="references">{"".join(figures)}</div>'
+            figures.append(html.figure(f'<div class="pair">{"".join(pictures)}</div>', f"similarity {pair['similarity']:.3f}"))
+    gallery = f'<div class="gallery">{"".join(figures)}</div>'
     return html.section("Pairs: a subject, and the same one in another clip", gallery) if figures else ""
 
 

@@ -1,0 +1,231 @@
+"""Curation against a plain script: the same models and functions, with and without Ray, plans and commits around them.
+
+    python benchmarks/curation.py --videos 240 --rounds 3
+
+Measured side by side, interleaved, on the subjects step and the shards step together, from the first committed part to the last
+(start-up and model loading are left out on both sides):
+
+* efficiency: the sequential script on one core, over twice the pipeline with two actors;
+* against_all_threads: the sequential script with all threads, over the pipeline with two actors;
+* overhead: the pipeline with one actor on one core, over the bare sum of decoding, detecting and encoding;
+* doubled: time and peak memory of the pipeline on twice the videos, over those on the videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from recording import describe_machine, write_result
+from story import sum_memory
+
+ROOT = Path(__file__).resolve().parents[1]
+VIDEOS_PER_PART, SAMPLES_PER_SHARD = 6, 6
+
+
+def make_config(videos: Path, threads: int, actors: int) -> Any:
+    """The toy preset on a folder, in small parts."""
+    from refalign.config import apply_overrides
+    from refalign.presets import load_preset
+
+    return apply_overrides(load_preset("toy"), _assignments(videos, threads, actors))
+
+
+def _assignments(videos: Path, threads: int, actors: int) -> list[str]:
+    return [
+        f"input.path={videos}",
+        f"curation.videos_per_part={VIDEOS_PER_PART}",
+        f"shards.samples_per_shard={SAMPLES_PER_SHARD}",
+        f"cluster.threads={threads}",
+        f"cluster.max_actors={actors}",
+        "cluster.actor_cpus=1",
+    ]
+
+
+def run_sequential(videos: Path, threads: int) -> dict[str, float]:
+    """Seconds of a plain loop over videos, then over their clips, and of its decoding, detecting and encoding alone."""
+    import pyarrow as pa
+    import torch
+
+    from refalign.curation.launch import SubjectsActor, plan_subjects
+    from refalign.curation.sources import SourceVideo
+    from refalign.schemas import CLIP_SCHEMA
+    from refalign.shards.encode import FrozenEncoders, make_reference
+    from refalign.videos import ClipSpec, read_clips
+
+    torch.set_num_threads(threads)
+    config = make_config(videos, threads, 1)
+    plan, _, _ = plan_subjects(config, str(videos))
+    work = [dict(item) for part in plan.values() for item in part]
+    curator, encoders = SubjectsActor(config), FrozenEncoders(config)
+    size = config.video.height_px, config.video.width_px
+    bare = Stopwatch()
+    bare.wrap(curator.detector, "track", "detect")
+    bare.wrap(curator.encoder, "embed", "detect")
+    bare.wrap(encoders, "encode", "encode")
+    _curate(curator, SourceVideo, work[0])  # loads what is loaded lazily
+    bare.seconds.clear()
+    began = time.perf_counter()
+    rows = [row for item in work for row in _curate(curator, SourceVideo, item)]
+    pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
+    for row in rows:
+        spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
+        with bare.timing("decode"):
+            (frames,) = read_clips(row["video_path"], [spec], config.video, config.curation)
+        references = [make_reference(subject["crop_png"], *size, {}) for subject in row["subjects"]]
+        encoders.encode(frames, row["caption"], references)
+    total = time.perf_counter() - began
+    with bare.timing("decode"):  # the decode pass of the subjects step is inside its loop; this one stands for it
+        for row in rows:
+            spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
+            read_clips(row["video_path"], [spec], config.video, config.curation)
+    return {"videos": len(work), "clips": len(rows), "seconds": total, "bare_seconds": sum(bare.seconds.values()), **bare.seconds}
+
+
+def _curate(curator: Any, source_video: type, item: dict[str, Any]) -> list[dict[str, Any]]:
+    described = dict(item)
+    video_id = described.pop("video_id")
+    return curator.curate_video(source_video(**described), video_id)[0]
+
+
+class Stopwatch:
+    """Seconds spent in chosen calls, by label."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def timing(self, label: str) -> Any:
+        watch = self
+
+        class Timing:
+            def __enter__(self) -> None:
+                self.began = time.perf_counter()
+
+            def __exit__(self, *_: object) -> None:
+                watch.seconds[label] = watch.seconds.get(label, 0.0) + time.perf_counter() - self.began
+
+        return Timing()
+
+    def wrap(self, owner: Any, method: str, label: str) -> None:
+        """Times every call of a method of one object."""
+        original = getattr(owner, method)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            with self.timing(label):
+                return original(*arguments, **options)
+
+        setattr(owner, method, timed)
+
+
+def run_pipeline(videos: Path, output: Path, *, actors: int, cores: set[int]) -> dict[str, float]:
+    """Seconds per video of the committed parts but the first, per step and summed, and the peak memory of all processes."""
+    shutil.rmtree(output, ignore_errors=True)
+    peak_bytes = 0
+    for step in ("subjects", "pairs", "shards"):
+        flags = [part for text in _assignments(videos, 1, actors) for part in ("--set", text)]
+        command = [sys.executable, f"pipelines/{step}.py", "--preset", "toy", "--output", str(output), *flags]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.sched_setaffinity(process.pid, cores)
+        while process.poll() is None:
+            peak_bytes = max(peak_bytes, _memory_of(process.pid))
+            time.sleep(1)
+        assert process.returncode == 0, f"{command} ended with {process.returncode}"
+    seconds = {
+        step: _seconds_between_commits(output, step, count) for step, count in (("subjects", "clips"), ("shards", "samples"))
+    }
+    return {"seconds_per_clip": sum(seconds.values()), "peak_gib": peak_bytes / 2**30}
+
+
+def _memory_of(pid: int) -> int:
+    import psutil
+
+    try:
+        return sum_memory(psutil.Process(pid))
+    except psutil.Error:
+        return 0
+
+
+def _seconds_between_commits(output: Path, step: str, counted: str) -> float:
+    """Seconds per clip from the first commit to the last, over what was committed after the first."""
+    commits = sorted(output.glob(f"{step}-*/parts/*.json"), key=lambda path: path.stat().st_mtime)
+    counts = [json.loads(path.read_text())[counted] for path in commits]
+    sizes = [count if isinstance(count, int) else len(count) for count in counts]
+    return (commits[-1].stat().st_mtime - commits[0].stat().st_mtime) / sum(sizes[1:])
+
+
+def call_sequential(videos: Path, threads: int, cores: set[int]) -> dict[str, float]:
+    """`run_sequential` in a process of its own on some cores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    command = [sys.executable, __file__, "--sequential", str(videos), "--threads", str(threads)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    os.sched_setaffinity(process.pid, cores)
+    said, _ = process.communicate()
+    assert process.returncode == 0, f"{command} ended with {process.returncode}"
+    return json.loads(said.splitlines()[-1])
+
+
+def draw_videos(folder: Path, count: int) -> Path:
+    from refalign.toy.videos import write_world
+
+    write_world(folder, num_videos=count, seed=7, split="heldout")
+    return folder
+
+
+def measure(folder: Path, videos: int, rounds: int) -> dict[str, Any]:
+    """All ways in turn, round by round."""
+    once, twice = draw_videos(folder / "once", videos), draw_videos(folder / "twice", 2 * videos)
+    cores = os.sched_getaffinity(0)
+    one = {min(cores)}
+    rows: list[dict[str, float]] = []
+    for _ in range(rounds):
+        sequential, threaded = call_sequential(once, 1, one), call_sequential(once, len(cores), cores)
+        both = run_pipeline(once, folder / "out", actors=2, cores=cores)
+        single = run_pipeline(once, folder / "out", actors=1, cores=one)
+        doubled = run_pipeline(twice, folder / "out", actors=2, cores=cores)
+        per_clip = sequential["seconds"] / sequential["clips"]
+        rows.append(
+            {
+                "efficiency": per_clip / (len(cores) * both["seconds_per_clip"]),
+                "against_all_threads": threaded["seconds"] / threaded["clips"] / both["seconds_per_clip"],
+                "overhead": single["seconds_per_clip"] / (sequential["bare_seconds"] / sequential["clips"]) - 1,
+                "doubled_time": 2 * doubled["seconds_per_clip"] / both["seconds_per_clip"],
+                "doubled_memory": doubled["peak_gib"] / both["peak_gib"],
+                "sequential_seconds": sequential["seconds"],
+                "pipeline_seconds": both["seconds_per_clip"] * sequential["clips"],
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return {
+        name: {"median": round(statistics.median(values), 3), "low": round(min(values), 3), "high": round(max(values), 3)}
+        for name in rows[0]
+        for values in [[row[name] for row in rows]]
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=240)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/bench_curation"))
+    parser.add_argument("--sequential", type=Path, help="only the plain script over this folder; used by itself")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.sequential:
+        print(json.dumps(run_sequential(arguments.sequential, arguments.threads)))
+        return
+    machine = describe_machine()
+    folder = arguments.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    write_result("curation", {"videos": arguments.videos, **measure(folder, arguments.videos, arguments.rounds)}, machine)
+
+
+if __name__ == "__main__":
+    main()
