@@ -38,7 +38,8 @@ def make_command(step: str, output: Path) -> list[str]:
     settings = {
         "curation.videos_per_part": 2,
         "shards.samples_per_shard": 3,
-        "cluster.max_actors": 2,
+        "cluster.subjects.max_actors": 2,
+        "cluster.shards.max_actors": 2,
     }
     flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return [

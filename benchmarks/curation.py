@@ -45,8 +45,7 @@ def _assignments(videos: Path, threads: int, actors: int) -> list[str]:
         f"curation.videos_per_part={VIDEOS_PER_PART}",
         f"shards.samples_per_shard={SAMPLES_PER_SHARD}",
         f"cluster.threads={threads}",
-        f"cluster.max_actors={actors}",
-        "cluster.actor_cpus=1",
+        *(f"cluster.{step}.{setting}" for step in ("subjects", "shards") for setting in (f"max_actors={actors}", "cpus=1")),
     ]
 
 

@@ -44,15 +44,15 @@ def find_ports(count: int) -> list[int]:
 
 
 class LocalCluster:
-    """A head node, and more nodes on request.
+    """A head node, and more nodes on request; ``start_head`` comes first.
 
     Attributes:
         environment: of clients: address and token of the cluster.
         nodes: the nodes added after the head, dead ones included.
     """
 
-    def __init__(self, folder: Path, *, head_cpus: int = 2) -> None:
-        """Starts the head; logs go to ``folder``."""
+    def __init__(self, folder: Path) -> None:
+        """Chooses ports and a token; logs go to ``folder``."""
         self.folder = folder
         ports = dict(zip(_HEAD_PORTS, find_ports(len(_HEAD_PORTS)), strict=True))
         self.address = f"127.0.0.1:{ports['port']}"
@@ -68,9 +68,14 @@ class LocalCluster:
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
         }
+        self.head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
-        flags = [f"--{name}={port}" for name, port in ports.items()]
-        self.head = self._start("head", "--head", "--dashboard-host=127.0.0.1", f"--num-cpus={head_cpus}", *flags)
+        self._head_flags = [f"--{name}={port}" for name, port in ports.items()]
+
+    def start_head(self, num_cpus: int) -> None:
+        """The node that the others and the clients join."""
+        flags = ["--head", "--dashboard-host=127.0.0.1", f"--num-cpus={num_cpus}", *self._head_flags]
+        self.head = self._start("head", *flags)
 
     def add_node(self, num_cpus: int = 1) -> subprocess.Popen[bytes]:
         """One more raylet."""
@@ -85,7 +90,7 @@ class LocalCluster:
             said = subprocess.run(command, env=self.environment, capture_output=True, text=True)
             if said.stdout.strip().isdigit() and int(said.stdout) >= num_nodes:
                 return
-            assert self.head.poll() is None, f"the head ended; see {self.folder / 'head.log'}"
+            assert self.head and self.head.poll() is None, f"the head ended; see {self.folder / 'head.log'}"
             time.sleep(1)
         raise TimeoutError(f"{num_nodes} nodes did not come up; see {self.folder}: {said.stderr[-1000:]}")
 
@@ -99,10 +104,13 @@ class LocalCluster:
     def find_processes(self, name: str) -> list[psutil.Process]:
         """Processes below any node whose command line contains ``name``."""
         found = []
-        for node in (self.head, *self.nodes):
+        for node in self._all_nodes():
             if node.poll() is None:
                 found += [each for each in psutil.Process(node.pid).children(recursive=True) if name in _command_of(each)]
         return found
+
+    def _all_nodes(self) -> list[subprocess.Popen[bytes]]:
+        return [*([self.head] if self.head else []), *self.nodes]
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL for all of a node's processes at once, as when a machine loses its power."""
@@ -116,7 +124,7 @@ class LocalCluster:
 
     def close(self) -> None:
         """Ends all nodes."""
-        for node in (*self.nodes, self.head):
+        for node in reversed(self._all_nodes()):
             if node.poll() is None:
                 children = psutil.Process(node.pid).children(recursive=True)
                 os.killpg(node.pid, signal.SIGTERM)
@@ -146,8 +154,9 @@ def local_cluster(folder: Path, *, head_cpus: int = 2, nodes: int = 0, node_cpus
     folder.mkdir(parents=True, exist_ok=True)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is ended too
-    cluster = LocalCluster(folder, head_cpus=head_cpus)
+    cluster = LocalCluster(folder)
     try:
+        cluster.start_head(head_cpus)
         cluster.wait(1)
         for _ in range(nodes):
             cluster.add_node(node_cpus)

@@ -1,4 +1,4 @@
-"""Encodes clips, prompts and references into WebDataset shards. The steps before it must be done."""
+"""Encodes clips, prompts and references into WebDataset shards, after the steps before it; `remove` takes a source out again."""
 
 import sys
 from pathlib import Path
@@ -9,15 +9,27 @@ from refalign.cli import leave, load_config, make_parser, run_command  # noqa: E
 
 
 def main() -> None:
-    """Parses the flags, runs the step and says where its result is."""
-    arguments = make_parser(__doc__).parse_args()
+    """Parses the flags, runs the step, or the removal, and says where its result is."""
+    parser = make_parser(__doc__)
+    parser.add_argument("action", nargs="?", choices=["remove"], help="take --source out of all clips, pairs and shards")
+    parser.add_argument("--source", help="what to remove: a video's name, location or id, a source group, or a clip's id")
+    parser.add_argument("--reason", default="", help="why, for the record")
+    arguments = parser.parse_args()
+    if bool(arguments.action) != bool(arguments.source):
+        parser.error("remove needs --source, and --source needs remove")
 
     def work() -> None:
         from refalign.flow import run_story
 
         run_story(*load_config(arguments), only="shards")
 
-    leave(run_command(work))
+    def remove() -> None:
+        from refalign.takedown import run_takedown
+
+        config, output = load_config(arguments)
+        run_takedown(output, arguments.source, reason=arguments.reason, tracking_uri=config.tracking.uri)
+
+    leave(run_command(remove if arguments.action else work))
 
 
 if __name__ == "__main__":

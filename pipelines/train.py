@@ -10,12 +10,19 @@ from refalign.cli import leave, load_config, make_parser, run_command  # noqa: E
 
 def main() -> None:
     """Parses the flags, runs the step and says where its result is."""
-    arguments = make_parser(__doc__).parse_args()
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="only find out whether it would run, how long and in how much memory"
+    )
+    arguments = parser.parse_args()
 
     def work() -> None:
-        from refalign.flow import run_story
+        from refalign.flow import check_train, run_story
 
-        run_story(*load_config(arguments), only="train")
+        if arguments.check:
+            check_train(*load_config(arguments))
+        else:
+            run_story(*load_config(arguments), only="train")
 
     leave(run_command(work))
 

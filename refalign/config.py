@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from refalign.errors import ConfigError
-from refalign.sections import Count, CurationConfig, Fraction, PairsConfig, Positive, QualityConfig, Section
+from refalign.sections import Count, CurationConfig, Fraction, PairsConfig, Positive, QualityConfig, Section, StorageConfig
 
 
 class InputConfig(Section):
@@ -121,6 +121,10 @@ class StageConfig(Section):
     """Chance that a subject's reference comes from another clip where one exists."""
 
 
+def _name_recompute(value: Any) -> Any:
+    return ("full" if value else "none") if isinstance(value, bool) else value
+
+
 class TrainingConfig(Section):
     start_from: str | None = None
     """Folder of an earlier training run (``export/transformer`` and perhaps ``projectors.safetensors``) whose weights to start
@@ -135,8 +139,14 @@ class TrainingConfig(Section):
     """Ranks. ``global_batch`` must be a multiple of ``num_workers * micro_batch``."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the transformer; master weights are float32."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass."""
+    activation_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_name_recompute)] = "none"
+    """What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks (true is full)."""
+    compile: bool = False
+    """torch.compile each block: minutes at the start, faster steps after."""
+    shards_per_replica: Count | None = None
+    """Ranks that share one copy of the weights, a divisor of all ranks, best those of one machine; None shards over all."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """AdamW, or torchao's with moments of 8 bits."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -155,10 +165,16 @@ class TrainingConfig(Section):
     """Optimizer steps between checkpoints."""
     keep_checkpoints: Count = 2
     """Newest checkpoints kept."""
+    keep_best: bool = True
+    """Keep the checkpoint with the lowest validation total as well, of those saved in a validated step."""
+    async_checkpoints: bool = True
+    """Write checkpoints from a copy in host memory while training goes on."""
     validate_every: Count = 100
     """Optimizer steps between validations."""
     validation_samples: Count = 8
     """Held-out samples of a validation, at fixed noise and timesteps."""
+    gradient_norms_every: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps between measurements of each term's own gradient norm, which cost two more passes; 0 for none."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """Restarts of the worker group after a lost rank."""
 
@@ -199,13 +215,26 @@ class TrackingConfig(Section):
     """Registered model that new versions are added to."""
 
 
-class ClusterConfig(Section):
-    actor_cpus: Positive = 1.0
-    """CPUs of one encoder actor."""
-    actor_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs of one encoder actor; fractions share a device."""
+class PoolConfig(Section):
+    cpus: Positive = 1.0
+    """CPUs of one actor."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one actor; fractions share a device."""
+    min_actors: Count = 1
+    """Actors that are kept while there is work."""
     max_actors: Count = 1
-    """Encoder actors per step at the most."""
+    """Actors at the most; Ray adds them while parts wait and the cluster has room."""
+
+
+class ClusterConfig(Section):
+    subjects: PoolConfig = PoolConfig()
+    """Actors that decode, detect and embed."""
+    pairs: PoolConfig = PoolConfig()
+    """Actors that match subjects; they need no GPU."""
+    shards: PoolConfig = PoolConfig()
+    """Actors that encode."""
+    evaluate: PoolConfig = PoolConfig()
+    """Actors that make and score videos."""
     worker_cpus: Positive = 1.0
     """CPUs of one training rank."""
     worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
@@ -220,6 +249,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of every draw in training and evaluation."""
     input: InputConfig = InputConfig()
+    storage: StorageConfig = StorageConfig()
     models: ModelsConfig
     video: VideoConfig
     curation: CurationConfig = CurationConfig()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
 from refalign.geometry import check_geometry
 from refalign.models.loading import check_local, identify_model
-from refalign.steps import Step, check_disk_space, write_json
+from refalign.steps import Step, write_json
+from refalign.storage import check_disk_space
 from refalign.summary import describe_step
+from refalign.tombstones import check_finished, load_tombstones
+from refalign.writing import check_store
 
 STEPS = ("subjects", "pairs", "shards", "train", "evaluate", "register")
+_IN_STORE = {"subjects", "pairs", "shards"}
+"""Steps whose parts go to ``storage.parts``."""
 _SMALLEST_FREE_BYTES = 2 * 2**30
 _TRAINING_KNOBS = {
     "num_workers",
@@ -29,9 +34,28 @@ _TRAINING_KNOBS = {
     "max_restarts",
     "keep_checkpoints",
     "checkpoint_every",
+    "keep_best",
+    "async_checkpoints",
     "activation_checkpointing",
+    "compile",
+    "shards_per_replica",
+    "gradient_norms_every",
 }
 """Settings that change how training runs, not what it computes: a run may go on under others."""
+
+
+def check_train(config: RunConfig, output: Path) -> dict[str, Any]:
+    """Finds out what the training step would meet (`refalign.training.check`); the steps before it must be done.
+
+    Raises:
+        RefAlignError: the first check that failed.
+    """
+    output = Path(output).resolve()
+    check_start(config, output)
+    with ExitStack() as stack:
+        story = Story(config, output, stack, "train", check=True)
+        story.run()
+    return story.manifests["train"]
 
 
 def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> dict[str, Any]:
@@ -58,9 +82,10 @@ def check_start(config: RunConfig, output: Path) -> None:
 
     Raises:
         GeometryError: the clip's size does not fit the grids.
-        ArtifactError: a local model is missing, or the disk is nearly full.
-        ConfigError: the folder of evaluation pictures is missing or holds none.
+        ArtifactError: a local model is missing, the disk is nearly full, or a takedown was interrupted.
+        ConfigError: the folder of evaluation pictures is missing or holds none, or the store of parts cannot be written.
     """
+    check_finished(output)
     check_geometry(config.video.height_px, config.video.width_px, config.video.num_frames)
     for name in ("base", "vision_encoder", "detector", "text_image", "aesthetic", "captioner"):
         if getattr(config.models, name):
@@ -71,14 +96,16 @@ def check_start(config: RunConfig, output: Path) -> None:
         list_pictures(config.quality.evaluation_references)
     if config.training.start_from:
         check_local(f"{config.training.start_from}/export/transformer", "training.start_from")
+    if config.storage.parts:
+        check_store(config.storage.parts)
     check_disk_space(output, _SMALLEST_FREE_BYTES)
 
 
 class Story:
     """One run of the story: its steps, their manifests, and what is only opened when a step has work to do."""
 
-    def __init__(self, config: RunConfig, output: Path, stack: ExitStack, only: str | None) -> None:
-        self.config, self.output, self.only = config, output, only
+    def __init__(self, config: RunConfig, output: Path, stack: ExitStack, only: str | None, *, check: bool = False) -> None:
+        self.config, self.output, self.only, self.check = config, output, only, check
         self.steps: dict[str, Step] = {}
         self.manifests: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
@@ -98,15 +125,16 @@ class Story:
         from refalign.curation.launch import plan_subjects, run_subjects
 
         config = self.config
-        plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world())
-        self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster"}), identity)
+        plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world(), load_tombstones(self.output))
+        self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster", "storage"}), identity)
         models = config.models
         used = [identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector)]
         optional = ((models.text_image, models.text_image_revision), (models.aesthetic, None))
         optional += ((models.captioner, models.captioner_revision),) if config.curation.caption != "source" else ()
         used += [identify_model(source, revision) if source else "" for source, revision in optional]
         settings = config.curation.model_dump(exclude={"max_quarantine_fraction", "max_worker_deaths"})
-        step = self._make_step("subjects", identity, settings, config.video, models.encoder_dtype, *used)
+        recipe = (settings, config.video, models.encoder_dtype, *used)
+        step = self._make_step("subjects", identity, *recipe, recipe=recipe)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
             raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
@@ -125,7 +153,8 @@ class Story:
 
         models = self.config.models
         encoders = (models.encoder_dtype, models.max_text_tokens, identify_model(models.base, models.base_revision))
-        step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint)
+        recipe = (self.config.shards, *encoders, self.steps["subjects"].recipe)
+        step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint, recipe=recipe)
         self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
 
     def _train(self) -> None:
@@ -135,6 +164,9 @@ class Story:
         if config.training.start_from:
             data += (identify_model(config.training.start_from),)
         step = self._make_step("train", settings, config.objective, config.seed, *data)
+        if self.check:
+            self.manifests["train"] = self._check_train(step)
+            return
 
         def work() -> dict[str, Any]:
             from refalign.training.launch import run_training
@@ -151,6 +183,16 @@ class Story:
             )
 
         self._complete(step, work)
+
+    def _check_train(self, step: Step) -> dict[str, Any]:
+        from refalign.parts import connect
+        from refalign.tracking.client import make_tracking_uri
+        from refalign.training.check import check_training
+
+        self._stack.enter_context(connect(self.config.cluster))
+        arm_signals()
+        uri = make_tracking_uri(self.config.tracking.uri, self.output)
+        return check_training(self.config, step=step, shards=self.steps["shards"].folder, tracking_uri=uri)
 
     def _evaluate(self) -> None:
         from refalign.evaluation.launch import run_evaluation
@@ -182,8 +224,9 @@ class Story:
         self._complete(step, work)
         return step.folder / "videos"
 
-    def _make_step(self, name: str, *settings: Any) -> Step:
-        self.steps[name] = Step.make(self.output, name, *settings)
+    def _make_step(self, name: str, *settings: Any, recipe: Sequence[Any] = ()) -> Step:
+        store = self.config.storage.parts if name in _IN_STORE else None
+        self.steps[name] = Step.make(self.output, name, *settings, store=store, recipe=recipe)
         return self.steps[name]
 
     def _complete(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from refalign.errors import TooManyQuarantined
 _FILTERED = frozenset(
     {"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE"}
     | {"TOO_BLURRED", "TOO_DARK", "CLIPPED", "NO_MOTION", "TOO_MUCH_MOTION", "POOR_CAPTION_MATCH", "NOT_AESTHETIC"}
-    | {"NEAR_DUPLICATE", "CONTAMINATED"}
+    | {"NEAR_DUPLICATE", "CONTAMINATED", "TAKEN_DOWN"}
 )
 """Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
 

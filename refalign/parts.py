@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refalign.config import ClusterConfig, RunConfig
+from refalign.config import ClusterConfig, PoolConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
 from refalign.steps import Step
 
@@ -82,14 +82,14 @@ def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfi
     """Completes every part of ``plan`` and returns the commit records in plan order.
 
     Args:
-        step: the folder that the parts are written to.
+        step: the folder that the parts are written to; its name chooses the pool, ``cluster.<step>``.
         plan: part name to what the actor needs to make it; plain values.
         actor: a class with ``__init__(config)`` and ``make_part(step, name, work) -> record``.
         label: what the progress bar says.
     """
     from tqdm import tqdm
 
-    done = {name: record for name in plan if (record := step.load_part(name)) is not None}
+    done = step.load_parts(plan)
     todo = [name for name in plan if name not in done]
     with tqdm(total=len(plan), initial=len(done), desc=label, unit="part", file=sys.stderr) as progress:
         if todo:
@@ -109,15 +109,16 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its warnings speak of its own progress bars
     rows = [{"name": name, "work": json.dumps(plan[name])} for name in todo]
-    cluster = config.cluster
+    pool: PoolConfig = getattr(config.cluster, step.name)
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _PartWorker,
         fn_constructor_kwargs={"actor": actor, "step": step, "config": config},
         batch_size=1,
         batch_format="numpy",
-        num_cpus=cluster.actor_cpus,
-        num_gpus=cluster.actor_gpus,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(cluster.max_actors, len(rows))),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+        # Never more actors than parts: the rest would load their models for nothing.
+        compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, len(rows)), max_size=min(pool.max_actors, len(rows))),
     )
     yield from data.iter_rows()
 

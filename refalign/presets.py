@@ -13,6 +13,7 @@ from refalign.config import (
     ModelsConfig,
     ObjectiveConfig,
     PairsConfig,
+    PoolConfig,
     RunConfig,
     ShardsConfig,
     StageConfig,
@@ -30,6 +31,7 @@ _NEGATIVE_PROMPT = (
 
 def toy() -> RunConfig:
     """The embedded default: sprite videos and tiny models of the real classes, minutes on two cores."""
+    half = PoolConfig(cpus=0.5)
     return RunConfig(
         models=ModelsConfig(
             base=str(_TOY_WEIGHTS / "wan"),
@@ -62,7 +64,7 @@ def toy() -> RunConfig:
         ),
         evaluation=EvaluationConfig(num_inference_steps=20),
         # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
-        cluster=ClusterConfig(actor_cpus=0.5, worker_cpus=0.5, threads=1),
+        cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, worker_cpus=0.5, threads=1),
     )
 
 
@@ -114,14 +116,22 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
             micro_batch=1,
             num_workers=num_workers,
             precision="bfloat16",
-            activation_checkpointing=True,
+            activation_checkpointing="full",
             ema_decay=0.999,
             checkpoint_every=500,
             validate_every=500,
             validation_samples=32,
         ),
         evaluation=EvaluationConfig(num_samples=32, negative_prompt=_NEGATIVE_PROMPT),
-        cluster=ClusterConfig(actor_cpus=4.0, actor_gpus=1.0, max_actors=64, worker_cpus=8.0, worker_gpus=1.0, threads=4),
+        cluster=ClusterConfig(
+            subjects=PoolConfig(cpus=4.0, gpus=0.5, max_actors=64),
+            pairs=PoolConfig(cpus=4.0, max_actors=16),
+            shards=PoolConfig(cpus=4.0, gpus=1.0, max_actors=64),
+            evaluate=PoolConfig(cpus=4.0, gpus=1.0, max_actors=64),
+            worker_cpus=8.0,
+            worker_gpus=1.0,
+            threads=4,
+        ),
     )
 
 

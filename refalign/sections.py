@@ -17,6 +17,12 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class StorageConfig(Section):
+    parts: Annotated[str, Field(pattern=r"^(s3|gs)://[^/@]+")] | None = None
+    """Where the data of subjects, pairs and shards go: ``s3://bucket/prefix`` or ``gs://...``, a prefix for each output folder.
+    None keeps them in ``--output``, where manifests, checkpoints and evaluation stay in any case."""
+
+
 class CurationConfig(Section):
     videos_per_part: Count = 16
     """Videos that one task owns and commits together."""

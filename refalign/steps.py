@@ -4,52 +4,90 @@
         lease               held while a process works here
         parts/<name>        one file per planned part, complete or absent
         parts/<name>.json   its commit: size, sha256 and what the part recorded
-        parts/.<name>.attempt<n>   what a worker on it was at; gone with the commit
+        attempts/<name>/<n> what a worker on it was at; gone with the commit
         manifest.json       written last; its presence means done
+        store               only where parts lie in an object store: its location
 
-A part is written aside, synced, renamed, and only then committed. A resumed step skips the parts whose commit and size agree.
+A part is written aside, brought to its place at once, and only then committed. A resumed step skips the parts whose commit and
+size agree.
+
+``parts`` and ``attempts`` may lie in an object store instead, below ``storage.parts`` and the same folder name; lease and
+manifest stay in the output folder, which on a cluster is a small shared folder. The commit is the only pointer to a part:
+data without a commit does not exist, and `Step.locate` says where the data of a commit lie.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import re
-import shutil
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refalign.config import make_fingerprint
-from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.errors import BackendUnavailable
+from refalign.storage import find_size, in_parallel, iter_files, join, kind_of, load_json, read_bytes, sha256_of
+from refalign.writing import delete_folder, open_aside, write_bytes, write_json
 
-_SAMPLE_BYTES = 1 << 20
+__all__ = ["CODE_SCHEMA", "Journal", "Step", "iter_step_folders", "sha256_of", "write_bytes", "write_json"]
+
+_STORE_NAME = "store"
 CODE_SCHEMA = 1
 """Raised by hand when the same settings would give other bytes: it is part of every fingerprint."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of one run: its name, its fingerprint and its folder."""
+    """One step of one run: its name, its fingerprint and its folder.
+
+    Attributes:
+        folder: local; holds lease and manifest, and the parts where ``store`` is None.
+        store: location below which folders like this one hold the parts.
+        recipe: fingerprint of the settings without the input: what versions of one step have in common.
+    """
 
     name: str
     fingerprint: str
     folder: Path
+    store: str | None = None
+    recipe: str = ""
 
     @classmethod
-    def make(cls, output: Path, name: str, *settings: Any) -> Step:
-        """The step whose output is determined by ``settings``: config sections, plain values, input fingerprints."""
+    def make(cls, output: Path, name: str, *settings: Any, store: str | None = None, recipe: Sequence[Any] = ()) -> Step:
+        """The step whose output is determined by ``settings``: config sections, plain values, input fingerprints.
+
+        Args:
+            store: location for the parts; a step that has begun keeps the one that it has.
+            recipe: those of ``settings`` that are not the input.
+        """
         fingerprint = make_fingerprint(name, CODE_SCHEMA, *settings)
-        return cls(name, fingerprint, Path(output).resolve() / f"{name}-{fingerprint}")
+        folder = Path(output).resolve() / f"{name}-{fingerprint}"
+        return cls(name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(*recipe) if recipe else "")
+
+    @classmethod
+    def open(cls, folder: Path) -> Step:
+        """The step that a folder holds, begun or finished."""
+        name, _, fingerprint = Path(folder).name.partition("-")
+        return cls(name, fingerprint, Path(folder), _choose_store(Path(folder), None))
+
+    @property
+    def root(self) -> str:
+        """The location that holds this step's folder of parts, and those of other steps beside it."""
+        return self.store or str(self.folder.parent)
+
+    @property
+    def location(self) -> str:
+        """Where the parts' folder lies, and what belongs to all parts beside it."""
+        return join(self.root, self.folder.name)
 
     @property
     def parts_folder(self) -> Path:
+        """Of a step whose parts are never in a store."""
         return self.folder / "parts"
 
     def load_manifest(self) -> dict[str, Any] | None:
@@ -58,41 +96,75 @@ class Step:
         Raises:
             ArtifactError: the manifest is damaged.
         """
-        return _load_json(self.folder / "manifest.json")
+        return load_json(str(self.folder / "manifest.json"))
 
     def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Marks the step done. Returns what a later `load_manifest` gives."""
-        full = {"step": self.name, "fingerprint": self.fingerprint, **manifest}
+        self._note_store()
+        recipe = {"recipe": self.recipe} if self.recipe else {}
+        full = {"step": self.name, "fingerprint": self.fingerprint, **recipe, **manifest}
         write_json(self.folder / "manifest.json", full)
         return full
 
+    def locate(self, name: str, commit: dict[str, Any] | None = None) -> str:
+        """Location of a part's data.
+
+        Args:
+            commit: the part's commit, where the caller has it; it is read otherwise.
+        """
+        commit = commit if commit is not None else self.load_commit(name)
+        return join(self.root, (commit or {}).get("location") or f"{self.folder.name}/parts/{name}")
+
+    def locate_commit(self, name: str) -> str:
+        """Location of a part's commit."""
+        return join(self.location, f"parts/{name}.json")
+
+    def load_commit(self, name: str) -> dict[str, Any] | None:
+        """The commit of part ``name``, whether or not its data are there."""
+        return load_json(self.locate_commit(name))
+
     def load_part(self, name: str) -> dict[str, Any] | None:
         """The commit of part ``name``, or None when the part must be (re)done."""
-        record = _load_json(self.parts_folder / f"{name}.json")
-        if record is None:
-            return None
-        data = self.parts_folder / name
-        return record if data.is_file() and data.stat().st_size == record["size_bytes"] else None
+        record = self.load_commit(name)
+        return record if record and find_size(self.locate(name, record)) == record["size_bytes"] else None
+
+    def load_parts(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The commits of those parts that need not be done."""
+        names = list(names)
+        return {name: record for name, record in zip(names, in_parallel(self.load_part, names), strict=True) if record}
 
     def write_part(self, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Calls ``write(path)`` on a temporary path, moves the file into place and commits it with what ``write`` returned."""
-        self.parts_folder.mkdir(parents=True, exist_ok=True)
-        final = self.parts_folder / name
-        aside = final.with_name(f".{name}.{socket.gethostname()}-{os.getpid()}.tmp")
-        try:
+        with open_aside(join(self.location, f"parts/{name}")) as aside:
             record = write(aside)
-            digest = sha256_of(aside)
-            size_bytes = aside.stat().st_size
-            _move(aside, final)
-        finally:
-            aside.unlink(missing_ok=True)
-        record = {"part": name, "size_bytes": size_bytes, "sha256": digest, **record}
-        write_json(final.with_name(f"{name}.json"), record)
+            record = {"part": name, "size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), **record}
+        write_json(self.locate_commit(name), record)
+        return record
+
+    def list_commits(self) -> list[str]:
+        """Names of all parts that have a commit, planned or not."""
+        folder = join(self.location, "parts")
+        names = iter_files(folder) if kind_of(folder) == "folder" else ()
+        return [name.removesuffix(".json") for name in names if isinstance(name, str) and name.endswith(".json")]
+
+    def rewrite_part(self, name: str, old: dict[str, Any], write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Writes other data for a part beside those of its commit ``old``, and lets the commit point to them.
+
+        A reader finds the old data or the new. The old are left; nothing refers to them.
+        """
+        rewritten = old.get("rewritten", 0) + 1
+        data = f"{Path(name).stem}-r{rewritten}{Path(name).suffix}"
+        location = f"{self.folder.name}/parts/{data}"
+        with open_aside(join(self.root, location)) as aside:
+            record = {**old, **write(aside)}
+            record |= {"size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), "rewritten": rewritten}
+        record["location"] = location
+        write_json(self.locate_commit(name), record)
         return record
 
     def open_journal(self, name: str) -> Journal:
         """Notes of what the workers of part ``name`` were at; for the worker that begins the part now."""
-        return Journal(self.parts_folder, name)
+        return Journal(join(self.location, f"attempts/{name}"))
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -101,7 +173,7 @@ class Step:
         Raises:
             BackendUnavailable: another live process works in this folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._note_store()
         with (self.folder / "lease").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,6 +190,20 @@ class Step:
                 left_over.unlink()
             yield
 
+    def _note_store(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.store:
+            write_bytes(self.folder / _STORE_NAME, self.store.encode())
+
+
+def _choose_store(folder: Path, wanted: str | None) -> str | None:
+    """Where the parts of a step that has begun are, or where those of a new one are to be."""
+    noted = folder / _STORE_NAME
+    if noted.is_file():
+        return noted.read_text()
+    has_begun = (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
+    return None if has_begun or not wanted else wanted.rstrip("/")
+
 
 class Journal:
     """Finds out the item that kills its workers: each attempt at a part notes what it is at, and the note outlives it.
@@ -125,23 +211,20 @@ class Journal:
     A video that crashes its decoder would otherwise be started again for ever.
     """
 
-    def __init__(self, folder: Path, part: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._pattern = f".{part}.attempt*"
+    def __init__(self, folder: str) -> None:
         self._folder = folder
-        earlier = sorted(folder.glob(self._pattern))
-        self._deaths = Counter(path.read_text() for path in earlier)
-        self._note = folder / f".{part}.attempt{len(earlier):04d}"
+        earlier = sorted(name for name in iter_files(folder) if isinstance(name, str)) if kind_of(folder) == "folder" else []
+        self._deaths = Counter(read_bytes(join(folder, name)).decode() for name in earlier)
+        self._note = join(folder, f"{len(earlier):04d}")
 
     def begin(self, item: str) -> int:
         """Notes that ``item`` is worked on; returns how many workers died while they were at it."""
-        self._note.write_text(item)
+        write_bytes(self._note, item.encode())
         return self._deaths[item]
 
     def close(self) -> None:
         """The part is committed: no note is needed any more."""
-        for path in self._folder.glob(self._pattern):
-            path.unlink(missing_ok=True)
+        delete_folder(self._folder)
 
 
 def iter_step_folders(output: Path) -> Iterator[Path]:
@@ -149,79 +232,3 @@ def iter_step_folders(output: Path) -> Iterator[Path]:
     for folder in sorted(Path(output).glob("*")):
         if folder.is_dir() and re.fullmatch(r"[a-z]+-[0-9a-f]{12}", folder.name):
             yield folder
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` so that readers see the old file or the whole new one."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes aside, syncs and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(data)
-        _move(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def digest_sampled(path: Path) -> str:
-    """16 hexadecimal digits from the size and the first and last MiB of a file: cheap at any size, same content, same digits."""
-    with path.open("rb") as file:
-        return digest_stream(file, path.stat().st_size)
-
-
-def digest_stream(file: Any, size_bytes: int) -> str:
-    """`digest_sampled` of an open binary file, which need not be local."""
-    digest = hashlib.sha256(str(size_bytes).encode())
-    digest.update(file.read(_SAMPLE_BYTES))
-    file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
-    digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Refuses to start what would fill the disk.
-
-    Raises:
-        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be.
-    """
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise ArtifactError(
-            f"{existing}: {free_bytes / 2**30:.1f} GiB free, about {needed_bytes / 2**30:.1f} GiB needed; "
-            "free some space, or give another --output."
-        )
-
-
-def _move(aside: Path, final: Path) -> None:
-    _sync(aside)
-    aside.replace(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _load_json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ArtifactError(f"{path}: damaged ({error}); delete it and run again.") from error

@@ -1,5 +1,7 @@
 """Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI read through pyarrow's file systems.
 
+`refalign.writing` writes them. pyarrow is imported only where a remote file or a table is read.
+
 Credentials and endpoints come from the environment only (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
 ``GOOGLE_APPLICATION_CREDENTIALS`` ...), so that no row, log or fingerprint can hold a secret.
 """
@@ -7,21 +9,23 @@ Credentials and endpoints come from the environment only (``AWS_ACCESS_KEY_ID``,
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import posixpath
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from refalign.errors import BackendUnavailable, DataError
-from refalign.steps import check_disk_space, digest_stream
+from refalign.errors import ArtifactError, BackendUnavailable, DataError
 
 REMOTE_SCHEMES = ("s3", "gs")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -30,6 +34,12 @@ _CONNECT_TIMEOUT_S = 10
 _REQUEST_TIMEOUT_S = 60
 _RETRY_S = 30
 _COPY_BYTES = 8 * 2**20
+_SAMPLE_BYTES = 1 << 20
+_READERS = 16
+"""Requests at a time: object stores answer slowly, and many at once."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_remote(location: str) -> bool:
@@ -144,14 +154,96 @@ def size_of(location: str) -> int:
     return _remote_info(location).size if is_remote(location) else Path(location).stat().st_size
 
 
-def digest_sampled(location: str) -> str:
-    """As `refalign.steps.digest_sampled`, remote files by two range reads: a copy keeps its identity wherever it lies.
+def find_size(location: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    if is_remote(location):
+        info = _remote_info(location)
+        return info.size if info.is_file else None
+    path = Path(location)
+    return path.stat().st_size if path.is_file() else None
 
-    An object's modification time is left out on purpose: it changes with every copy, and the content does not.
+
+def digest_sampled(location: str) -> str:
+    """16 hexadecimal digits from the size and the first and last MiB: cheap at any size, same content, same digits.
+
+    Remote files cost two range reads. An object's modification time is left out on purpose: it changes with every copy, and
+    the content does not.
     """
     size_bytes = size_of(location)
+    digest = hashlib.sha256(str(size_bytes).encode())
     with open_file(location) as file:
-        return digest_stream(file, size_bytes)
+        digest.update(file.read(_SAMPLE_BYTES))
+        file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
+        digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole content of a small file.
+
+    Raises:
+        DataError, BackendUnavailable: as `open_file`.
+    """
+    with open_file(location) as file:
+        return file.read()
+
+
+def load_json(location: str) -> dict[str, Any] | None:
+    """The object in a small JSON file; None where there is no such file.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        return json.loads(read_bytes(location))
+    except DataError as error:
+        if error.reason != "MISSING":
+            raise
+        return None
+    except ValueError as error:
+        raise ArtifactError(f"{location}: damaged ({error}); delete it and run again.") from error
+
+
+def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
+    """The ``pyarrow.Table`` in a parquet file.
+
+    Args:
+        columns: those to read, all of them if None; ``subjects.list.element.embedding`` names a part of a struct. Of a
+            remote file only their bytes are fetched.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow.fs import LocalFileSystem
+
+    system, path = find_system(location) if is_remote(location) else (LocalFileSystem(), location)
+    with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
+        return table.read(columns=list(columns) if columns is not None else None)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """``work`` of every item, in order, many requests at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(work, items))
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Refuses to start what would fill the disk.
+
+    Raises:
+        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise ArtifactError(
+            f"{existing}: {free_bytes / 2**30:.1f} GiB free, about {needed_bytes / 2**30:.1f} GiB needed; "
+            "free some space, or give another --output."
+        )
 
 
 @contextmanager
@@ -162,9 +254,9 @@ def open_file(location: str) -> Iterator[Any]:
         DataError: MISSING, UNREADABLE or FORBIDDEN, also where reading fails later.
         BackendUnavailable: the object store does not answer.
     """
-    with _translated_errors(location):
+    with translated_errors(location):
         if is_remote(location):
-            system, path = _remote(location)
+            system, path = find_system(location)
             with system.open_input_file(path) as file:
                 yield file
         else:
@@ -193,9 +285,9 @@ def iter_files(folder: str) -> Iterator[str | DataError]:
 def _iter_remote(folder: str) -> Iterator[str]:
     from pyarrow.fs import FileSelector, FileType
 
-    system, path = _remote(folder)
+    system, path = find_system(folder)
     root = path.rstrip("/")
-    with _translated_errors(folder):
+    with translated_errors(folder):
         infos = system.get_file_info(FileSelector(root, recursive=True))
     yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
 
@@ -232,7 +324,8 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
             raise DataError(error.reason, str(error).replace(copy.name, location)) from error
 
 
-def _remote(location: str) -> tuple[Any, str]:
+def find_system(location: str) -> tuple[Any, str]:
+    """pyarrow's file system of a remote location, and the path in it."""
     scheme, _, path = location.partition("://")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     return _make_system(scheme, os.environ.get("AWS_ENDPOINT_URL", ""), region), path
@@ -258,13 +351,13 @@ def _make_system(scheme: str, endpoint: str, region: str) -> Any:
 
 
 def _remote_info(location: str) -> Any:
-    system, path = _remote(location)
-    with _translated_errors(location):
+    system, path = find_system(location)
+    with translated_errors(location):
         return system.get_file_info(path.rstrip("/"))
 
 
 @contextmanager
-def _translated_errors(location: str) -> Iterator[None]:
+def translated_errors(location: str) -> Iterator[None]:
     """Says what an operating system's or an object store's error means for a run: this file's fault, or nobody's turn."""
     try:
         yield

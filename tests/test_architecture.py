@@ -9,15 +9,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
     {"sections", "config", "schemas", "geometry", "outcomes"},
+    {"storage"},
+    {"writing"},
     {"presets", "steps", "pictures"},
-    {"storage", "videos", "summary", "exports"},
+    {"videos", "summary", "exports", "tombstones", "versions"},
     {"objective"},
     {"models"},
     {"parts"},
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
-    {"flow", "cli", "sampling", "cleaning"},
+    {"flow", "cli", "sampling", "cleaning", "takedown"},
 ]
 ONLY_IN = {
     "ray": {"parts", "training.launch", "evaluation.launch"},

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.steps import Step, check_disk_space, iter_step_folders, write_json
+from refalign.steps import Step, iter_step_folders, write_json
+from refalign.storage import check_disk_space
 
 
 def make_step(tmp_path: Path) -> Step:

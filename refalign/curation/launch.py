@@ -29,11 +29,18 @@ from refalign.parts import run_parts
 from refalign.pictures import decode_image
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.steps import Step
+from refalign.tombstones import Tombstone, find_removed_times, find_tombstone
+from refalign.versions import adopt_parts, digest_work, find_referred
 from refalign.videos import make_center_crop, probe_duration_s, resize_crop
 
 
-def plan_subjects(config: RunConfig, where: str | Path) -> tuple[dict[str, list[dict[str, Any]]], list[Outcome], str]:
+def plan_subjects(
+    config: RunConfig, where: str | Path, tombstones: Sequence[Tombstone] = ()
+) -> tuple[dict[str, list[dict[str, Any]]], list[Outcome], str]:
     """Assigns every usable file that the input names to a part.
+
+    What was taken down keeps its place in the fingerprint and in the parts, so that steps made of this input stay those that it
+    leads to; the worker that comes to it leaves it out.
 
     Returns:
         The plan, the outcomes of files that can be judged without decoding, and a fingerprint of the input's content.
@@ -57,10 +64,47 @@ def plan_subjects(config: RunConfig, where: str | Path) -> tuple[dict[str, list[
             outcomes.append(Outcome("video", source.name, "DUPLICATE", f"{source.name}: same content as {seen[content]}"))
             continue
         seen[content] = source.name
-        usable.append({**source.to_work(), "video_id": video_id})
-    size = config.curation.videos_per_part
-    plan = {f"clips-{start // size:06d}.parquet": usable[start : start + size] for start in range(0, len(usable), size)}
-    return plan, outcomes, identity.hexdigest()
+        usable.append({**source.to_work(), "video_id": video_id, **_describe_removal(tombstones, source, video_id)})
+    return _cut(usable, config.curation.videos_per_part), outcomes, identity.hexdigest()
+
+
+def _cut(work: list[dict[str, Any]], size: int, first: int = 0) -> dict[str, list[dict[str, Any]]]:
+    parts = [work[start : start + size] for start in range(0, len(work), size)]
+    return {f"clips-{number:06d}.parquet": part for number, part in enumerate(parts, first)}
+
+
+def _describe_removal(tombstones: Sequence[Tombstone], source: SourceVideo, video_id: str) -> dict[str, Any]:
+    if grave := find_tombstone(tombstones, video_id, source.name, source.path, source.source_group):
+        return {"taken_down": grave.explain(source.name)}
+    times = find_removed_times(tombstones, video_id)
+    return {"removed_s": times} if times else {}
+
+
+def _digest_video(work: dict[str, Any]) -> str:
+    """What a part says of a video in it: its content, what is said of it, and where it lies, which the rows hold."""
+    source, video_id, _, _ = _read_work(work)
+    return digest_work(video_id, source.to_identity(), source.path)
+
+
+def _read_work(work: dict[str, Any]) -> tuple[SourceVideo, str, list[list[float]], str]:
+    """The video, its id, the times in it that were taken down, and why all of it was; the latter two may be empty."""
+    described = dict(work)
+    removed_s, taken_down = described.pop("removed_s", []), described.pop("taken_down", "")
+    video_id = described.pop("video_id")
+    return SourceVideo(**described), video_id, removed_s, taken_down
+
+
+def _leave_adopted(
+    step: Step, plan: dict[str, list[dict[str, Any]]], size: int
+) -> tuple[dict[str, list[dict[str, Any]]], set[str]]:
+    """The plan with parts of earlier versions in place of what they hold, and the folders of these."""
+    works = {_digest_video(work): work for part in plan.values() for work in part}
+    adopted = adopt_parts(step, works)
+    if not adopted:
+        return plan, set()
+    for digest in (digest for part in adopted.values() for digest in part):
+        del works[digest]
+    return {name: [] for name in adopted} | _cut(list(works.values()), size, len(adopted)), find_referred(step)
 
 
 def run_subjects(
@@ -71,25 +115,36 @@ def run_subjects(
     Raises:
         TooManyQuarantined: more faults than ``curation.max_quarantine_fraction`` allows. Finished parts are kept.
     """
+    num_planned = len(planned) + sum(map(len, plan.values()))
+    plan, versions = _leave_adopted(step, plan, config.curation.videos_per_part)
     records = run_parts(step, plan, SubjectsActor, config, label="subjects")
     outcomes = [*planned, *(Outcome(**outcome) for record in records for outcome in record["outcomes"])]
     counts = count_outcomes(outcomes)
-    num_planned = len(planned) + sum(len(videos) for videos in plan.values())
     assert counts["video"]["planned"] == num_planned, f"{num_planned} planned, {counts['video']} accounted for"
     check_quarantined(outcomes, config.curation.max_quarantine_fraction)
-    return step.commit(
-        {
-            "parts": list(plan),
-            "counts": counts,
-            "clips": sum(record["clips"] for record in records),
-            "subjects": sum(record["subjects"] for record in records),
-            "crops": sum(record["crops"] for record in records),
-            "embeddings": sum(record["embeddings"] for record in records),
-            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
-            "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
-            "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
-        }
-    )
+    return step.commit({"parts": list(plan), "versions": sorted(versions), **describe_subjects(records, planned)})
+
+
+def describe_subjects(records: Sequence[dict[str, Any]], planned: Sequence[Outcome]) -> dict[str, Any]:
+    """What the manifest says of the parts with these commit records, and of the outcomes known before any part."""
+    outcomes = [*planned, *(Outcome(**outcome) for record in records for outcome in record["outcomes"])]
+    return {
+        "counts": count_outcomes(outcomes),
+        **{name: sum(record[name] for record in records) for name in ("clips", "subjects", "crops", "embeddings")},
+        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
+        "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
+        "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
+    }
+
+
+def describe_rows(rows: pa.Table) -> dict[str, Any]:
+    """What a commit says of the rows of its part."""
+    return {
+        "clips": len(rows),
+        "subjects": sum(rows["subjects"].combine_chunks().value_lengths().to_pylist()),
+        "licenses": Counter(rows["license"].to_pylist()),
+        "consents": Counter(rows["consent"].to_pylist()),
+    }
 
 
 class SubjectsActor:
@@ -135,13 +190,17 @@ class SubjectsActor:
         outcomes: list[Outcome] = []
         self._crops, self._embeddings = 0, 0
         journal = step.open_journal(name)
+        names: dict[str, str] = {}
         for described in work:
-            video_id = described.pop("video_id")
-            source = SourceVideo(**described)
+            source, video_id, removed_s, taken_down = _read_work(described)
+            names[source.name] = video_id
+            if taken_down:
+                outcomes.append(Outcome("video", source.name, "TAKEN_DOWN", taken_down))
+                continue
             if (deaths := journal.begin(source.name)) >= self.config.curation.max_worker_deaths:
                 outcomes.append(Outcome("video", source.name, "KILLS_WORKERS", describe_deaths(source.name, deaths)))
                 continue
-            made, happened = self.curate_video(source, video_id)
+            made, happened = self.curate_video(source, video_id, removed_s)
             rows += made
             outcomes += happened
 
@@ -149,27 +208,32 @@ class SubjectsActor:
             table = check_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), CLIP_SCHEMA, name)
             pq.write_table(table, path)
             return {
-                "clips": len(rows),
-                "subjects": sum(len(row["subjects"]) for row in rows),
+                **describe_rows(table),
+                "videos": names,
+                "work": [_digest_video(described) for described in work],
                 "crops": self._crops,  # those of videos that turned out faulty among them
                 "embeddings": self._embeddings,
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
-                "licenses": Counter(row["license"] for row in rows),
-                "consents": Counter(row["consent"] for row in rows),
             }
 
         record = step.write_part(name, write)
         journal.close()
         return record
 
-    def curate_video(self, source: SourceVideo, video_id: str) -> tuple[list[dict[str, Any]], list[Outcome]]:
-        """CLIP rows of one video and the outcomes of the video and of its clips. A fault quarantines the whole video."""
+    def curate_video(
+        self, source: SourceVideo, video_id: str, removed_s: Sequence[Sequence[float]] = ()
+    ) -> tuple[list[dict[str, Any]], list[Outcome]]:
+        """CLIP rows of one video and the outcomes of the video and of its clips. A fault quarantines the whole video.
+
+        Args:
+            removed_s: times that were taken down; clips that touch them are left out.
+        """
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         try:
             with open_source(source, max_bytes=self.config.curation.max_video_bytes) as (opened, path):
                 for window in self._windows(opened, path):
-                    row, outcome = self._make_clip(opened, video_id, window)
+                    row, outcome = self._make_clip(opened, video_id, window, removed_s)
                     rows += [row] if row else []
                     outcomes.append(outcome)
             if not outcomes:
@@ -193,11 +257,16 @@ class SubjectsActor:
         duration_s = probe_duration_s(path, self.config.curation)
         return iter_windows(path, self.config, duration_s=duration_s)
 
-    def _make_clip(self, source: SourceVideo, video_id: str, window: Window) -> tuple[dict[str, Any] | None, Outcome]:
+    def _make_clip(
+        self, source: SourceVideo, video_id: str, window: Window, removed_s: Sequence[Sequence[float]]
+    ) -> tuple[dict[str, Any] | None, Outcome]:
         config = self.config
         start_s = window.start_s(config.video.fps)
-        said = source.caption_at(start_s + config.video.num_frames / config.video.fps / 2)
+        duration_s = config.video.num_frames / config.video.fps
+        said = source.caption_at(start_s + duration_s / 2)
         clip_id = f"{video_id}-{round(start_s * 1000):08d}"
+        if any(start_s < end and begin < start_s + duration_s for begin, end in removed_s):
+            return None, Outcome("clip", clip_id, "TAKEN_DOWN", f"{source.name} at {start_s:.2f} s: taken down")
         height, width = window.frame_size_px
         region = (0, 0, width, height)
         if source.annotation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from refalign.outcomes import Outcome, count_outcomes
 from refalign.parts import run_parts
 from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
+from refalign.storage import in_parallel, read_table
 
 _CLIPS_PER_PART = 20_000
 _BLOCK = 2048
@@ -41,23 +42,29 @@ def run_pairs(config: RunConfig, step: Step, subjects: Step) -> dict[str, Any]:
     groups = _load_groups(subjects, set(_column(verdicts, "clip_id", kept=True)))
     plan = _plan_parts(groups, subjects)
     records = run_parts(step, plan, PairsActor, config, label="pairs")
+    described = describe_pairs(records, verdicts)
+    kept = described["counts"]["clip"]["written"]
+    assert sum(record["clips"] for record in records) == kept, "a kept clip was not looked at"
+    return step.commit({"parts": list(plan), "unscored": unscored, **described})
+
+
+def describe_pairs(records: Sequence[dict[str, Any]], verdicts: pa.Table) -> dict[str, Any]:
+    """What the manifest says of the parts with these commit records, and of the verdicts on all clips."""
     outcomes = [Outcome("clip", *decided) for decided in zip(_column(verdicts, "clip_id"), _column(verdicts, "reason"))]
-    counts = count_outcomes(outcomes)
-    assert sum(record["clips"] for record in records) == counts["clip"]["written"], "a kept clip was not looked at"
-    splits = dict(zip(_column(verdicts, "source_group", kept=True), _column(verdicts, "split", kept=True)))
-    return step.commit(
-        {
-            "parts": list(plan),
-            "pairs": sum(record["pairs"] for record in records),
-            "subjects": sum(record["subjects"] for record in records),
-            "subjects_with_pair": sum(record["subjects_with_pair"] for record in records),
-            "splits": splits,
-            "clips": {split: _column(verdicts, "split", kept=True).count(split) for split in ("train", "validation")},
-            "counts": counts,
-            "unscored": unscored,
-            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason][:_SHOWN_OUTCOMES],
-        }
-    )
+    return {
+        "pairs": sum(record["pairs"] for record in records),
+        "subjects": sum(record["subjects"] for record in records),
+        "subjects_with_pair": sum(record["subjects_with_pair"] for record in records),
+        "splits": dict(zip(_column(verdicts, "source_group", kept=True), _column(verdicts, "split", kept=True))),
+        "clips": {split: _column(verdicts, "split", kept=True).count(split) for split in ("train", "validation")},
+        "counts": count_outcomes(outcomes),
+        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason][:_SHOWN_OUTCOMES],
+    }
+
+
+def describe_rows(pairs: pa.Table) -> dict[str, Any]:
+    """What a commit says of the rows of its part."""
+    return {"rows": len(pairs), "pairs": len(pairs), "subjects_with_pair": len(set(pairs["subject_id"].to_pylist()))}
 
 
 def assign_splits(groups: Iterable[str], validation_fraction: float) -> dict[str, str]:
@@ -184,12 +191,8 @@ class PairsActor:
         pairs = pa.concat_tables([PAIR_SCHEMA.empty_table(), *matched])
 
         def write(path: Path) -> dict[str, Any]:
-            return _write(path, pairs, PAIR_SCHEMA) | {
-                "clips": clips,
-                "subjects": sum(map(len, by_group.values())),
-                "pairs": len(pairs),
-                "subjects_with_pair": len(set(pairs["subject_id"].to_pylist())),
-            }
+            written = _write(path, pairs, PAIR_SCHEMA)
+            return written | describe_rows(pairs) | {"clips": clips, "subjects": sum(map(len, by_group.values()))}
 
         return step.write_part(name, write)
 
@@ -226,7 +229,7 @@ def _load_groups(subjects: Step, kept: set[str]) -> dict[str, dict[str, int]]:
     assert manifest is not None, f"{subjects.folder} is not finished"
     groups: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for part in manifest["parts"]:
-        table = pq.read_table(subjects.parts_folder / part, columns=["clip_id", "source_group"])
+        table = read_table(subjects.locate(part), ["clip_id", "source_group"])
         for clip_id, group in zip(table["clip_id"].to_pylist(), table["source_group"].to_pylist(), strict=True):
             if clip_id in kept:
                 groups[group][part] += 1
@@ -245,7 +248,7 @@ def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step) -> dict
             parts = sorted({part for name in names for part in groups[name]})
             plan[f"pairs-{len(plan):06d}.parquet"] = {
                 "groups": names,
-                "files": [str(subjects.parts_folder / part) for part in parts],
+                "files": in_parallel(subjects.locate, parts),
             }
             names, clips = [], 0
     return plan

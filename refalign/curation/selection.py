@@ -30,6 +30,7 @@ from refalign.parts import run_parts
 from refalign.pictures import read_image
 from refalign.schemas import VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
+from refalign.storage import in_parallel, read_table
 
 _EVALUATION_PART = "evaluation-references.parquet"
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -51,11 +52,10 @@ class Crops:
     embeddings: np.ndarray
 
 
-def load_crops(file: str | Path) -> Crops:
+def load_crops(file: str) -> Crops:
     """Ids and embeddings of a part of clip rows; the crops' pictures, nearly all of the file, are not read."""
     leaves = [f"subjects.list.element.{name}" for name in ("subject_id", "embedding")]
-    with pq.ParquetFile(file) as opened:  # unlike `read_table` it can leave out parts of a struct
-        table = opened.read(columns=["clip_id", "source_group", *leaves])
+    table = read_table(file, ["clip_id", "source_group", *leaves])
     subjects = table["subjects"].combine_chunks()
     flat = subjects.flatten()
     embeddings = flat.field("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
@@ -79,9 +79,9 @@ def choose_clips(config: RunConfig, step: Step, subjects: Step) -> tuple[pa.Tabl
     """
     manifest = subjects.load_manifest()
     assert manifest is not None, f"{subjects.folder} is not finished"
-    files = [subjects.parts_folder / part for part in manifest["parts"]]
+    files = in_parallel(subjects.locate, manifest["parts"])
     columns = ["clip_id", "source_group", *SCORE_COLUMNS]
-    scores = pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+    scores = pa.concat_tables(read_table(file, columns) for file in files)
     clip_ids, hashes = scores["clip_id"].to_pylist(), scores["phash"].to_numpy()
     measured = {name: scores[name].to_numpy() for name in SCORE_COLUMNS}
     reasons = choose_reasons(measured, config.quality)
@@ -101,8 +101,8 @@ def choose_clips(config: RunConfig, step: Step, subjects: Step) -> tuple[pa.Tabl
 
 def load_verdicts(pairs: Step) -> pa.Table:
     """What the pairs step decided on every clip."""
-    path = pairs.parts_folder / VERDICTS_PART
-    return check_table(pq.read_table(path), VERDICT_SCHEMA, str(path))
+    location = pairs.locate(VERDICTS_PART)
+    return check_table(read_table(location), VERDICT_SCHEMA, location)
 
 
 def list_pictures(folder: str) -> list[Path]:
@@ -150,11 +150,11 @@ class EvaluationActor:
         return step.write_part(name, write)
 
 
-def _find_contaminated(config: RunConfig, step: Step, files: list[Path], hashes: np.ndarray) -> np.ndarray:
+def _find_contaminated(config: RunConfig, step: Step, files: list[str], hashes: np.ndarray) -> np.ndarray:
     pictures = list_pictures(config.quality.evaluation_references or "")
     plan = {_EVALUATION_PART: [str(path.resolve()) for path in pictures]}
     run_parts(step, plan, EvaluationActor, config, label="evaluation references")
-    known = pq.read_table(step.parts_folder / _EVALUATION_PART)
+    known = read_table(step.locate(_EVALUATION_PART))
     embeddings = np.stack(known["embedding"].to_numpy(zero_copy_only=False)).astype(np.float32)
     found = np.concatenate(list(_iter_similar_clips(files, embeddings, config.quality.max_evaluation_similarity)))
     if config.quality.max_phash_distance is not None:
@@ -162,7 +162,7 @@ def _find_contaminated(config: RunConfig, step: Step, files: list[Path], hashes:
     return found
 
 
-def _iter_similar_clips(files: list[Path], embeddings: np.ndarray, min_similarity: float) -> Iterator[np.ndarray]:
+def _iter_similar_clips(files: list[str], embeddings: np.ndarray, min_similarity: float) -> Iterator[np.ndarray]:
     """Per file: bool [clips], whether a subject of the clip is similar to one of ``embeddings``."""
     for file in files:
         crops = load_crops(file)

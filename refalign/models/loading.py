@@ -7,7 +7,7 @@ from typing import Any
 
 from refalign.config import make_fingerprint
 from refalign.errors import ArtifactError
-from refalign.steps import digest_sampled
+from refalign.storage import digest_sampled
 
 
 def looks_local(source: str) -> bool:
@@ -34,7 +34,7 @@ def identify_model(source: str, revision: str | None = None) -> str:
     if not path.exists():
         return f"{source}@{revision}"
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return make_fingerprint([[file.relative_to(path).as_posix(), digest_sampled(file)] for file in files])
+    return make_fingerprint([[file.relative_to(path).as_posix(), digest_sampled(str(file))] for file in files])
 
 
 def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:

@@ -7,13 +7,12 @@ import hashlib
 import json
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, DataError
@@ -22,12 +21,16 @@ from refalign.parts import run_parts
 from refalign.pictures import encode_jpeg, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.shards.plan import plan_shards
+from refalign.shards.sample import NULL_PROMPT_NAME
 from refalign.shards.writer import write_tar
-from refalign.steps import Journal, Step, check_disk_space, write_bytes
+from refalign.steps import Journal, Step
+from refalign.storage import check_disk_space, find_size, join, read_bytes, read_table
+from refalign.versions import adopt_parts, find_referred
 from refalign.videos import ClipSpec, read_clips
+from refalign.writing import write_bytes
 
-_SHEET_PX = 96
-_SHEET_FRAMES = 5
+SHEET_PX = 96
+SHEET_FRAMES = 5
 
 
 def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> dict[str, Any]:
@@ -36,34 +39,65 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     Raises:
         TooManyQuarantined: more clips failed than ``curation.max_quarantine_fraction`` allows.
     """
-    plan = plan_shards(config.shards, subjects, pairs)
+    plan = plan_shards(config.shards, subjects, pairs, lambda wanted: adopt_parts(step, wanted))
     planned = sum(len(work["clips"]) for work in plan.values())
-    if not planned:
+    adopted = [name for name, work in plan.items() if "adopted" in work]
+    if not plan:
         raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
-    check_disk_space(step.folder, planned * estimate_sample_bytes(config))
+    if not step.store:
+        check_disk_space(step.folder, planned * estimate_sample_bytes(config))
+    versions = find_referred(step) if adopted else set()
+    for version in sorted(versions):
+        _copy_null_prompt(step, version)
     records = run_parts(step, plan, ShardsActor, config, label="shards")
+    described = describe_shards(records)
+    counts = described["counts"]["clip"]
+    planned += sum(len(record["outcomes"]) for record in records if record["part"] in adopted)
+    assert counts["planned"] == planned, f"{planned} planned, {counts} accounted for"
     outcomes = [Outcome(**outcome) for record in records for outcome in record["outcomes"]]
-    counts = count_outcomes(outcomes)
-    assert counts["clip"]["planned"] == planned, f"{planned} planned, {counts['clip']} accounted for"
     check_quarantined(outcomes, config.curation.max_quarantine_fraction)
-    samples = {
-        split: sum(len(record["samples"]) for record in records if record["split"] == split) for split in ("train", "validation")
-    }
-    digest = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16]
     return step.commit(
         {
             "parts": list(plan),
-            "digest": digest,
-            "samples": samples,
-            "references": sum(record["references"] for record in records),
-            "cross_references": sum(record["cross_references"] for record in records),
-            "size_bytes": sum(record["size_bytes"] for record in records),
-            "counts": counts,
-            "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
+            "versions": sorted(versions),
+            **described,
             "video": config.video.model_dump(),
             "models": config.models.model_dump(),
         }
     )
+
+
+def _copy_null_prompt(step: Step, version: str) -> None:
+    """From another version's folder, where this one may have no worker that would write it."""
+    location = join(step.location, NULL_PROMPT_NAME)
+    if find_size(location) is None:
+        write_bytes(location, read_bytes(join(step.root, f"{version}/{NULL_PROMPT_NAME}")))
+
+
+def describe_shards(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of the shards with these commit records, in the order of the plan."""
+    outcomes = [Outcome(**outcome) for record in records for outcome in record["outcomes"]]
+    samples = {
+        split: sum(len(record["samples"]) for record in records if record["split"] == split) for split in ("train", "validation")
+    }
+    return {
+        "digest": hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
+        "samples": samples,
+        **{name: sum(record[name] for record in records) for name in ("references", "cross_references", "size_bytes")},
+        "counts": count_outcomes(outcomes),
+        "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
+    }
+
+
+def describe_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a commit says of its samples, each with the clips that its references are from."""
+    return {"samples": samples, **{kind: sum(sample[kind] for sample in samples) for kind in ("references", "cross_references")}}
+
+
+def count_references(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the index says of a sample's references: how many, and which other clips they are from."""
+    cross = [info["clip_id"] for info in infos if info["kind"] == "cross_pair"]
+    return {"references": len(infos), "cross_references": len(cross), "reference_clips": sorted(set(cross))}
 
 
 def estimate_sample_bytes(config: RunConfig) -> int:
@@ -123,9 +157,8 @@ class ShardsActor:
             offsets = write_tar(path, samples())
             return {
                 "split": work["split"],
-                "samples": [{"key": key, **index[key], "members": offsets[key]} for key in offsets],
-                "references": sum(index[key]["references"] for key in offsets),
-                "cross_references": sum(index[key]["cross_references"] for key in offsets),
+                "work": work["work"],
+                **describe_samples([{"key": key, **index[key], "members": offsets[key]} for key in offsets]),
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
             }
 
@@ -137,9 +170,9 @@ class ShardsActor:
         """The empty prompt's embedding, which stands in where training drops the text; the same bytes whoever writes them."""
         from safetensors.torch import save
 
-        path = step.folder / "null_prompt.safetensors"
-        if not path.exists():
-            write_bytes(path, save({"prompt_embeds": self.encoders.encode_text("")}))
+        location = join(step.location, NULL_PROMPT_NAME)
+        if find_size(location) is None:
+            write_bytes(location, save({"prompt_embeds": self.encoders.encode_text("")}))
 
     def _iter_frames(self, rows: list[dict[str, Any]], journal: Journal) -> Iterator[tuple[str, np.ndarray | DataError]]:
         """Frames of each clip, one decode pass per video; none of a video that workers died on."""
@@ -167,22 +200,16 @@ class ShardsActor:
             key: row[key] for key in ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
         }
         info = {**said, "split": split, "references": [reference.info for reference in references]}
-        shown = np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int)
-        sheet = make_contact_sheet([frames[shown], [reference.pixels for reference in references]], _SHEET_PX)
+        shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
+        sheet = make_contact_sheet([frames[shown], [reference.pixels for reference in references]], SHEET_PX)
         members = {
             "safetensors": save(tensors),
             "json": json.dumps(info, sort_keys=True, ensure_ascii=False).encode(),
             "jpg": encode_jpeg(sheet),
         }
-        kinds = [reference.info["kind"] for reference in references]
-        entry = {
-            "clip_id": row["clip_id"],
-            "shape": list(tensors["latents"].shape),
-            "subjects": len(row["subjects"]),
-            "references": len(references),
-            "cross_references": kinds.count("cross_pair"),
-        }
-        return members, entry
+        shape = list(tensors["latents"].shape)
+        entry = {"clip_id": row["clip_id"], "shape": shape, "subjects": len(row["subjects"])}
+        return members, entry | count_references([reference.info for reference in references])
 
     def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:
         """Each subject's picture in its own clip, then its pictures in other clips."""
@@ -222,4 +249,4 @@ def _seed_of(*names: Any) -> int:
 
 @lru_cache(maxsize=4)
 def _load_clips(file: str) -> list[dict[str, Any]]:
-    return check_table(pq.read_table(file), CLIP_SCHEMA, file).to_pylist()
+    return check_table(read_table(file), CLIP_SCHEMA, file).to_pylist()

@@ -3,53 +3,76 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
-from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
+from refalign.storage import in_parallel, read_table
+from refalign.versions import digest_work
+
+_DECIDING = [name for name in CLIP_SCHEMA.names if name not in ("subjects", "video_path")]
+_DECIDING += [f"subjects.list.element.{field.name}" for field in SUBJECT if field.name not in ("crop_png", "embedding")]
+"""Columns that tell one row from another: pictures and embeddings follow from the video, the box and the settings."""
 
 
-def plan_shards(config: ShardsConfig, subjects: Step, pairs: Step) -> dict[str, dict[str, Any]]:
+def plan_shards(
+    config: ShardsConfig, subjects: Step, pairs: Step, adopt: Callable[[set[str]], dict[str, list[str]]] | None = None
+) -> dict[str, dict[str, Any]]:
     """Shard name to its work: the clips that the pairs step kept, in order, and for each the pictures of its subjects in others.
 
     Clips of one video are adjacent, so that a shard decodes a video once.
+
+    Args:
+        adopt: takes the digests of all clips' work and returns the parts of earlier versions that stand for some of it
+            (`refalign.versions.adopt_parts`); what is left is cut into shards.
 
     Raises:
         SchemaError: a pair joins the training and the validation split.
     """
     subjects_manifest, pairs_manifest = subjects.load_manifest(), pairs.load_manifest()
     assert subjects_manifest and pairs_manifest, "shards are planned from finished steps"
-    verdicts = check_table(pq.read_table(pairs.parts_folder / VERDICTS_PART), VERDICT_SCHEMA, VERDICTS_PART)
+    verdicts = check_table(read_table(pairs.locate(VERDICTS_PART)), VERDICT_SCHEMA, VERDICTS_PART)
     split_of = {row["clip_id"]: row["split"] for row in verdicts.to_pylist() if not row["reason"]}
     file_of: dict[str, str] = {}
-    for part in subjects_manifest["parts"]:
-        for clip_id in pq.read_table(subjects.parts_folder / part, columns=["clip_id"])["clip_id"].to_pylist():
-            if clip_id in split_of:
-                file_of[clip_id] = part
+    rows: dict[str, str] = {}
+    for file in in_parallel(subjects.locate, subjects_manifest["parts"]):
+        for row in read_table(file, _DECIDING).to_pylist():
+            if row["clip_id"] in split_of:
+                file_of[row["clip_id"]], rows[row["clip_id"]] = file, digest_work(row)
     references = _load_references(pairs, pairs_manifest["parts"], split_of)
+    works = {clip_id: _digest_clip(split_of[clip_id], rows, clip_id, references[clip_id]) for clip_id in file_of}
+    adopted = adopt(set(works.values())) if adopt else {}
+    done = {digest for part in adopted.values() for digest in part}
     plan: dict[str, dict[str, Any]] = {}
     for split in ("train", "validation"):
-        clips = sorted(clip_id for clip_id in file_of if split_of[clip_id] == split)
-        for start in range(0, len(clips), config.samples_per_shard):
+        kept = [name for name in adopted if name.startswith(f"{split}-")]
+        plan |= dict.fromkeys(kept, {"clips": [], "adopted": True})
+        clips = sorted(clip_id for clip_id in file_of if split_of[clip_id] == split and works[clip_id] not in done)
+        for number, start in enumerate(range(0, len(clips), config.samples_per_shard), len(kept)):
             chosen = clips[start : start + config.samples_per_shard]
             needed = [*chosen, *(pair["reference_clip_id"] for clip_id in chosen for pair in references[clip_id])]
-            plan[f"{split}-{start // config.samples_per_shard:06d}.tar"] = {
+            plan[f"{split}-{number:06d}.tar"] = {
                 "split": split,
+                "work": [works[clip_id] for clip_id in chosen],
                 "clips": chosen,
                 "pairs": [pair for clip_id in chosen for pair in references[clip_id]],
-                "files": [str(subjects.parts_folder / part) for part in sorted({file_of[clip_id] for clip_id in needed})],
+                "files": sorted({file_of[clip_id] for clip_id in needed}),
             }
     return plan
+
+
+def _digest_clip(split: str, rows: dict[str, str], clip_id: str, pairs: list[dict[str, Any]]) -> str:
+    """Of all that a sample is made of: its split, its row, its pairs, and the rows of the clips that its references are from."""
+    return digest_work(split, rows[clip_id], [[pair, rows[pair["reference_clip_id"]]] for pair in pairs])
 
 
 def _load_references(pairs: Step, parts: list[str], split_of: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     references: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for part in parts:
-        for pair in check_table(pq.read_table(pairs.parts_folder / part), PAIR_SCHEMA, part).to_pylist():
+        for pair in check_table(read_table(pairs.locate(part)), PAIR_SCHEMA, part).to_pylist():
             if split_of[pair["clip_id"]] != split_of[pair["reference_clip_id"]]:
                 raise SchemaError(
                     f"{part}: clip {pair['clip_id']} ({split_of[pair['clip_id']]}) is paired with "

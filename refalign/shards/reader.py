@@ -24,11 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from refalign.errors import ArtifactError
-from refalign.shards.sample import Sample, check_sample
+from refalign.errors import ArtifactError, DataError
+from refalign.shards.sample import NULL_PROMPT_NAME, Sample, check_sample
+from refalign.steps import Step
+from refalign.storage import find_size, find_system, in_parallel, is_remote, join, load_json, read_bytes, translated_errors
 
 _READING_THREADS = 4
-NULL_PROMPT_NAME = "null_prompt.safetensors"
 _WAY_OUT = "delete that file and its .json, then run the shards step again"
 
 Item = TypeVar("Item")
@@ -39,7 +40,7 @@ class Entry:
     """What the index knows of a sample without reading it."""
 
     key: str
-    shard: Path
+    shard: str  # location
     shape: tuple[int, int, int, int]  # Z T h w
     subjects: int
     members: dict[str, tuple[int, int]]  # suffix -> offset and size in bytes
@@ -65,18 +66,11 @@ class ShardIndex:
         Raises:
             ArtifactError: the step is unfinished, or a shard is missing, damaged or of another size than was committed.
         """
-        manifest = _load_json(Path(folder) / "manifest.json", "the shards step has not finished; run it again")
-        entries: list[Entry] = []
-        for name in sorted(part for part in manifest["parts"] if part.startswith(f"{split}-")):
-            shard = Path(folder) / "parts" / name
-            commit_path = shard.with_name(f"{name}.json")
-            commit = _load_json(commit_path, _WAY_OUT)
-            try:
-                _check_size(shard, commit["size_bytes"])
-                entries += [_make_entry(shard, sample) for sample in commit["samples"]]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
-        return cls(Path(folder), split, manifest["digest"], tuple(entries))
+        manifest = _load_json(str(Path(folder) / "manifest.json"), "the shards step has not finished; run it again")
+        step = Step.open(Path(folder))
+        names = sorted(part for part in manifest["parts"] if part.startswith(f"{split}-"))
+        entries = in_parallel(lambda name: _load_entries(step, name), names)
+        return cls(Path(folder), split, manifest["digest"], tuple(entry for of_shard in entries for entry in of_shard))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -90,10 +84,10 @@ class ShardIndex:
         """
         entry = self.entries[index]
         try:
-            with entry.shard.open("rb", buffering=0) as file:
-                tensors = load_safetensors(_read_member(file.fileno(), entry, "safetensors"))
-                info = json.loads(_read_member(file.fileno(), entry, "json"))
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            with _open_ranges(entry.shard) as read:
+                tensors = load_safetensors(_read_member(read, entry, "safetensors"))
+                info = json.loads(_read_member(read, entry, "json"))
+        except (DataError, OSError, ValueError, KeyError, SafetensorError) as error:
             raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
         where = f"{entry.shard}: sample {entry.key}"
         check_sample(tensors, info, where=where, shape=entry.shape, num_subjects=entry.subjects)
@@ -110,8 +104,8 @@ class ShardIndex:
 
     def load_null_prompt(self) -> Tensor | None:
         """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written."""
-        path = self.folder / NULL_PROMPT_NAME
-        return load_safetensors(path.read_bytes())["prompt_embeds"] if path.is_file() else None
+        location = join(Step.open(self.folder).location, NULL_PROMPT_NAME)
+        return load_safetensors(read_bytes(location))["prompt_embeds"] if find_size(location) is not None else None
 
 
 @dataclass(frozen=True)
@@ -203,31 +197,59 @@ def _reading_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="read")
 
 
-def _read_member(descriptor: int, entry: Entry, suffix: str) -> bytes:
+@contextlib.contextmanager
+def _open_ranges(location: str) -> Iterator[Callable[[int, int], bytes]]:
+    """A function of (size, offset) that reads a shard; any number of threads may read at once."""
+    if is_remote(location):
+        with translated_errors(location):
+            yield _open_remote(location).read_at
+        return
+    with Path(location).open("rb", buffering=0) as file:
+        yield lambda size, offset: os.pread(file.fileno(), size, offset)
+
+
+@lru_cache(maxsize=256)
+def _open_remote(location: str) -> Any:
+    """Kept open: opening asks the store for the size each time."""
+    system, path = find_system(location)
+    return system.open_input_file(path)
+
+
+def _read_member(read: Callable[[int, int], bytes], entry: Entry, suffix: str) -> bytes:
     offset, size = entry.members[suffix]
-    data = os.pread(descriptor, size, offset)
+    data = read(size, offset)
     if len(data) != size:
         raise ValueError(f"{len(data)} of {size} bytes of {suffix} at offset {offset}")
     return data
 
 
-def _make_entry(shard: Path, sample: dict[str, Any]) -> Entry:
+def _load_entries(step: Step, name: str) -> list[Entry]:
+    commit_path = step.locate_commit(name)
+    commit = _load_json(commit_path, _WAY_OUT)
+    shard = step.locate(name, commit)
+    try:
+        _check_size(shard, commit["size_bytes"])
+        return [_make_entry(shard, sample) for sample in commit["samples"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
+
+
+def _make_entry(shard: str, sample: dict[str, Any]) -> Entry:
     members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in sample["members"].items()}
     channels, frames, height, width = sample["shape"]
     return Entry(sample["key"], shard, (channels, frames, height, width), int(sample["subjects"]), members)
 
 
-def _check_size(shard: Path, size_bytes: int) -> None:
-    if not shard.is_file():
+def _check_size(shard: str, size_bytes: int) -> None:
+    found = find_size(shard)
+    if found is None:
         raise ArtifactError(f"{shard}: this shard is missing; {_WAY_OUT}.")
-    if shard.stat().st_size != size_bytes:
-        raise ArtifactError(f"{shard}: {shard.stat().st_size} bytes, {size_bytes} were committed; {_WAY_OUT}.")
+    if found != size_bytes:
+        raise ArtifactError(f"{shard}: {found} bytes, {size_bytes} were committed; {_WAY_OUT}.")
 
 
-def _load_json(path: Path, way_out: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: not found; {way_out}.") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path}: damaged ({error}); {way_out}.") from error
+def _load_json(location: str, way_out: str) -> dict[str, Any]:
+    found = load_json(location)
+    if found is None:
+        raise ArtifactError(f"{location}: not found; {way_out}.")
+    return found

@@ -24,6 +24,8 @@ FRAME_TOKENS = "frame_tokens"
 """T P E: vision tokens of the pixel frame that each latent frame begins with; only under ``shards.frame_tokens``."""
 
 
+NULL_PROMPT_NAME = "null_prompt.safetensors"
+"""The empty prompt's embedding, beside the parts."""
 _SCALE = "_scale"
 
 
@@ -65,6 +67,11 @@ def check_sample(
     if described != set(range(num_subjects)):
         raise SchemaError(f"{where}: {num_subjects} subjects, but references for subjects {sorted(described)}.")
     return tensors
+
+
+def base_name(name: str) -> str:
+    """The tensor that a stored entry belongs to: itself, or the one whose scale it is."""
+    return name.removesuffix(_SCALE)
 
 
 def pack_tokens(name: str, tokens: Float[Tensor, "... E"], dtype: str) -> dict[str, Tensor]:

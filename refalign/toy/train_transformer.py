@@ -93,7 +93,8 @@ def make_settings(weights: Path, work: Path) -> dict[str, Any]:
         "models.detector": str(weights / "detector"),
         "curation.videos_per_part": 50,
         "shards.samples_per_shard": 128,
-        "cluster.max_actors": 2,
+        "cluster.subjects.max_actors": 2,
+        "cluster.shards.max_actors": 2,
     }
 
 

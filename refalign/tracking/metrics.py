@@ -6,13 +6,11 @@ first, and only the rest is sent.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from refalign.errors import BackendUnavailable
@@ -43,11 +41,6 @@ class MetricLogger:
         now_ms = int(time.time() * 1000)
         with self._changed:
             self._pending += [(name, step, float(value), now_ms) for name, value in metrics.items()]
-
-    def sync(self, metrics_jsonl: Path) -> None:
-        """Queues every step of a ``metrics.jsonl``; what MLflow has already is not sent again. Call it as often as you like."""
-        for step, metrics in iter_metrics(metrics_jsonl):
-            self.log(step, metrics)
 
     def close(self, timeout_s: float = _CLOSE_S) -> bool:
         """Sends what is queued. Returns False, with a warning, if the server did not take all of it in time."""
@@ -91,26 +84,6 @@ def log_missing(client: Any, uri: str, run_id: str, step: int, metrics: Mapping[
     now_ms = int(time.time() * 1000)
     points = [(name, step, float(value), now_ms) for name, value in metrics.items()]
     _send(client, uri, run_id, points, _known_points(client, uri, run_id, metrics))
-
-
-def iter_metrics(metrics_jsonl: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yields (step, numbers) of each complete line; nested groups become ``group/name``. A missing file is empty."""
-    try:
-        lines = Path(metrics_jsonl).read_text().splitlines(keepends=True)
-    except FileNotFoundError:
-        return
-    for line in lines:
-        if line.endswith("\n") and line.strip():
-            record = json.loads(line)
-            yield int(record.pop("step")), dict(_iter_numbers(record))
-
-
-def _iter_numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _iter_numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + name, float(value)
 
 
 def _known_points(client: Any, uri: str, run_id: str, names: Iterable[str] | None = None) -> set[tuple[str, int]]:

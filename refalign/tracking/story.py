@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from refalign.pictures import decode_image
 from refalign.steps import Step
+from refalign.storage import open_file
 from refalign.tracking.run import StoryRun
 
 _MAX_SHEETS = 3
@@ -33,11 +33,11 @@ def log_step(tracker: StoryRun, step: Step, manifest: Mapping[str, Any], seconds
 def iter_contact_sheets(step: Step, manifest: Mapping[str, Any], limit: int) -> Iterator[tuple[str, bytes]]:
     """Up to ``limit`` sample pictures (key, JPEG bytes) of a shards step, read by byte offset."""
     for part in manifest["parts"]:
-        record = json.loads((step.parts_folder / f"{part}.json").read_text())
-        with (step.parts_folder / part).open("rb") as tar:
-            for sample in record["samples"]:
-                if limit == 0:
-                    return
+        record = step.load_part(part)
+        if limit == 0 or record is None:
+            return
+        with open_file(step.locate(part, record)) as tar:
+            for sample in record["samples"][:limit]:
                 offset, size = sample["members"]["jpg"]
                 tar.seek(offset)
                 limit -= 1

@@ -5,6 +5,8 @@
         state.json                     written last: its presence means the checkpoint is whole
 
 Saved on any number of ranks, loaded on any other. ``.metadata`` is a pickle: read checkpoints of your own runs only.
+Tensors are copied to host memory and written from there by a thread, at most one checkpoint at a time; whatever ends the
+run before the commit leaves the checkpoint before it as the newest.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
@@ -27,6 +32,7 @@ from refalign.training.optim import Ema
 
 CHECKPOINT_SCHEMA = 1
 """Raised when the layout of the saved tensors changes."""
+_CLOSE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class TrainState:
         stage: stage of the last step taken.
         samples_consumed: position in the sample order.
         seed, shard_digest, global_batch, schema: what a resumed run must have in common with this one.
+        validation_total: of this step; None where it was not validated.
     """
 
     step: int
@@ -47,47 +54,94 @@ class TrainState:
     shard_digest: str
     global_batch: int
     schema: int = CHECKPOINT_SCHEMA
+    validation_total: float | None = None
 
 
-def save_checkpoint(
-    folder: Path,
-    state: TrainState,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema | None,
-    ranks: Ranks,
-    *,
-    keep: int,
-) -> Path:
-    """Writes and commits a checkpoint; all ranks call it. Then deletes all but the newest ``keep``.
+class Checkpointer:
+    """Writes the checkpoints of one run; every rank has one and calls it at the same steps."""
 
-    Args:
-        folder: the run's ``checkpoints`` folder, visible to all ranks.
+    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, keep_best: bool, asynchronous: bool) -> None:
+        """Makes a process group of its own, so that writing and training do not wait for each other's collectives.
 
-    Returns:
-        the checkpoint's folder.
-    """
-    target = folder / f"step-{state.step:06d}"
-    if ranks.is_first and target.exists():
-        shutil.rmtree(target)  # left by a run that ended before its commit, or older than the resumed one
-    ranks.barrier()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.save(_tensors_of(module, optimizer, ema), checkpoint_id=target)
-    ranks.barrier()
-    if ranks.is_first:
+        Args:
+            folder: the run's ``checkpoints`` folder, visible to all ranks.
+            keep: newest checkpoints that stay.
+            keep_best: the one with the lowest ``validation_total`` stays as well.
+            asynchronous: `save` returns once the tensors are copied, not once they are written.
+        """
+        self._folder, self._ranks = folder, ranks
+        self._keep, self._keep_best, self._asynchronous = keep, keep_best, asynchronous
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainState, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
+        """Begins a checkpoint, after the one before it has ended.
+
+        Raises:
+            ArtifactError: that one, or this one if not ``asynchronous``, could not be written.
+        """
+        self.wait()
+        target = self._folder / f"step-{state.step:06d}"
+        if self._ranks.is_first and target.exists():
+            shutil.rmtree(target)  # left by a run that ended before its commit, or older than the resumed one
+        self._ranks.barrier()
+        written = dcp.async_save(_tensors_of(module, optimizer, ema), checkpoint_id=target, process_group=self._group)
+        self._pending = self._thread.submit(self._commit, written, target, state)
+        if not self._asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint in flight is committed, on all ranks.
+
+        Raises:
+            ArtifactError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        try:
+            pending.result()
+        except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ArtifactError(
+                f"{self._folder}: a checkpoint could not be written ({reason}); make room or mend the storage. "
+                "The same command resumes from the one before."
+            ) from error
+        self._ranks.barrier()
+
+    def close(self) -> None:
+        """Lets a checkpoint in flight end, whatever else has failed; one that fails then is as if never begun."""
+        if self._pending is not None:
+            wait_for([self._pending], timeout=_CLOSE_S)
+        self._thread.shutdown(wait=False)
+
+    def _commit(self, written: Any, target: Path, state: TrainState) -> None:
+        written.result()  # on the first rank: all ranks have written
+        if not self._ranks.is_first:
+            return
         write_json(target / "state.json", asdict(state))
-        for old in _list_committed(folder)[:-keep]:
-            (old / "state.json").unlink()  # first: a half-deleted checkpoint must not look whole
-            shutil.rmtree(old)
-    ranks.barrier()
-    return target
+        kept = set(_list_committed(self._folder)[-self._keep :])
+        best = best_checkpoint(self._folder)
+        if self._keep_best and best is not None:
+            kept.add(best)
+        for old in _list_committed(self._folder):
+            if old not in kept:
+                (old / "state.json").unlink()  # first: a half-deleted checkpoint must not look whole
+                shutil.rmtree(old)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest committed checkpoint below ``folder``, or None."""
     committed = _list_committed(folder)
     return committed[-1] if committed else None
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """The committed checkpoint with the lowest validation total, the newest of equals; None if none was validated."""
+    totals = {path: load_state(path).validation_total for path in reversed(_list_committed(folder))}
+    known = {path: total for path, total in totals.items() if total is not None}
+    return min(known, key=lambda path: known[path]) if known else None
 
 
 def load_state(checkpoint: Path) -> TrainState:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ _POLL_S = 0.5
 _COLLECTIVE_TIMEOUT_S = 600  # far below torch's 30 minutes: a lost rank should be noticed, a slow checkpoint not
 
 Settings = dict[str, Any]
-"""What a worker is told, as JSON: config, shards, folder, and tracking (uri and run id) where it logs by itself."""
+"""What a worker is told, as JSON: config, shards and folder; for `refalign.training.check` also check and tracking_uri."""
 
 
 def run_training(
@@ -87,18 +88,28 @@ def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
     return {"config": tree, "shards": str(Path(shards).resolve()), "folder": str(Path(folder).resolve())}
 
 
-def train_worker(settings: Settings) -> dict[str, Any]:
+def train_worker(settings: Settings, notice: Callable[[], bool] | None = None) -> dict[str, Any]:
     """One rank: joins whatever process group there is and trains. Returns what `refalign.training.loop.train` returns."""
     from refalign.training.loop import train
 
     config = check_config(settings["config"])
     with _join_single_group(config):
-        return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]))
+        if settings.get("check"):
+            from refalign.training.check import check_rank
+
+            return check_rank(config, settings)
+        return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]), notice=notice)
 
 
 def launch_in_process(settings: Settings, config: RunConfig) -> dict[str, Any]:
-    """One rank in this process."""
-    return train_worker(settings)
+    """One rank in this process. A SIGTERM that it answered with a checkpoint then takes its usual course."""
+    from refalign.training.preemption import Preempted
+
+    try:
+        return train_worker(settings)
+    except Preempted:
+        signal.raise_signal(signal.SIGTERM)
+        raise
 
 
 def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
@@ -142,7 +153,8 @@ def _make_trainer(settings: Settings, config: RunConfig) -> Any:
 
     # A busy machine imports torch for more than Ray's 60 s.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    if ray.is_initialized() and len(ray.nodes()) == 1:
+    watches = not ray.is_initialized() or len(ray.nodes()) > 1
+    if not watches:
         # Nobody announces the loss of the only node: one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cluster, training = config.cluster, config.training
@@ -150,7 +162,7 @@ def _make_trainer(settings: Settings, config: RunConfig) -> Any:
     resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
     return TorchTrainer(
         _ray_worker,
-        train_loop_config=settings,
+        train_loop_config=settings | {"watches_preemption": watches},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=uses_gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
@@ -168,12 +180,20 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
     if failure.exists():
         return {}  # restarted after such an error: ends the run, and the driver raises what is recorded
     try:
-        return train_worker(settings)
+        # Preempted is none of our errors: it goes to Ray, which restarts the group on other nodes.
+        return train_worker(settings, _ask_ray if settings["watches_preemption"] else None)
     except RefAlignError as error:
         write_json(failure, error.to_record())
         if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["num_workers"] == 1:
             return {}  # no rank is left waiting for this one, so that there is no need to end the group by force
         raise
+
+
+def _ask_ray() -> bool:
+    """Whether a node of this group is about to be taken away; asks the first rank, so that all must call it."""
+    from ray.train import get_preemption_info
+
+    return get_preemption_info() is not None
 
 
 def _run_in_thread(function: Callable[[], Any]) -> Any:
@@ -276,6 +296,7 @@ def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shar
         "data_wait_fraction": wait_s / (busy_s + wait_s),
         "resumed_from": result["resumed_from"],
         "checkpoint": str(Path(result["checkpoint"]).relative_to(folder)),
+        "best_checkpoint": str(Path(result["best"]).relative_to(folder)) if result["best"] else None,
         "export": str(Path(result["export"]).relative_to(folder)),
         "metrics": FILE_NAME,
         "shard_digest": shard_digest,
@@ -287,6 +308,8 @@ def main(arguments: list[str]) -> None:
     import torch
     import torch.distributed as dist
 
+    from refalign.training.preemption import EXIT_CODE, Preempted
+
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         raise ArtifactError("expected the path of a launch.json: torchrun ... -m refalign.training.launch <folder>/launch.json")
     uses_gpu = torch.cuda.is_available()
@@ -295,6 +318,9 @@ def main(arguments: list[str]) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo")
     try:
         train_worker(json.loads(Path(arguments[0]).read_text()))
+    except Preempted as notice:
+        print(notice, file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)  # at once: whoever asked may not wait for libraries to shut down
     finally:
         dist.destroy_process_group()
 

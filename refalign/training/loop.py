@@ -5,10 +5,11 @@ Plain torch: the same function runs in one process, under torchrun and under Ray
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,13 +24,31 @@ from refalign.objective.flow_matching import TrainingSchedule, make_training_sch
 from refalign.objective.total import LossTerms
 from refalign.shards.reader import Prefetcher, ShardIndex
 from refalign.training.batch import NUM_TIMESTEPS, Batch, BatchMaker, count_validation_samples
-from refalign.training.checkpoint import TrainState, check_resumable, latest_checkpoint, load_checkpoint, save_checkpoint
+from refalign.training.checkpoint import (
+    Checkpointer,
+    TrainState,
+    best_checkpoint,
+    check_resumable,
+    latest_checkpoint,
+    load_checkpoint,
+)
 from refalign.training.export import export_model
-from refalign.training.models import Ranks, TrainedModels, build_models
-from refalign.training.optim import Ema, clip_gradients, count_steps, learning_rate_at, locate_step, make_optimizer
-from refalign.training.preflight import check_batch_size, check_shapes, load_shapes
+from refalign.training.measures import Meter, measure_gradient_norms
+from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models
+from refalign.training.optim import (
+    Ema,
+    clip_gradients,
+    count_steps,
+    learning_rate_at,
+    locate_step,
+    make_optimizer,
+    set_learning_rate,
+)
+from refalign.training.preemption import Preempted, watch_notices
+from refalign.training.preflight import check_batch_size, check_fits, check_shapes, load_shapes
 from refalign.training.records import FILE_NAME, append_record, truncate_records
-from refalign.training.step import train_step
+from refalign.training.sizes import ModelSizes
+from refalign.training.step import StepOutput, train_step
 
 Log = Callable[[int, dict[str, float]], None]
 Build = Callable[[RunConfig, int], TrainedModels]
@@ -49,11 +68,21 @@ class Run:
     schedule: TrainingSchedule
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    meter: Meter
+    checkpointer: Checkpointer
+    is_told: Callable[[], bool] = lambda: False  # to stop
+    must_stop: bool = False  # some rank was told
     step: int = 0  # optimizer steps taken
 
 
 def train(
-    config: RunConfig, *, shards: Path, folder: Path, log: Log | None = None, build: Build = build_models
+    config: RunConfig,
+    *,
+    shards: Path,
+    folder: Path,
+    log: Log | None = None,
+    build: Build = build_models,
+    notice: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Trains all stages, or what is left of them after the newest checkpoint in ``folder``, and exports the model.
 
@@ -65,17 +94,21 @@ def train(
         folder: the run's folder, seen by all ranks; gets ``checkpoints/``, ``metrics.jsonl`` and ``export/``.
         log: called on the first rank with (step, numbers) after every step.
         build: makes the models, for those who train more than Transformer and projectors.
+        notice: asked once per step on every rank, whether the launcher wants the run to stop; SIGTERM says so too.
 
     Returns:
-        "checkpoint", "export", "resumed_from" (step): the same on every rank.
+        "checkpoint", "best" (perhaps None), "export", "resumed_from" (step): the same on every rank.
 
     Raises:
+        Preempted: told to stop; a checkpoint of the last step was saved.
         NonFiniteLoss: before the optimizer step, on all ranks.
         ArtifactError: shards or checkpoints are missing, damaged or of another run.
+        ConfigError: the run cannot fit into a rank's memory.
     """
     torch.set_num_threads(config.cluster.threads)
     # FSDP2 warns that outputs which are views must not be written to; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone saves alone
     run = start_run(config, shards, folder, build)
     resumed_from = run.step
     last_step = count_steps(config.training)
@@ -83,19 +116,35 @@ def train(
         _publish(run, {"step": 0, "stage": config.training.stages[0].name, "samples_consumed": 0, **validate(run)}, log)
     batches = Prefetcher(run.maker.make_step, run.step + 1, last_step)
     try:
-        for step in range(run.step + 1, last_step + 1):
-            record = take_step(run, step, batches.next())
-            record["data_wait_s"] = batches.wait_s
-            if step % config.training.validate_every == 0 or step == last_step:
-                record |= validate(run)
-            _publish(run, record, log)
-            if step % config.training.checkpoint_every == 0 or step == last_step:
-                _save(run)
+        with watch_notices(notice) as run.is_told:
+            for step in range(run.step + 1, last_step + 1):
+                _advance(run, step, batches, is_last=step == last_step, log=log)
+        run.checkpointer.wait()
     finally:
         batches.close()
+        run.checkpointer.close()
     export = export_model(run.folder, config, run.models, run.ema, run.ranks)
-    checkpoint = latest_checkpoint(run.folder / "checkpoints")
-    return {"checkpoint": str(checkpoint), "export": str(export), "resumed_from": resumed_from}
+    paths = {"checkpoint": latest_checkpoint(run.folder / "checkpoints"), "best": best_checkpoint(run.folder / "checkpoints")}
+    return {
+        **{name: str(path) if path else None for name, path in paths.items()},
+        "export": str(export),
+        "resumed_from": resumed_from,
+    }
+
+
+def _advance(run: Run, step: int, batches: Prefetcher[list[Batch]], *, is_last: bool, log: Log | None) -> None:
+    """A step with what may follow it: validation, its line in the record, a checkpoint."""
+    training = run.config.training
+    record = take_step(run, step, batches.next())
+    record |= {"data_wait_s": batches.wait_s, "data_wait_share": batches.wait_s / (batches.wait_s + record["step_s"])}
+    if step % training.validate_every == 0 or is_last:
+        record |= validate(run)
+    _publish(run, record, log)
+    if step % training.checkpoint_every == 0 or is_last or run.must_stop:
+        _save(run, record.get("validation/total"))
+    if run.must_stop and not is_last:
+        run.checkpointer.wait()
+        raise Preempted(f"{run.folder}: told to stop after step {step}, which is saved; the same command goes on from there.")
 
 
 def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = build_models) -> Run:
@@ -109,10 +158,14 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
     shapes = load_shapes(index)
-    models = build(config, shapes.vision_width)
+    check_fits(config, index, shapes, ranks)
+    # The first rank reads the weights and the others receive theirs; those who build their own models build them everywhere.
+    models = (build_empty_models if build is build_models and not ranks.is_first else build)(config, shapes.vision_width)
     check_shapes(shapes, config, models.transformer.config)
     models.spread(config, ranks)
     schedule = make_training_schedule(config.objective.shift, NUM_TIMESTEPS)
+    schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
+    sizes = ModelSizes.of(models.transformer.config, config.objective, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.rank, ranks.size)
     size = count_validation_samples(held_out, config.training, ranks.size)
     run = Run(
@@ -123,9 +176,17 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
         validation=validation.make_validation() if size else [],
         validation_size=size,
         models=models,
-        schedule=TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule))),
+        schedule=schedule,
         optimizer=make_optimizer(models, config.training),
         ema=Ema(models, config.training.ema_decay) if config.training.ema_decay else None,
+        meter=Meter(sizes, schedule.timesteps, ranks.device),
+        checkpointer=Checkpointer(
+            folder / "checkpoints",
+            ranks,
+            keep=config.training.keep_checkpoints,
+            keep_best=config.training.keep_best,
+            asynchronous=config.training.async_checkpoints,
+        ),
     )
     _resume(run)
     return run
@@ -142,43 +203,58 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
     place = locate_step(training, step)
     if place.step_in_stage == 1 and step > 1:
         run.optimizer = make_optimizer(run.models, training)
-    terms = [_backward(run, batch) for batch in batches]
+    norms = _split_norms(run, step, batches)
+    terms, sums = zip(*(_backward(run, batch) for batch in batches), strict=True)
     grad_norm = clip_gradients(run.models, training.clip_grad_norm)
     # A sum with one NaN is NaN on every rank: this one collective is also the agreement on finiteness.
-    means = run.ranks.sum(torch.stack(terms).sum(0))
-    numbers = dict(zip((*LossTerms._fields, "grad_norm"), torch.cat([means, grad_norm.reshape(1)]).tolist(), strict=True))
+    told = sums[0].new_tensor([run.is_told()])
+    summed = run.ranks.sum(torch.cat([torch.stack(terms).sum(0), torch.stack(sums).sum(0), told]))
+    *values, told_ranks, norm = torch.cat([summed, grad_norm.reshape(1)]).tolist()
+    run.must_stop = told_ranks > 0
+    numbers = dict(zip(LossTerms._fields, values)) | {"grad_norm": norm}
     if not all(map(math.isfinite, numbers.values())):
         raise NonFiniteLoss(_describe_non_finite(run, step, numbers, batches, terms))
     learning_rate = learning_rate_at(place, training)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_learning_rate(run.optimizer, learning_rate)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         run.ema.update()
     run.step = step
+    step_s = time.perf_counter() - start_s
     return {
         "step": step,
         "stage": place.stage.name,
         **numbers,
+        **norms,
         "learning_rate": learning_rate,
         "samples_consumed": step * training.global_batch,
-        "step_s": time.perf_counter() - start_s,
+        "step_s": step_s,
+        **run.meter.describe(values[len(LossTerms._fields) :], step_s, run.ranks.size),
     }
 
 
-def _backward(run: Run, batch: Batch) -> Tensor:
-    """Adds the gradients of ``batch``; returns its loss terms, in the order of `LossTerms`."""
-    terms = train_step(
-        run.models,
-        batch.to(run.ranks.device),
-        run.schedule,
-        objective=run.config.objective,
-        global_batch_size=run.config.training.global_batch,
-    )
+def _forward(run: Run, batch: Batch, global_batch_size: int) -> StepOutput:
+    batch = batch.to(run.ranks.device)
+    return train_step(run.models, batch, run.schedule, objective=run.config.objective, global_batch_size=global_batch_size)
+
+
+def _backward(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Adds the gradients of ``batch``; returns its loss terms, in the order of `LossTerms`, and the meter's sums."""
+    terms, flow_matching = _forward(run, batch, run.config.training.global_batch)
     # FSDP averages gradients over ranks; the terms are already shares of the global batch, to be added up.
     (terms.total * run.ranks.size).backward()
-    return torch.stack(terms).detach()
+    return torch.stack(terms).detach(), run.meter.sum_up(batch, flow_matching)
+
+
+def _split_norms(run: Run, step: int, batches: list[Batch]) -> dict[str, float]:
+    every = run.config.training.gradient_norms_every
+    if not every or step % every:
+        return {}
+
+    size = run.config.training.global_batch
+    forward = functools.partial(_forward, run, global_batch_size=size)
+    return measure_gradient_norms(run.models, batches, forward, global_batch=size, num_ranks=run.ranks.size)
 
 
 @torch.no_grad()
@@ -189,20 +265,14 @@ def validate(run: Run) -> dict[str, float]:
     total = torch.zeros(len(LossTerms._fields), device=run.ranks.device)
     with run.ema.applied() if run.ema else nullcontext():
         for batch in run.validation:
-            terms = train_step(
-                run.models,
-                batch.to(run.ranks.device),
-                run.schedule,
-                objective=run.config.objective,
-                global_batch_size=run.validation_size,
-            )
-            total += torch.stack(terms)
+            total += torch.stack(_forward(run, batch, run.validation_size).terms)
     means = run.ranks.sum(total).tolist()
     return {f"validation/{name}": mean for name, mean in zip(LossTerms._fields, means, strict=True)}
 
 
 def _resume(run: Run) -> None:
-    checkpoint = latest_checkpoint(run.folder / "checkpoints")
+    # The first rank's view counts: a shared folder may show another rank an older state for some seconds.
+    checkpoint = run.ranks.gather(latest_checkpoint(run.folder / "checkpoints"))[0]
     if checkpoint is not None:
         training = run.config.training
         state = check_resumable(
@@ -216,7 +286,7 @@ def _resume(run: Run) -> None:
         truncate_records(run.folder / FILE_NAME, last_step=run.step if checkpoint else -1)
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, validation_total: float | None) -> None:
     training = run.config.training
     state = TrainState(
         step=run.step,
@@ -225,10 +295,9 @@ def _save(run: Run) -> None:
         seed=run.config.seed,
         shard_digest=run.maker.index.digest,
         global_batch=training.global_batch,
+        validation_total=validation_total,
     )
-    save_checkpoint(
-        run.folder / "checkpoints", state, run.models, run.optimizer, run.ema, run.ranks, keep=training.keep_checkpoints
-    )
+    run.checkpointer.save(state, run.models, run.optimizer, run.ema)
 
 
 def _publish(run: Run, record: dict[str, Any], log: Log | None) -> None:
@@ -238,7 +307,7 @@ def _publish(run: Run, record: dict[str, Any], log: Log | None) -> None:
             log(record["step"], {name: value for name, value in record.items() if isinstance(value, int | float)})
 
 
-def _describe_non_finite(run: Run, step: int, numbers: dict[str, float], batches: list[Batch], terms: list[Tensor]) -> str:
+def _describe_non_finite(run: Run, step: int, numbers: dict[str, float], batches: list[Batch], terms: Sequence[Tensor]) -> str:
     """Names the samples of the forward passes that were not finite, of all of them where only the gradient was not."""
     only_gradient = all(math.isfinite(numbers[name]) for name in LossTerms._fields)
     pairs = zip(batches, terms, strict=True)

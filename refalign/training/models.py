@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from refalign.config import RunConfig
-from refalign.errors import ArtifactError
+from refalign.errors import ArtifactError, ConfigError
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer, load_transformer
+from refalign.training.blocks import prepare_blocks
 
 PROJECTORS = "projectors.safetensors"
 """Name of the projectors' file in a run's folder, beside ``export/``."""
@@ -55,6 +60,11 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def count_on_host(self) -> int:
+        """Ranks on this rank's machine."""
+        name = socket.gethostname()
+        return self.gather(name).count(name)
+
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.size > 1:
@@ -77,12 +87,19 @@ class TrainedModels(nn.Module):
     def spread(self, config: RunConfig, ranks: Ranks) -> TrainedModels:
         """Moves to the device; FSDP2 over more than one rank: each block by itself, then what is left around them.
 
+        With ``training.shards_per_replica`` ranks form groups that share one copy of the weights, and groups are replicas.
         One rank stays a plain module in float32. With bfloat16 even one rank is sharded (it needs a process group), so
         that master weights in float32 and computing in bfloat16 are the same code at every size.
+
+        Raises:
+            ConfigError: ``training.shards_per_replica`` does not divide the ranks.
         """
-        self.to(ranks.device)
-        if config.training.activation_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+        mesh = _make_mesh(config.training.shards_per_replica, ranks)
+        is_empty = any(parameter.is_meta for parameter in self.parameters())
+        receives = any(ranks.gather(is_empty))
+        weights = dict(self.state_dict()) if receives and not is_empty else {}
+        self.to("meta" if receives else ranks.device)
+        prepare_blocks(self.transformer, config.training)
         self.compute_dtype = getattr(torch, config.training.precision)
         if ranks.size == 1 and self.compute_dtype == torch.float32:
             return self
@@ -91,12 +108,51 @@ class TrainedModels(nn.Module):
         # Resharding after each forward, the roots too: weights gathered for a validation would outlive it and be trained on.
         for module in (*self.transformer.blocks, self.transformer, self.projectors):
             if module is not None:
-                fully_shard(module, mp_policy=policy, reshard_after_forward=True)
+                fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        if receives:
+            self._receive(weights, ranks)
         return self
+
+    def _receive(self, weights: dict[str, Any], ranks: Ranks) -> None:
+        """Fills the shards of all ranks from the first one's ``weights``: one reader, and whole weights in one place only."""
+        self.to_empty(device=ranks.device)
+        self.transformer.rope = self.transformer.make_rope().to(ranks.device)  # in no weight file
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_model_state_dict(self, weights, options=options)
+
+
+def _make_mesh(shards: int | None, ranks: Ranks) -> DeviceMesh | None:
+    """Replicas x shards; None where FSDP's own mesh of all ranks is meant."""
+    if shards is None or shards == ranks.size:
+        return None
+    if ranks.size % shards:
+        raise ConfigError(
+            f"training.shards_per_replica={shards} does not divide {ranks.size} ranks; best are the ranks of a machine."
+        )
+    return init_device_mesh(ranks.device.type, (ranks.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+
+def load_transformer_config(config: RunConfig) -> dict[str, Any]:
+    """The config.json of the Transformer that `build_models` will load."""
+    source = f"{config.training.start_from}/export" if config.training.start_from else config.models.base
+    path = Path(source).expanduser() / "transformer" / "config.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    known: Any = RefAlignTransformer.load_config(source, subfolder="transformer", revision=config.models.base_revision)
+    return dict(known)
+
+
+def build_empty_models(config: RunConfig, vision_width: int) -> TrainedModels:
+    """What `build_models` makes, without its weights (on the meta device), for ranks that receive theirs from the first."""
+    with torch.device("meta"):
+        transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(load_transformer_config(config)))
+        transformer.train().requires_grad_(True)
+        projectors = _make_projectors(config, transformer, vision_width) if config.objective.alignment != "none" else None
+    return TrainedModels(transformer, projectors)
 
 
 def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
-    """Loads the Transformer and loads or makes projectors, in float32 on the CPU; equal on every rank.
+    """Loads the Transformer and loads or makes projectors, in float32 on the CPU.
 
     Args:
         config: names the base model, perhaps a run to start from, the aligned blocks and the seed of new projectors.

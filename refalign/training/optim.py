@@ -5,16 +5,19 @@ Works alike on plain parameters and on FSDP2's sharded ones: what is elementwise
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from refalign.config import StageConfig, TrainingConfig
+from refalign.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,20 @@ def count_steps(training: TrainingConfig) -> int:
     return sum(stage.steps for stage in training.stages)
 
 
-def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW as published: betas 0.9 and 0.999, one weight decay for all weights. The state is made at once, as zeros.
 
     An optimizer that already has its state can be saved before its first step and loaded into without one.
+
+    Raises:
+        ConfigError: ``adamw8bit`` without torchao.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": training.weight_decay}
     on_gpu = all(parameter.is_cuda for parameter in parameters)
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), weight_decay=training.weight_decay, fused=on_gpu)
+    if training.optimizer == "adamw8bit":
+        return _make_adamw8bit(parameters, options)
+    optimizer = torch.optim.AdamW(parameters, fused=on_gpu, **options)
     for parameter in parameters:
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=parameter.device if on_gpu else "cpu"),
@@ -55,6 +64,34 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.A
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
+
+
+def _make_adamw8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> torch.optim.Optimizer:
+    try:
+        AdamW8bit = importlib.import_module("torchao.optim").AdamW8bit  # noqa: N806 - a class
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"training.optimizer=adamw8bit needs torchao, which cannot be imported ({error}); install it, or set "
+            "training.optimizer=adamw."
+        ) from error
+    # It takes the learning rate as a tensor, so that a change of it compiles nothing again.
+    optimizer = AdamW8bit(parameters, **options)
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": optimizer._new_buffer(parameter, True),
+            "exp_avg_sq": optimizer._new_buffer(parameter, False),
+        }
+    return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets it in place where the optimizer keeps it as a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
 
 
 def learning_rate_at(place: StepPlace, training: TrainingConfig) -> float:

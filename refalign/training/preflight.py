@@ -6,13 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refalign.config import RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS
-from refalign.steps import check_disk_space
+from refalign.storage import check_disk_space
+from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory, memory_of_worker
+from refalign.training.sizes import ModelSizes, largest_pass
+
+if TYPE_CHECKING:
+    from refalign.training.models import Ranks
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,34 @@ def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
             f"training.global_batch={training.global_batch} does not divide over {num_ranks} ranks; "
             "start another number of ranks (the global batch of a run cannot change)."
         )
+
+
+def check_fits(config: RunConfig, index: ShardIndex, shapes: ShardShapes, ranks: Ranks) -> MemoryEstimate:
+    """What a rank will need against what it has; all ranks call it, before weights are loaded.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    from refalign.training.models import load_transformer_config  # diffusers: not for the driver
+
+    estimate = estimate_for(config, index, shapes, load_transformer_config(config), ranks.size, ranks.device.type)
+    available = min(ranks.gather(memory_of_worker(ranks.device, ranks.count_on_host())))
+    check_memory(estimate, available, config.training, num_ranks=ranks.size, device_type=ranks.device.type)
+    return estimate
+
+
+def estimate_for(
+    config: RunConfig,
+    index: ShardIndex,
+    shapes: ShardShapes,
+    transformer: Mapping[str, Any],
+    num_ranks: int,
+    device_type: str,
+) -> MemoryEstimate:
+    """Memory of a rank at the largest forward pass that these shards can give."""
+    model = ModelSizes.of(transformer, config.objective, shapes.vision_width)
+    largest = largest_pass(index, model, micro_batch=config.training.micro_batch, text_tokens=config.models.max_text_tokens)
+    return estimate_memory(model, largest, config.training, num_ranks=num_ranks, device_type=device_type)
 
 
 def _estimate_disk_bytes(config: RunConfig, transformer: Path) -> int:

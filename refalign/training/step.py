@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from refalign.config import ObjectiveConfig
 from refalign.objective.baselines import repa
@@ -13,6 +17,13 @@ from refalign.training.batch import Batch
 from refalign.training.models import TrainedModels
 
 
+class StepOutput(NamedTuple):
+    """What one forward pass gives: its part of the loss, and each sample's own flow matching term for the statistics."""
+
+    terms: LossTerms
+    flow_matching: Float[Tensor, "B"]
+
+
 def train_step(
     models: TrainedModels,
     batch: Batch,
@@ -20,8 +31,8 @@ def train_step(
     *,
     objective: ObjectiveConfig,
     global_batch_size: int,
-) -> LossTerms:
-    """What ``batch`` adds to the loss of its global batch; differentiate ``total``.
+) -> StepOutput:
+    """What ``batch`` adds to the loss of its global batch; differentiate ``terms.total``.
 
     Source: the training algorithm of arXiv 2603.25743; here every sample has its own noise level.
     """
@@ -40,15 +51,14 @@ def train_step(
     )
     target = velocity_target(batch.latents, batch.noise)
     flow_matching = flow_matching_loss(output.velocity, target, schedule.weights[batch.timestep_index])
+    combine = functools.partial(total_loss, flow_matching, global_batch_size=global_batch_size)
     if models.projectors is None:
-        return total_loss(flow_matching, global_batch_size=global_batch_size)
+        return StepOutput(combine(), flow_matching)
 
     if batch.frame_tokens is not None:
         (tokens,) = models.projectors(output.video_tokens, stop_gradient=objective.stop_gradient)
         baseline = repa(tokens, batch.frame_tokens)
-        return total_loss(
-            flow_matching, global_batch_size=global_batch_size, baseline=baseline, alignment_weight=objective.coefficient
-        )
+        return StepOutput(combine(baseline=baseline, alignment_weight=objective.coefficient), flow_matching)
 
     # 3. Each aligned block's reference tokens: to their own targets, away from those of other subjects
     scoring: dict[str, Any] = {
@@ -63,9 +73,7 @@ def train_step(
     ]
 
     # 4. Both together; alignment counts most where the video is noise
-    return total_loss(
-        flow_matching,
-        global_batch_size=global_batch_size,
+    terms = combine(
         blocks=blocks,
         gate=alignment_gate(timestep, objective.gate_power),
         alignment_mask=batch.alignment_mask,
@@ -73,3 +81,4 @@ def train_step(
         alignment_weight=objective.coefficient,
         push_weight=objective.push_coefficient,
     )
+    return StepOutput(terms, flow_matching)

@@ -222,7 +222,7 @@ def test_the_result_does_not_depend_on_how_clips_lie_in_parts(tmp_path):
 def test_crops_are_read_without_their_pictures_and_clips_without_subjects_are_no_fault(tmp_path):
     rows = [make_row(0, "g", [1]), make_row(1, "g", []), make_row(2, "g", [3, 4])]
     subjects = make_subjects(tmp_path, rows)
-    crops = load_crops(subjects.parts_folder / "clips-000000.parquet")
+    crops = load_crops(subjects.locate("clips-000000.parquet"))
     assert crops.clips.tolist() == [0, 2, 2] and crops.subject_ids == ["clip-000-s0", "clip-002-s0", "clip-002-s1"]
     assert crops.embeddings.dtype == np.float32 and crops.embeddings.shape == (3, WIDTH)
     assert np.allclose(crops.embeddings[1], embed(3, 2))

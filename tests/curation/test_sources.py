@@ -13,7 +13,7 @@ from refalign.curation.sources.opens2v import iter_opens2v
 from refalign.errors import ConfigError
 from refalign.outcomes import Outcome
 from refalign.presets import toy
-from refalign.steps import digest_sampled
+from refalign.storage import digest_sampled
 
 
 def list_names(folder, **settings):
@@ -71,7 +71,7 @@ def test_a_caption_may_change_with_the_shot(tmp_path):
 def test_the_id_is_of_the_content(tmp_path):
     for name, content in (("a", b"x" * 5_000_000), ("b", b"x" * 5_000_000), ("c", b"x" * 4_999_999 + b"y")):
         (tmp_path / name).write_bytes(content)
-    ids = [digest_sampled(tmp_path / name) for name in "abc"]
+    ids = [digest_sampled(str(tmp_path / name)) for name in "abc"]
     assert ids[0] == ids[1] != ids[2]
     assert len(ids[0]) == 16
 

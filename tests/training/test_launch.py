@@ -64,16 +64,21 @@ def test_an_interrupted_run_goes_on_where_its_checkpoint_stands(base: Path, tmp_
 
 
 def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path, shards: Path, tmp_path: Path) -> None:
-    """FSDP2 over gloo; one torchrun for both claims, since each of its ranks imports diffusers."""
+    """FSDP2 over gloo; one torchrun for all claims, since each of its ranks imports diffusers.
+
+    The third run has replicas of one rank each, recomputes, and measures the terms' gradients: none of it changes a number.
+    """
     config = make_config(base, ema_decay=0.5, micro_batch=2)
     train_worker(make_settings(config, shards, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "resumed")
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / step)
+    knobs = {"shards_per_replica": 1, "activation_checkpointing": "selective", "gradient_norms_every": 2}
+    replicated = make_config(base, ema_decay=0.5, micro_batch=2, **knobs)
     launches = []
-    for name in ("two", "resumed"):
+    for name, settings in (("two", config), ("resumed", config), ("replicated", replicated)):
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(make_settings(config, shards, tmp_path / name)))
+        path.write_text(json.dumps(make_settings(settings, shards, tmp_path / name)))
         launches.append(str(path))
     program = Path(__file__).with_name("ranks_program.py")
     subprocess.run(
@@ -83,7 +88,7 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     one = read_records(tmp_path / "one" / "metrics.jsonl")
-    for name in ("two", "resumed"):
+    for name in ("two", "resumed", "replicated"):
         other = read_records(tmp_path / name / "metrics.jsonl")
         assert [line["step"] for line in other] == list(range(8))
         for mine, theirs in zip(one, other, strict=True):
@@ -94,6 +99,7 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
         ]
         for key, weight in weights[0].items():
             torch.testing.assert_close(weights[1][key], weight, rtol=1e-3, atol=1e-5)
+    assert all(("grad_norm/alignment" in line) == (line["step"] in (2, 4, 6)) for line in other)
     # And back: what two ranks saved, one rank loads.
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / step)

@@ -16,6 +16,7 @@ from make_shards import make_config, write_shards
 from refalign.config import StageConfig
 from refalign.errors import ArtifactError
 from refalign.steps import Step
+from refalign.training.check import check_training
 from refalign.training.launch import make_settings, run_training, train_worker
 from refalign.training.records import read_records
 
@@ -64,3 +65,12 @@ def test_our_own_error_comes_back_as_itself(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"train-00000\d\.tar: sample train\d+ is damaged"):
         run_training(config, step=step, shards=shards, progress=False)
     assert step.load_manifest() is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_check_runs_where_the_run_would_and_leaves_no_trace(base: Path, shards: Path, tmp_path: Path) -> None:
+    config = make_config(base)
+    step = Step.make(tmp_path, "train", config)
+    found = check_training(config, step=step, shards=shards, tracking_uri=None)
+    assert found["ranks"] == 1 and found["step_s"] > 0 and found["estimate_bytes"] < found["available_bytes"]
+    assert not list(tmp_path.iterdir())

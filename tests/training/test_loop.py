@@ -18,9 +18,10 @@ from refalign.training.checkpoint import check_resumable, latest_checkpoint
 from refalign.training.loop import start_run, take_step, train, validate
 from refalign.training.models import TrainedModels, build_models
 from refalign.training.optim import learning_rate_at, locate_step
+from refalign.training.preemption import Preempted
 from refalign.training.records import read_records
 
-TIMES = ("step_s", "data_wait_s")
+TIMES = ("step_s", "data_wait_s", "data_wait_share", "tokens_per_s", "tflops_per_rank", "peak_memory_bytes")
 
 
 class Stop(Exception):
@@ -63,6 +64,22 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(config: RunConfig, sha
     assert [line["step"] for line in load_lines(parts)] == list(range(8))
     assert load_export(parts) == load_export(whole)
     assert (parts / "projectors.safetensors").read_bytes() == (whole / "projectors.safetensors").read_bytes()
+
+
+def test_told_to_stop_it_saves_the_step_and_goes_on_bit_for_bit(config: RunConfig, shards: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, shards=shards, folder=whole)
+    asked: list[None] = []
+
+    def notice() -> bool:
+        asked.append(None)
+        return len(asked) == 3  # in the third step; no checkpoint is due then
+
+    with pytest.raises(Preempted, match="told to stop after step 3, which is saved"):
+        train(config, shards=shards, folder=parts, notice=notice)
+    assert train(config, shards=shards, folder=parts)["resumed_from"] == 3
+    assert load_lines(parts) == load_lines(whole)
+    assert load_export(parts) == load_export(whole)
 
 
 def test_a_finished_run_only_exports_again(config: RunConfig, shards: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from refalign.config import RunConfig
 from refalign.objective.flow_matching import make_training_schedule
 from refalign.shards.reader import ShardIndex
 from refalign.training.batch import BatchMaker
+from refalign.training.blocks import prepare_blocks
 from refalign.training.models import TrainedModels, build_models
 from refalign.training.step import train_step
 
@@ -29,7 +31,7 @@ def run(models: TrainedModels, config: RunConfig, shards: Path) -> tuple[dict[st
     totals: dict[str, Any] = {}
     for batch in BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1):
         size = config.training.global_batch
-        terms = train_step(models, batch, make_training_schedule(), objective=config.objective, global_batch_size=size)
+        terms = train_step(models, batch, make_training_schedule(), objective=config.objective, global_batch_size=size).terms
         terms.total.backward()
         for name, term in terms._asdict().items():
             totals[name] = totals.get(name, 0.0) + float(term.detach())
@@ -96,15 +98,34 @@ def test_every_switch_of_the_objective_changes_the_loss_and_nothing_breaks(confi
         assert terms["flow_matching"] == pytest.approx(default["flow_matching"], rel=1e-6)
 
 
-def test_activation_checkpointing_changes_no_gradient(base: Path, shards: Path) -> None:
-    results = []
-    for recompute in (False, True):
-        config = make_config(base, activation_checkpointing=recompute)
-        models = make_models(config)
-        if recompute:
-            models.transformer.enable_gradient_checkpointing()
-        results.append(run(models, config, shards)[1])
-    assert all(torch.equal(results[1][name], gradient) for name, gradient in results[0].items())
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient(mode: str, base: Path, shards: Path) -> None:
+    config = make_config(base)
+    plain = run(make_models(config), config, shards)[1]
+    models = make_models(config)
+    prepare_blocks(models.transformer, make_config(base, activation_checkpointing=mode).training)
+    again = run(models, config, shards)[1]
+    assert all(torch.equal(again[name], gradient) for name, gradient in plain.items())
+
+
+def test_the_old_switch_of_activation_checkpointing_is_read(base: Path) -> None:
+    modes = [make_config(base, activation_checkpointing=value).training.activation_checkpointing for value in (True, False)]
+    assert modes == ["full", "none"]
+
+
+@pytest.mark.parametrize("mode", ["none", "selective"])
+def test_compiled_blocks_give_the_same_gradients(mode: str, base: Path, shards: Path, monkeypatch) -> None:
+    """With the backend that traces and differentiates as the real one but generates no code, which takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    config = make_config(base)
+    plain = run(make_models(config), config, shards)[1]
+    models = make_models(config)
+    names = [name for name, _ in models.named_parameters()]
+    prepare_blocks(models.transformer, make_config(base, compile=True, activation_checkpointing=mode).training)
+    assert [name for name, _ in models.named_parameters()] == names
+    again = run(models, config, shards)[1]
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_repa_aligns_one_block_of_the_video_with_its_own_frames(config: RunConfig, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Being told to stop: SIGTERM, or a notice of the launcher, becomes a checkpoint and then an orderly end.
+
+A flag on one rank is enough: it travels with the sums of the next step, so that all ranks stop after the same one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EXIT_CODE = 143
+"""Of a rank that ended this way: 128 + SIGTERM, what torchrun and shells take for "asked to stop"."""
+
+
+class Preempted(Exception):
+    """The run was told to stop, has saved a checkpoint, and goes on from it when it is started again."""
+
+
+@contextmanager
+def watch_notices(notice: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether this rank has been told to stop.
+
+    A second SIGTERM goes to the handler that was there before: whoever is in such a hurry gets no checkpoint. Signals reach
+    the main thread only; under Ray Train the run is in another one, and ``notice`` asks Ray instead.
+
+    Args:
+        notice: the launcher's own news, asked once per step on every rank.
+    """
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: bool(notice and notice())
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        told.set()
+        signal.signal(signal.SIGTERM, before)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: told.is_set() or bool(notice and notice())
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,166 @@
+"""Sizes of the trained model and of a forward pass, and what follows from them: parameters and floating point operations.
+
+From config files and the shard index alone: no weight is loaded and diffusers is not imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from refalign.config import ObjectiveConfig
+from refalign.shards.reader import ShardIndex
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+}
+"""Part of a CUDA device's name -> dense bf16 FLOP/s by its data sheet. The first part that fits counts."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Widths and depths of the Transformer and its projectors."""
+
+    width: int  # D
+    ffn: int
+    layers: int
+    heads: int
+    text_width: int
+    frequencies: int
+    patch_in: int  # numbers in a patch of the latents
+    patch_out: int
+    tokens_per_patch: int  # latent pixels of a frame that one token covers
+    projectors: int  # J, 0 without alignment
+    projector_widths: tuple[int, ...]  # D, hidden widths, E
+    vision_width: int
+
+    @classmethod
+    def of(cls, transformer: Mapping[str, Any], objective: ObjectiveConfig, vision_width: int) -> ModelSizes:
+        """Reads the Transformer's config.json."""
+        width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+        frames, height, rows = transformer["patch_size"]
+        patch = frames * height * rows
+        hidden = {"none": (), "repa": (width, width), "reference_alignment": (width // 2,)}[objective.alignment]
+        return cls(
+            width=width,
+            ffn=transformer["ffn_dim"],
+            layers=transformer["num_layers"],
+            heads=transformer["num_attention_heads"],
+            text_width=transformer["text_dim"],
+            frequencies=transformer["freq_dim"],
+            patch_in=transformer["in_channels"] * patch,
+            patch_out=(transformer.get("out_channels") or transformer["in_channels"]) * patch,
+            tokens_per_patch=height * rows,
+            projectors={"none": 0, "repa": 1}.get(objective.alignment, objective.alignment_blocks),
+            projector_widths=(width, *hidden, vision_width),
+            vision_width=vision_width,
+        )
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one block: two attentions with their norms, feed-forward, the affine norm, the modulation table."""
+        d = self.width
+        attention = 4 * (d * d + d) + 2 * d
+        return 2 * attention + 2 * d * self.ffn + self.ffn + d + 2 * d + 6 * d
+
+    @property
+    def outer_parameters(self) -> int:
+        """Around the blocks: patch, time and text embedding, output layer and its modulation table."""
+        d = self.width
+        time = self.frequencies * d + d + d * d + d + 6 * (d * d + d)
+        text = self.text_width * d + d + d * d + d
+        return self.patch_in * d + d + time + text + 2 * d + d * self.patch_out + self.patch_out
+
+    @property
+    def projector_parameters(self) -> int:
+        """Of all projectors; those of REPA have biases."""
+        widths = self.projector_widths
+        linear = sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        has_bias = len(widths) == 4
+        return self.projectors * (linear + has_bias * sum(widths[1:]))
+
+    @property
+    def parameters(self) -> int:
+        """All that is trained."""
+        return self.layers * self.block_parameters + self.outer_parameters + self.projector_parameters
+
+
+@dataclass(frozen=True)
+class PassSizes:
+    """One forward pass: samples, and tokens of one sample."""
+
+    samples: int  # B
+    video_tokens: int
+    references: int  # K, at least 1: a sample without has one zero frame
+    reference_tokens: int  # P, of one reference
+    text_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Of one sample, video and references."""
+        return self.video_tokens + self.references * self.reference_tokens
+
+
+def largest_pass(index: ShardIndex, model: ModelSizes, *, micro_batch: int, text_tokens: int) -> PassSizes:
+    """The pass with most tokens that the shards can give."""
+
+    def sizes(shape: tuple[int, int, int, int], subjects: int) -> PassSizes:
+        _, frames, height, width = shape
+        tokens = height * width // model.tokens_per_patch
+        return PassSizes(micro_batch, frames * tokens, max(1, subjects), tokens, text_tokens)
+
+    kinds = {(entry.shape, entry.subjects) for entry in index.entries}
+    return max((sizes(*kind) for kind in kinds), key=lambda each: each.tokens)
+
+
+def count_flops(model: ModelSizes, each: PassSizes) -> float:
+    """Floating point operations of forward and backward of one pass, 2 per multiply and add; recomputation is not counted.
+
+    Matrix products, of which the backward pass does two for each one of the forward pass:
+
+        blocks     2 N D (4 D + 2 F) + 2 V 2 D^2 + 2 L 2 D^2      projections of both attentions, feed-forward
+                   + 4 N^2 D + 4 V L D                            scores and values of both attentions
+        outside    2 N patch_in D + 2 V D patch_out + text and time embedding + projectors
+
+    with N all tokens of a sample, V those of its video, L those of its text. The first layers' inputs need no gradient:
+    patch and text embedding count twice instead of three times. The alignment loss itself, K (K - 1) P^2 E operations
+    per block and direction, is 2 times 2 (its gradient is formed in the forward pass).
+    """
+    d, n, v, text = model.width, each.tokens, each.video_tokens, each.text_tokens
+    linear = 2 * n * d * (4 * d + 2 * model.ffn) + 2 * v * 2 * d * d + 2 * text * 2 * d * d
+    attention = 4 * n * n * d + 4 * v * text * d
+    time = 2 * d * d + 2 * d * 6 * d
+    outer = 2 * v * d * model.patch_out + 2 * text * d * d + time
+    first = 2 * n * model.patch_in * d + 2 * text * model.text_width * d + 2 * model.frequencies * d
+    widths = model.projector_widths
+    aligned = each.video_tokens if len(widths) == 4 else each.references * each.reference_tokens
+    projectors = model.projectors * sum(2 * aligned * a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    pairs = each.references * (each.references - 1) if len(widths) == 3 else 0
+    loss = model.projectors * 2 * 2 * pairs * each.reference_tokens**2 * model.vision_width
+    return each.samples * (3 * (model.layers * (linear + attention) + outer + projectors) + 2 * first + loss)
+
+
+def peak_flops(device_name: str | None) -> float | None:
+    """Dense bf16 FLOP/s of a CUDA device by its name; None for a CPU and for devices that are not in the table."""
+    if device_name is None:
+        return None
+    return next((value for part, value in PEAK_FLOPS.items() if part in device_name), None)
+
+
+def describe_bytes(size: float) -> str:
+    """For people: "3.2 GiB"."""
+    power = min(3, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

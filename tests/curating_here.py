@@ -1,0 +1,53 @@
+"""Videos to shards in this process: the real steps and models of the toy preset, without Ray and MLflow."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refalign.config import RunConfig, apply_overrides
+from refalign.curation import launch, pairs, selection
+from refalign.presets import toy_tiny
+from refalign.shards import launch as shards_launch
+from refalign.steps import Step
+from refalign.tombstones import load_tombstones
+
+_ACTORS: dict = {}
+
+
+def make_config(*overrides: str) -> RunConfig:
+    return apply_overrides(toy_tiny(), ["curation.videos_per_part=2", "shards.samples_per_shard=4", *overrides])
+
+
+def run_parts_here(step, plan, actor, config, *, label):
+    """What `refalign.parts.run_parts` does: one actor, in this process, kept for later calls."""
+    done = step.load_parts(plan)
+    for name, work in plan.items():
+        if name not in done:
+            key = (actor, str(config))
+            made = _ACTORS[key] = _ACTORS.get(key) or actor(config)
+            done[name] = json.loads(json.dumps(made.make_part(step, name, json.loads(json.dumps(work)))))
+    return [done[name] for name in plan]
+
+
+@pytest.fixture()
+def here(monkeypatch):
+    for module in (launch, pairs, selection, shards_launch):
+        monkeypatch.setattr(module, "run_parts", run_parts_here)
+
+
+def curate_here(config: RunConfig, where: Path, output: Path, store: str | None = None) -> dict[str, Step]:
+    """The finished steps subjects, pairs and shards, as `refalign.flow` chains them."""
+    plan, planned, identity = launch.plan_subjects(config, where, load_tombstones(output))
+    subjects = Step.make(output, "subjects", identity, config.curation, store=store, recipe=[config.curation])
+    matched = Step.make(output, "pairs", subjects.fingerprint, store=store)
+    recipe = [config.shards, subjects.recipe]
+    shards = Step.make(output, "shards", config.shards, matched.fingerprint, store=store, recipe=recipe)
+    for step, work in (
+        (subjects, lambda: launch.run_subjects(config, subjects, plan, planned)),
+        (matched, lambda: pairs.run_pairs(config, matched, subjects)),
+        (shards, lambda: shards_launch.run_shards(config, shards, subjects, matched)),
+    ):
+        with step.lease():
+            assert step.load_manifest() or work()
+    return {"subjects": subjects, "pairs": matched, "shards": shards}

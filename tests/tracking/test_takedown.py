@@ -1,0 +1,49 @@
+"""Which models were trained on shards that held a source, and the pictures that MLflow kept of it."""
+
+import numpy as np
+
+from refalign.presets import toy_tiny
+from refalign.tracking.model_card import Provenance
+from refalign.tracking.registry import register_model
+from refalign.tracking.run import StoryRun
+from refalign.tracking.takedown import delete_pictures, find_trained_models, has_tracking
+
+
+def open_story(output, name, digest):
+    story = StoryRun.open(toy_tiny(), output=output, fingerprint=name * 12)
+    story.log_dataset("train", name="shards", folder=output, digest=digest)
+    return story
+
+
+def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path):
+    assert not has_tracking(None, tmp_path)
+    config = toy_tiny()
+    export = tmp_path / "export"
+    (export / "transformer").mkdir(parents=True)
+    (export / "transformer" / "config.json").write_text("{}")
+    for name, digest in (("a", "d" * 16), ("b", "e" * 16)):
+        story = open_story(tmp_path, name, digest)
+        tags = Provenance({}, {}, digest, name * 12, "c", {}, "run it").tags()
+        register_model(story, config, key=name, export_folder=export, card="card", tags=tags)
+        story.set_tags("shards", {"refalign.folder": f"shards-{name}"})
+        story.log_image("shards", np.zeros((4, 4, 3), np.uint8), "contact_sheets/x.png")
+        (tmp_path / "report.html").write_text("with pictures")
+        story.log_file(None, tmp_path / "report.html")
+        story.finish()
+    unregistered = open_story(tmp_path, "c", "d" * 16)
+    unregistered.finish()
+
+    assert has_tracking(None, tmp_path)
+    found = find_trained_models(None, tmp_path, ["d" * 16])
+    assert [(model.name, model.version, model.digest) for model in found] == [("refalign", "1", "d" * 16), ("", "", "d" * 16)]
+    assert found[1].run_id == unregistered.child("train")
+    assert find_trained_models(None, tmp_path, ["f" * 16]) == []
+    (second,) = find_trained_models(None, tmp_path, ["e" * 16])
+    assert (second.version, second.aliases) == ("2", ("challenger",))
+
+    assert delete_pictures(None, tmp_path, ["shards-a"]) == 2, "the step's run and the story's"
+    for name, left in (("a", set()), ("b", {"contact_sheets", "report.html"})):
+        story = StoryRun.open(config, output=tmp_path, fingerprint=name * 12)
+        files = [*story.client.list_artifacts(story.child("shards")), *story.client.list_artifacts(story.run_id)]
+        assert {file.path for file in files} == left
+    assert delete_pictures(None, tmp_path, ["shards-a"]) == 0
