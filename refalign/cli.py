@@ -9,10 +9,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from refalign.config import RunConfig, apply_overrides
 from refalign.errors import RefAlignError
 from refalign.presets import PRESETS, load_preset
+
+_RAISE_AGAIN_S = 5.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -62,6 +65,7 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interruption:
+        heed_signal()
         command = shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)])
         print(f"\nstopped; finished parts are kept. The same command goes on from there: {command}", file=sys.stderr)
         return 143 if isinstance(interruption, Terminated) else 130
@@ -72,10 +76,25 @@ def arm_signals() -> None:
     """Makes SIGTERM raise like Ctrl-C. Called again after Ray has started, which installs a handler of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _raise_terminated)
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    """Says nothing of a termination that a finaliser swallowed: it is raised again."""
+    if not issubclass(unraisable.exc_type, Terminated):
+        sys.__unraisablehook__(unraisable)
 
 
 def _raise_terminated(number: int, frame: object) -> None:
+    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost."""
+    signal.signal(signal.SIGALRM, _raise_terminated)
+    signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
     raise Terminated
+
+
+def heed_signal() -> None:
+    """The interruption has arrived where it is handled: it is not raised again."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def leave(code: int) -> None:

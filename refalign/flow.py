@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from refalign.cli import arm_signals
+from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
 from refalign.geometry import check_geometry
@@ -71,6 +71,7 @@ def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> di
         try:
             story.run()
         except BaseException as error:
+            heed_signal()
             story.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         story.close("FINISHED")
