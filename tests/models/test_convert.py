@@ -114,6 +114,6 @@ def test_verify_makes_a_clip(tmp_path):
     spec.loader.exec_module(command)
     sizes = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "num_attention_heads": 4}
     paths = {"source": str(tmp_path / "official"), "folder": str(tmp_path / "out"), "base": str(WEIGHTS_FOLDER / "wan")}
-    rest = {"to_official": False, "verify": True, "reference": [], "prompt": "a red fox"}
+    rest = {"aesthetic": False, "to_official": False, "verify": True, "reference": [], "prompt": "a red fox"}
     command.convert(argparse.Namespace(**sizes, **paths, **rest))
     assert (tmp_path / "out" / "verify.mp4").stat().st_size > 0
