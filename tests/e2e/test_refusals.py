@@ -18,7 +18,7 @@ def check_one_line(done: subprocess.CompletedProcess, code: int, *said: str) -> 
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--input", "/nowhere/at/all"], 2, ["/nowhere/at/all", "no such folder"]),
+        (["--input", "/nowhere/at/all"], 2, ["/nowhere/at/all", "no such file or folder"]),
         (["--set", "training.stepz=3"], 2, ["training.stepz", "known:"]),
         (["--preset", "wan3"], 2, ["wan3", "toy_tiny"]),
         (["--set", "video.height_px=100"], 1, ["100", "96 or 112"]),
