@@ -24,6 +24,7 @@ from refalign.models.yolo import Detections, load_detector, prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.identities import Split
 from refalign.toy.initial_weights import replace_folder
+from refalign.toy.optim import TrainingState
 from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frame
 
 
@@ -172,42 +173,23 @@ def export(recipe: Recipe, model: Any, target: Path) -> None:
 def train(recipe: Recipe, steps: int, batch_size: int, checkpoint: Path, init: Path | None, output: Path) -> None:
     """Trains to step ``steps`` with a learning rate that falls linearly to 2%; exports the moving average of the weights."""
     model = make_model(recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
-    )
-    step = 0
+    state = TrainingState(model, [torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)])
     if init:
-        state = torch.load(init, weights_only=True)
-        model.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
+        state.load(init)
     started = time.monotonic()
-    while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (1 - 0.98 * step / steps)
+    while (step := state.step) < steps:
         model.train()
         terms, named = model.loss(make_batch(recipe, step * batch_size, batch_size))
-        optimizer.zero_grad()
         (terms.sum() / batch_size).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        averaged.update_parameters(model)
-        step += 1
-        if step % 50 == 0:
+        state.advance(min(1.0, (step + 1) / 100) * (1 - 0.98 * step / steps))
+        if state.step % 50 == 0:
             shown = " ".join(f"{name} {float(value):.3f}" for name, value in named.items())
-            print(f"step {step}/{steps} {shown} {time.monotonic() - started:.0f} s", flush=True)
-        if step % 500 == 0 or step == steps:
-            state = {
-                "model": model.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-            }
-            torch.save(state, checkpoint)
-            export(recipe, averaged.module, output)
-            print(f"step {step} held-out {evaluate(output, 200)}", flush=True)
+            print(f"step {state.step}/{steps} {shown} {time.monotonic() - started:.0f} s", flush=True)
+        if state.step % 500 == 0 or state.step == steps:
+            state.save(checkpoint)
+            export(recipe, state.averaged, output)
+            print(f"step {state.step} held-out {evaluate(output, 200)}", flush=True)
 
 
 def main() -> None:
@@ -223,7 +205,6 @@ def main() -> None:
     recipe = RECIPES[arguments.recipe]
     output = arguments.output or recipe.folder
     if arguments.steps:
-        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train(recipe, arguments.steps, arguments.batch_size, arguments.checkpoint, arguments.init, output)
     print(evaluate(output, 500))
 

@@ -35,9 +35,9 @@ from refalign.toy.judges import (
     save_description,
     to_input,
 )
-from refalign.toy.optim import Muon, split_parameters
+from refalign.toy.optim import TrainingState, make_optimizers
 from refalign.toy.sampling import sample_clip, sample_clutter
-from refalign.toy.train_vae import two_dimensional_convolutions
+from refalign.toy.train_vae import pass_through, to_pixels
 
 SEED = 50
 HELDOUT_SEED = 51
@@ -49,7 +49,6 @@ VAE_SHARE = 0.25
 MIN_VISIBLE = 0.6
 """Of a subject, in the mean over the frames shown, for its answers to count; below ``HIDDEN`` the right one is to abstain."""
 HIDDEN = 0.2
-MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,9 @@ def load_vae(folder: Path) -> Any:
     return AutoencoderKLWan.from_pretrained(folder).float().eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def pass_through(vae: Any, frames: np.ndarray) -> np.ndarray:
+def blur(vae: Any, frames: np.ndarray) -> np.ndarray:
     """uint8 [F, H, W, 3], encoded and decoded."""
-    pixels = (torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-    with two_dimensional_convolutions():
-        output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample[0]
+    output = pass_through(vae, to_pixels(frames))[0]
     return ((output + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
 
 
@@ -89,7 +85,7 @@ def iter_subjects(
     """
     rng = np.random.default_rng([seed, number, 5])
     shot = sample_clip(seed, number, split)
-    pictures = shot.frames if vae is None else pass_through(vae, shot.frames)
+    pictures = shot.frames if vae is None else blur(vae, shot.frames)
     for index, plan in enumerate(shot.plan.subjects):
         chosen = np.sort(rng.permutation(len(pictures))[:frames])
         boxes = shot.boxes_xyxy_px[index, chosen].astype(np.float32)
@@ -188,56 +184,30 @@ def evaluate(judge: Judge, num_clips: int, *, vae: Any = None) -> dict[str, floa
     return {"subjects": len(subjects), **figures}
 
 
-def make_optimizers(reader: Reader) -> list[torch.optim.Optimizer]:
-    matrices, others = split_parameters(reader)
-    return [Muon(matrices, lr=MATRIX_LEARNING_RATE), torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, weight_decay=0.0)]
-
-
 def train(steps: int, checkpoint: Path, init: Path | None, output: Path, vae_folder: Path, *, save_every: int) -> None:
     """Trains to step ``steps`` with a learning rate that falls linearly to 1%; exports the moving average of the weights."""
     torch.manual_seed(SEED)
     reader, vae = Reader(), load_vae(vae_folder)
-    optimizers = make_optimizers(reader)
-    averaged = torch.optim.swa_utils.AveragedModel(
-        reader, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
-    )
-    step = 0
+    state = TrainingState(reader, make_optimizers(reader))
     if init:
-        state = torch.load(init, weights_only=True)
-        reader.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step = int(state["step"])
+        state.load(init)
     started, losses = time.monotonic(), []
-    while step < steps:
-        for optimizer, peak in zip(optimizers, (MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * min((step + 1) / 50, 0.01 + 0.99 * (1 - step / steps))
+    while (step := state.step) < steps:
         reader.train()
         crops, answers = make_batch(step, vae if step >= (1 - VAE_SHARE) * steps else None)
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(crops)
         loss = reading_loss(logits, answers)
-        reader.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        averaged.update_parameters(reader)
-        step += 1
+        state.advance(min((step + 1) / 50, 0.01 + 0.99 * (1 - step / steps)))
         losses.append(float(loss.detach()))
-        if step % 50 == 0:
-            print(f"step {step}/{steps} loss {np.mean(losses):.4f} {time.monotonic() - started:.0f} s", flush=True)
+        if state.step % 50 == 0:
+            print(f"step {state.step}/{steps} loss {np.mean(losses):.4f} {time.monotonic() - started:.0f} s", flush=True)
             losses.clear()
-        if step % save_every == 0 or step == steps:
-            state = {
-                "model": reader.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": step,
-            }
-            torch.save(state, checkpoint)
-            export(averaged.module, output)
-            print(f"step {step} held-out {evaluate(Judge.load(output), 30)}", flush=True)
+        if state.step % save_every == 0 or state.step == steps:
+            state.save(checkpoint)
+            export(state.averaged, output)
+            print(f"step {state.step} held-out {evaluate(Judge.load(output), 30)}", flush=True)
 
 
 def export(reader: Any, output: Path) -> None:
@@ -263,7 +233,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         places = arguments.checkpoint, arguments.init, arguments.output, arguments.vae
         train(arguments.steps, *places, save_every=arguments.save_every)
     judge = Judge.load(arguments.output)

@@ -24,15 +24,13 @@ from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vae, save_half
-from refalign.toy.optim import Muon, split_parameters
+from refalign.toy.optim import TrainingState, make_optimizers
 from refalign.toy.sampling import sample_clip, sample_frame, sample_reference
 
 SEED = 30
 HELDOUT_SEED = 31
 KL_WEIGHT = 3e-5
 EDGE_WEIGHT = 0.5
-MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
-"""Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
 CLIP_SHARE = 0.55
 """Share of the steps, the last ones, that train on clips, but for every fifth."""
 
@@ -128,15 +126,11 @@ def _sample_picture(number: int, rng: np.random.Generator) -> np.ndarray:
     return sample_reference(SEED, number) if rng.random() < 0.25 else sample_frame(SEED, number).frame
 
 
-@torch.no_grad()
 def evaluate(vae: Any, num_clips: int, num_references: int) -> dict[str, float]:
     """Held-out PSNR (dB, of values clamped to [-1, 1], averaged over items): clips and single references."""
     vae.eval()
-    clips = [_psnr(vae, torch.from_numpy(sample_clip(HELDOUT_SEED, number, "heldout").frames)) for number in range(num_clips)]
-    pictures = [
-        _psnr(vae, torch.from_numpy(sample_reference(HELDOUT_SEED, number, "heldout").copy())[None])
-        for number in range(num_references)
-    ]
+    clips = [_psnr(vae, sample_clip(HELDOUT_SEED, number, "heldout").frames) for number in range(num_clips)]
+    pictures = [_psnr(vae, sample_reference(HELDOUT_SEED, number, "heldout")[None]) for number in range(num_references)]
     return {
         "clip_psnr_db": float(np.mean(clips)),
         "clip_psnr_db_min": float(np.min(clips)),
@@ -144,11 +138,21 @@ def evaluate(vae: Any, num_clips: int, num_references: int) -> dict[str, float]:
     }
 
 
-def _psnr(vae: Any, frames: Tensor) -> float:
-    pixels = (frames.float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] -> [1, 3, F, H, W] in [-1, 1]."""
+    return (torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
+
+
+@torch.no_grad()
+def pass_through(vae: Any, pixels: Tensor) -> Tensor:
+    """Encodes and decodes [B, 3, F, H, W] in [-1, 1]."""
     with two_dimensional_convolutions():
-        output = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-    return float(10 * torch.log10(4 / (output - pixels).square().mean()))
+        return vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+
+
+def _psnr(vae: Any, frames: np.ndarray) -> float:
+    pixels = to_pixels(frames)
+    return float(10 * torch.log10(4 / (pass_through(vae, pixels) - pixels).square().mean()))
 
 
 @torch.no_grad()
@@ -157,9 +161,8 @@ def write_latent_statistics(vae: Any, num_clips: int = 24) -> None:
     latents = []
     for number in range(num_clips):
         for frames in (sample_clip(SEED + 2, number).frames, sample_reference(SEED + 2, number)[None]):
-            pixels = (torch.from_numpy(frames).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
             with two_dimensional_convolutions():
-                latents.append(vae.encode(pixels).latent_dist.mode()[0].flatten(1))
+                latents.append(vae.encode(to_pixels(frames)).latent_dist.mode()[0].flatten(1))
     values = torch.cat(latents, 1)
     vae.register_to_config(
         latents_mean=[round(float(value), 4) for value in values.mean(1)],
@@ -172,64 +175,31 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50, 0.01 + 0.99 * 2 * (1 - step / steps))
 
 
-def make_optimizers(vae: Any) -> list[torch.optim.Optimizer]:
-    matrices, others = split_parameters(vae)
-    return [
-        Muon(matrices, lr=MATRIX_LEARNING_RATE),
-        torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-
-
 def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int) -> None:
     """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics."""
     vae = make_vae()
     prepare(vae)
-    optimizers = make_optimizers(vae)
-    averaged = torch.optim.swa_utils.AveragedModel(vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    step = 0
+    state = TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98)))
     if init:
-        state = torch.load(init, weights_only=True)
-        vae.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step = int(state["step"])
+        state.load(init)
     started, psnrs = time.monotonic(), []
-    while step < steps:
-        for optimizer, peak in zip(optimizers, (MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * learning_rate_factor(step, steps)
+    while (step := state.step) < steps:
         vae.train()
         pixels = make_batch(step, clips=step >= (1 - CLIP_SHARE) * steps and step % 5 > 0)
         with two_dimensional_convolutions():
             loss, psnr = reconstruction_loss(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
-            vae.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        averaged.update_parameters(vae)
-        step += 1
+        state.advance(learning_rate_factor(step, steps))
         psnrs.append(psnr)
-        if step % 100 == 0:
+        if state.step % 100 == 0:
             figures = f"loss {float(loss.detach()):.4f} PSNR {np.mean(psnrs):.2f} dB"
-            print(f"step {step}/{steps} {figures} {time.monotonic() - started:.0f} s", flush=True)
+            print(f"step {state.step}/{steps} {figures} {time.monotonic() - started:.0f} s", flush=True)
             psnrs.clear()
-        if step % save_every == 0 or step == steps:
-            save_checkpoint(checkpoint, vae, averaged, optimizers, step)
-            print(f"step {step} held-out {evaluate(averaged.module, 8, 8)}", flush=True)
-            export(averaged.module, output)
-
-
-def save_checkpoint(path: Path, vae: Any, averaged: Any, optimizers: list[torch.optim.Optimizer], step: int) -> None:
-    """Writes the training state aside, then renames it."""
-    state = {
-        "model": vae.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-    }
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
+        if state.step % save_every == 0 or state.step == steps:
+            state.save(checkpoint)
+            print(f"step {state.step} held-out {evaluate(state.averaged, 8, 8)}", flush=True)
+            export(state.averaged, output)
 
 
 def export(averaged: Any, output: Path) -> None:
@@ -252,7 +222,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, save_every=arguments.save_every)
     print(evaluate(AutoencoderKLWan.from_pretrained(arguments.output).float(), 100, 100))
 

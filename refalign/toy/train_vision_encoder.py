@@ -23,7 +23,7 @@ from torch.nn import functional
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vision_encoder, save_vision_encoder
 from refalign.toy.measure_vision import evaluate, evaluate_pixels
-from refalign.toy.optim import Muon, split_parameters
+from refalign.toy.optim import TrainingState, make_optimizers
 from refalign.toy.sampling import sample_frame, sample_reference
 
 SEED = 40
@@ -156,43 +156,27 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
 def train(steps: int, checkpoint: Path, init: Path | None, output: Path) -> None:
     """Trains to step ``steps`` and exports the moving average of the encoder."""
     torch.manual_seed(SEED)
-    student, step = Student(), 0
-    averaged = torch.optim.swa_utils.AveragedModel(student.encoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    matrices, others = split_parameters(student)
-    optimizers = [Muon(matrices, lr=MATRIX_LEARNING_RATE), torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, weight_decay=0.0)]
+    student = Student()
+    state = TrainingState(student, make_optimizers(student), averaged=student.encoder)
     if init:
-        state = torch.load(init, weights_only=True)
-        student.load_state_dict(state["model"])
-        averaged.load_state_dict(state["averaged"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step = int(state["step"])
+        state.load(init)
     pool, started = draw_pool(), time.monotonic()
     print(f"pool of {len(pool)} pictures drawn", flush=True)
-    while step < steps:
-        factor = min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / steps))
-        for optimizer, peak in zip(optimizers, (MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor
+    while (step := state.step) < steps:
         generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
         chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
         pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
         whole, dense = training_loss(student.train(), pictures, generator)
-        student.zero_grad()
         (whole + dense).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        averaged.update_parameters(student.encoder)
-        step += 1
-        if step % 50 == 0:
+        state.advance(min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / steps)))
+        if state.step % 50 == 0:
             terms = f"whole {float(whole.detach()):.3f} dense {float(dense.detach()):.3f}"
-            print(f"step {step}/{steps} {terms} {time.monotonic() - started:.0f} s", flush=True)
-        if step % 250 == 0 or step == steps:
-            states = [optimizer.state_dict() for optimizer in optimizers]
-            state = {"model": student.state_dict(), "averaged": averaged.state_dict(), "optimizers": states, "step": step}
-            torch.save(state, checkpoint)
+            print(f"step {state.step}/{steps} {terms} {time.monotonic() - started:.0f} s", flush=True)
+        if state.step % 250 == 0 or state.step == steps:
+            state.save(checkpoint)
             fresh = make_vision_encoder()
-            fresh.load_state_dict(averaged.module.state_dict())
-            print(f"step {step} held-out {evaluate(fresh, 100)}", flush=True)
+            fresh.load_state_dict(state.averaged.state_dict())
+            print(f"step {state.step} held-out {evaluate(fresh, 100)}", flush=True)
             save_vision_encoder(fresh, output)
 
 
@@ -207,7 +191,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output)
     print("trained    ", evaluate(DINOv3ViTModel.from_pretrained(arguments.output, dtype=torch.float32), 200))
     print("random init", evaluate(make_vision_encoder(), 200))

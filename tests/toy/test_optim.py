@@ -1,8 +1,9 @@
 """Muon's update is orthogonal, and it finds a minimum."""
 
 import torch
+from torch import nn
 
-from refalign.toy.optim import Muon, orthogonalise, split_parameters
+from refalign.toy.optim import Muon, TrainingState, make_optimizers, orthogonalise, split_parameters
 
 
 def test_orthogonalise_brings_singular_values_to_about_one():
@@ -28,3 +29,26 @@ def test_muon_fits_a_convolution_that_a_shrinking_step_can_reach():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_a_training_resumed_from_its_file_is_the_uninterrupted_one(tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        return TrainingState(model, make_optimizers(model))
+
+    def run(state, end):
+        while state.step < end:
+            pixels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(state.step))
+            state.model(pixels).square().mean().backward()
+            state.advance(1 - state.step / 10)
+        return {**state.model.state_dict(), **{f"averaged.{k}": v for k, v in state.averaged.state_dict().items()}}
+
+    first, second = make(), make()
+    run(first, 4)
+    first.save(tmp_path / "deep" / "state.pt")
+    second.load(tmp_path / "deep" / "state.pt")
+    whole, resumed = run(make(), 8), run(second, 8)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not torch.equal(whole["0.weight"], whole["averaged.0.weight"])
