@@ -204,6 +204,8 @@ class EvaluationConfig(Section):
     """Strength of the references."""
     negative_prompt: str = ""
     """The null text of guidance."""
+    opens2v_evaluator: str | None = None
+    """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
 
 
 class TrackingConfig(Section):

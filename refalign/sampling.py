@@ -41,7 +41,7 @@ def generate_file(
     pictures = [read_image(path) for path in references]
     if output.suffix != ".mp4":
         raise ConfigError(f"--output {output}: expected a name that ends in .mp4.")
-    folder = _find_folder(model, tracking_uri)
+    folder = find_model(model, tracking_uri)
     chosen = _choose_settings(folder, settings)
 
     import torch
@@ -61,7 +61,8 @@ def generate_file(
     return output
 
 
-def _find_folder(model: str, tracking_uri: str | None) -> Path:
+def find_model(model: str, tracking_uri: str | None) -> Path:
+    """Folder of a ``models:/`` name or of a path, as `generate_file` takes them."""
     if not model.startswith("models:/"):
         return Path(model).expanduser()
     from refalign.tracking.client import make_tracking_uri

@@ -12,6 +12,7 @@ from typing import Any
 
 from refalign.config import RunConfig
 from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, make_windows, score_video
+from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.samples import ChosenSample, choose_samples
 from refalign.parts import run_parts
 from refalign.pictures import decode_image, read_image, write_mp4
@@ -34,31 +35,33 @@ def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) 
         steps["shards"].folder, steps["subjects"].folder, count=config.evaluation.num_samples, seed=config.seed
     )
     pictures = {sample.key: write_references(step, sample) for sample in samples}
-    sources = {"before": config.models.base, "after": str(steps["train"].folder / train["export"])}
+    trained = str(steps["train"].folder / train["export"])
+    sources = {"before": (config.models.base, config.models.base_revision), "after": (trained, None)}
     records = run_parts(step, plan_videos(samples, pictures, sources), EvaluationActor, config, label="evaluate")
     return step.commit(make_manifest(step, samples, split, pictures, records, train))
 
 
 def plan_videos(
-    samples: Sequence[ChosenSample], pictures: Mapping[str, list[str]], sources: Mapping[str, str]
+    samples: Sequence[ChosenSample], pictures: Mapping[str, list[str]], sources: Mapping[str, tuple[str, str | None]]
 ) -> dict[str, dict[str, Any]]:
     """Part name to the work behind it, all videos of one model before those of the next, so that an actor loads each once.
 
     Args:
         pictures: names of the reference parts by sample key.
-        sources: folder or hub id of the model by label.
+        sources: folder or hub id of the model, and the revision of a hub id, by label.
     """
     return {
         _video_name(label, sample): {
             "label": label,
             "source": source,
+            "revision": revision,
             "prompt": sample.prompt,
             "seed": sample.seed,
             "own": pictures[sample.key],
             # Clips of one source may show one subject: they are no strangers to each other.
             "other": [name for each in samples if each.source_group != sample.source_group for name in pictures[each.key]],
         }
-        for label, source in sources.items()
+        for label, (source, revision) in sources.items()
         for sample in samples
     }
 
@@ -80,14 +83,15 @@ class EvaluationActor:
             device=self.device,
             dtype=getattr(torch, config.models.encoder_dtype),
         )
+        self.maker = VideoMaker(config, self.device)
         self.embeddings: dict[str, Any] = {}
-        self.label, self.pipeline = "", None
 
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
         """Generates, scores and writes one video."""
         import numpy as np
 
-        frames = self._generate(step, work)
+        pictures = [read_image(step.parts_folder / picture) for picture in work["own"]]
+        frames = self.maker.make(work["source"], work["prompt"], pictures, work["seed"], revision=work["revision"])
         windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
         matches = {}
         for whose in ("own", "other"):
@@ -100,43 +104,6 @@ class EvaluationActor:
             return record
 
         return step.write_part(name, write)
-
-    def _generate(self, step: Step, work: dict[str, Any]) -> Any:
-        import torch
-
-        video, evaluation = self.config.video, self.config.evaluation
-        videos = self._open(work["label"], work["source"])(
-            prompt=work["prompt"],
-            references=[read_image(step.parts_folder / picture) for picture in work["own"]],
-            num_frames=video.num_frames,
-            height=video.height_px,
-            width=video.width_px,
-            num_inference_steps=evaluation.num_inference_steps,
-            guidance_scale=evaluation.guidance_scale,
-            reference_guidance_scale=evaluation.reference_guidance_scale,
-            negative_prompt=evaluation.negative_prompt,
-            generator=torch.Generator().manual_seed(work["seed"]),
-            output_type="uint8",
-        )
-        return videos.frames[0].numpy()
-
-    def _open(self, label: str, source: str) -> Any:
-        """The pipeline of ``label``. On a GPU its parts are moved there in turn, so that the largest one decides what fits."""
-        import torch
-
-        from refalign.generation import RefAlignPipeline
-
-        if label != self.label:
-            self.pipeline = None
-            dtype = getattr(torch, self.config.training.precision)
-            revision = self.config.models.base_revision if label == "before" else None
-            self.pipeline = RefAlignPipeline.from_pretrained(source, revision=revision, torch_dtype=dtype)
-            self.pipeline.max_sequence_length = self.config.models.max_text_tokens
-            self.pipeline.set_progress_bar_config(disable=True)
-            if self.device == "cuda":
-                self.pipeline.enable_model_cpu_offload()
-            self.label = label
-        return self.pipeline
 
     def _embed(self, images: Any) -> Any:
         import numpy as np

@@ -32,7 +32,7 @@ def evaluated(tmp_path_factory):
     step = Step.make(output, "evaluate", 0)
     samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c"]).folder, count=2, seed=3)
     pictures = {sample.key: write_references(step, sample) for sample in samples}
-    plan = plan_videos(samples, pictures, {"before": config.models.base, "after": str(export)})
+    plan = plan_videos(samples, pictures, {"before": (config.models.base, None), "after": (str(export), None)})
     actor = EvaluationActor(config)
     records = [actor.make_part(step, name, work) for name, work in plan.items()]
     return step, actor, plan, records, make_manifest(step, samples, split, pictures, records, train.load_manifest())
