@@ -1,6 +1,6 @@
 """Prints every held-out figure of the shipped weights, one line a model; draws the sheets to look at.
 
-    python -m refalign.toy.figures [--weights refalign/toy/weights] [--items 100] [--clips 32] [--sheets runs/sheets]
+    python -m refalign.toy.figures [--weights refalign/toy/weights] [--items 100] [--per-tier 8] [--sheets runs/sheets]
 
 Identities, scenes and seeds are none that a training script draws from.
 """
@@ -10,17 +10,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from refalign.toy import WEIGHTS_FOLDER, measure_generation, measure_vision, measures, train_detector, train_judges, train_vae
+from refalign.toy import WEIGHTS_FOLDER, measure_vision, measures, train_detector, train_judges, train_vae
+from refalign.toy.benchmark import measure_judges, run_benchmark
+from refalign.toy.cases import make_benchmark, without_references
 from refalign.toy.drawing import POSES, render_reference
 from refalign.toy.identities import sample_identity
 from refalign.toy.initial_weights import make_vision_encoder
 from refalign.toy.judges import Judge
+from refalign.toy.scoring import summarise
 
 Figures = dict[str, float]
 SHEET_COLUMNS, SHEET_IDENTITIES, SHEET_CLIPS = 8, 64, 12
@@ -42,11 +46,13 @@ def measure_weights(weights: Path, items: int) -> Iterator[tuple[str, Figures]]:
     judge = Judge.load(weights / "judges" / "reader")
     yield "judge: drawn clips", train_judges.evaluate(judge, items)
     yield "judge: clips through the vae", train_judges.evaluate(judge, items, vae=vae)
+    for fault, figures in measure_judges(weights / "judges", max(1, items // 3)).items():
+        yield f"judges on {fault} clips", figures
     yield "likeness without networks", measures.evaluate(items)
 
 
-def measure_models(weights: Path, clips: int, sheets: Path | None) -> Iterator[tuple[str, Figures]]:
-    """(model, what the judges read in its clips): the base from text, stage 1 from text and references."""
+def measure_models(weights: Path, per_tier: int, sheets: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, what the judges see in its clips): the base from text, stage 1 from text and references."""
     from refalign.generation import RefAlignPipeline
     from refalign.models.wan import load_transformer
 
@@ -54,13 +60,17 @@ def measure_models(weights: Path, clips: int, sheets: Path | None) -> Iterator[t
         transformer = load_transformer(str(folder)).eval()
         pipeline = RefAlignPipeline.from_pretrained(str(weights / "wan"), transformer=transformer)
         pipeline.set_progress_bar_config(disable=True)
-        figures, pictures = measure_generation.evaluate(
-            pipeline, weights / "judges", clips, with_references=with_references, **measure_generation.OPTIONS
-        )
-        if sheets:
-            half = SHEET_CLIPS // 2
-            save_sheet([*pictures[:half], *pictures[clips : clips + half]], sheets / f"{name}.png", columns=1)
-        yield name, figures
+        cases = make_benchmark(per_tier)
+        with TemporaryDirectory() as aside:
+            places = Path(aside) / "clips.jsonl", Path(aside) / "strips"
+            records = run_benchmark(
+                pipeline, weights / "judges", cases if with_references else without_references(cases), places[0], keep=places[1]
+            )
+            if sheets:
+                chosen = np.linspace(0, len(cases) - 1, min(SHEET_CLIPS, len(cases))).round().astype(int)
+                strips = [np.asarray(Image.open(places[1] / f"{cases[number].key}.png")) for number in chosen]
+                save_sheet(strips, sheets / f"{name}.png", columns=1)
+        yield name, summarise(records)
 
 
 def draw_identities(count: int) -> list[np.ndarray]:
@@ -85,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER)
     parser.add_argument("--items", type=int, default=100, help="held-out pictures, clips or identities a figure")
-    parser.add_argument("--clips", type=int, default=32, help="generated clips of one subject, and as many of two; 0: none")
+    parser.add_argument("--per-tier", type=int, default=8, help="generated clips of one subject, and of two and three per tier")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets of identities and generated clips")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,8 +103,8 @@ def main() -> None:
         save_sheet(draw_identities(SHEET_IDENTITIES), arguments.sheets / "identities.png", columns=SHEET_COLUMNS)
     for model, figures in measure_weights(arguments.weights, arguments.items):
         print(f"{model:28s} " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
-    if arguments.clips:
-        for model, figures in measure_models(arguments.weights, arguments.clips, arguments.sheets):
+    if arguments.per_tier:
+        for model, figures in measure_models(arguments.weights, arguments.per_tier, arguments.sheets):
             print(model, *(f"  {name:32s} {value:.3f}" for name, value in figures.items()), sep="\n", flush=True)
 
 

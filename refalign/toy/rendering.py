@@ -37,9 +37,7 @@ class RenderedScene:
 def render_scene(plan: ScenePlan) -> RenderedScene:
     """Draws every frame of a scene with its ground truth; after the first, each drawing is held for ``HOLD`` frames."""
     scale, size = SUPERSAMPLING, FRAME_SIZE_PX
-    place = paint_background(
-        plan.background, plan.background_seed, width=(size + PAN_PX) * scale, height=size * scale, horizon=_HORIZON_PX * scale
-    )
+    place = _paint_place(plan)
     num_subjects = len(plan.subjects)
     frames = np.empty((plan.num_frames, size, size, 3), np.uint8)
     whole = np.empty((num_subjects, plan.num_frames, size, size), bool)
@@ -60,6 +58,18 @@ def render_scene(plan: ScenePlan) -> RenderedScene:
         masks[number] &= ~whole[number + 1 :].any(axis=0)
     areas = np.maximum(whole.sum((2, 3)), 1)
     return RenderedScene(plan, frames, masks, boxes_of(masks), masks.sum((2, 3)) / areas)
+
+
+def render_empty(plan: ScenePlan) -> np.ndarray:
+    """The place at the first frame, without anybody: uint8 [H, W, 3]."""
+    left, side = round(plan.pan_px[0] * SUPERSAMPLING), FRAME_SIZE_PX * SUPERSAMPLING
+    return np.asarray(_paint_place(plan).crop((left, 0, left + side, side)).convert("RGB").reduce(SUPERSAMPLING))
+
+
+def _paint_place(plan: ScenePlan) -> Image.Image:
+    """All that the camera passes over, supersampled."""
+    width, height, horizon = (px * SUPERSAMPLING for px in (FRAME_SIZE_PX + PAN_PX, FRAME_SIZE_PX, _HORIZON_PX))
+    return paint_background(plan.background, plan.background_seed, width=width, height=height, horizon=horizon)
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

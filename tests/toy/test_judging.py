@@ -9,11 +9,25 @@ import pytest
 import torch
 
 from refalign.errors import ArtifactError
+from refalign.generation import RefAlignPipeline
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.benchmark import run_benchmark
+from refalign.toy.cases import (
+    Case,
+    Fault,
+    draw_case,
+    make_benchmark,
+    make_cases,
+    recast_for,
+    shuffle_references,
+    without_references,
+)
 from refalign.toy.drawing import render_reference
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES
 from refalign.toy.judges import CROP_PX, MARGIN, VOCABULARIES, Judge, Reader, Reading, cut_crops, encode_truth
-from refalign.toy.measure_generation import assign, make_cases, score, shuffle_truth, without_references
 from refalign.toy.measures import colour_likeness, edge_likeness
+from refalign.toy.scoring import score_clip, summarise
+from refalign.toy.seeing import Seen, assign
 from refalign.toy.train_judges import make_batch
 
 QUESTIONS = (*SPOKEN_ATTRIBUTES, *HIDDEN_ATTRIBUTES, "pose")
@@ -40,36 +54,90 @@ def test_crops_at_the_edge_continue_it() -> None:
     assert (cut_crops(frames, np.array([[-10, -10, 20, 20]])) == 77).all()
 
 
-def test_readings_are_paired_with_the_subjects_they_fit_best() -> None:
-    truths = [encode_truth(identity, pose) for identity, pose in ((5, "walking"), (70_000, "sleeping"), (123, "waving"))]
-    readings = [make_reading(truth) for truth in truths]
-    assert assign(list(reversed(readings)), truths, QUESTIONS) == readings
-    assert assign([readings[2]], truths, QUESTIONS) == [None, None, readings[2]]
-    assert assign([], truths, QUESTIONS) == [None, None, None]
+def make_seen(identity: int, pose: str, picture: np.ndarray | None = None) -> Seen:
+    """A subject found in every frame, read right, standing as in ``picture``."""
+    mask = np.ones((96, 96), bool) if picture is None else picture.min(2) < 250
+    return Seen(np.arange(9), np.zeros((9, 4)), np.repeat(mask[None], 9, 0), make_reading(encode_truth(identity, pose)))
+
+
+def test_subjects_are_paired_with_those_they_fit_best() -> None:
+    wanted = ((5, "walking"), (70_000, "sleeping"), (123, "waving"))
+    truths, seen = [encode_truth(*each) for each in wanted], [make_seen(*each) for each in wanted]
+    questions = [QUESTIONS] * 3
+    assert assign(list(reversed(seen)), truths, questions) == seen
+    assert assign([seen[2]], truths, questions) == [None, None, seen[2]]
+    assert assign([], truths, questions) == [None, None, None]
 
 
 @pytest.mark.parametrize("num_subjects", [1, 2, 3])
-def test_perfect_clips_score_one_and_shuffled_ones_chance(num_subjects: int) -> None:
-    cases = make_cases(40, num_subjects=num_subjects)
-    readings = [[make_reading(encode_truth(s.identity, s.pose)) for s in case.plan.subjects] for case in cases]
-    assert all(value == 1 for value in score(cases, readings, QUESTIONS).values())
-    by_chance = score(shuffle_truth(cases), readings, QUESTIONS)
-    for name in HIDDEN_ATTRIBUTES:
-        assert by_chance[name] < 0.65, name
-    assert all(value == 0 for value in score(cases, [[] for _ in cases], QUESTIONS).values())
+def test_perfect_clips_score_one_and_shuffled_references_chance(num_subjects: int) -> None:
+    cases = make_cases(30, num_subjects=num_subjects)
+    clip = np.zeros((9, 96, 96, 3), np.uint8)
+
+    def score(scored: list[Case], shown: list[Case]) -> dict[str, float]:
+        seen = [[make_seen(s.identity, s.pose) for s in case.plan.subjects] for case in shown]
+        return summarise([score_clip(case, clip, each) for case, each in zip(scored, seen, strict=True)])
+
+    perfect = score(cases, cases)
+    assert perfect["fidelity"] == perfect["text"] == perfect["pose"] == 1
+    assert score(shuffle_references(cases), cases)["fidelity"] < 0.5
+    nothing = summarise([score_clip(case, clip, []) for case in cases])
+    assert nothing["fidelity"] == nothing["text"] == nothing["pose"] == 0 and "colour" not in nothing
+    if num_subjects > 1:
+        assert perfect["confusion"] == 0 and perfect["fate_own"] == 1 and nothing["fate_missing"] == 1
 
 
-def test_without_references_only_named_subjects_are_asked_for_their_colour() -> None:
-    cases = without_references(make_cases(30, num_subjects=1))
-    nothing_named = [case for case in cases if not case.plan.subjects[0].named]
-    assert nothing_named
-    assert np.isnan(score(nothing_named, [[] for _ in nothing_named], ("shape",))["shape"])
+def test_text_alone_is_asked_only_for_what_it_says() -> None:
+    cases = [case for case in without_references(make_cases(30, num_subjects=1)) if not case.plan.subjects[0].named]
+    record = score_clip(cases[0], np.zeros((9, 96, 96, 3), np.uint8), [])
+    assert record["text"] is None and record["pose"] == 0 and "fidelity" not in record
+
+
+FATES = {"swap": {"swap"}, "dominance": {"own", "dominance"}, "blending": {"own", "blending"}}
+
+
+@pytest.mark.parametrize("fault", ["swap", "dominance", "blending"])
+def test_faults_drawn_on_purpose_have_their_name(fault: Fault) -> None:
+    """With a reader that is always right: what remains is the drawing and the arithmetic."""
+    cases = make_cases(12, num_subjects=2, likeness="same shape and colour")
+    told_apart = [case for case in cases if len({subject.pose for subject in case.plan.subjects}) == 2]
+    assert len(told_apart) > 6
+    for case in told_apart:
+        seen = [make_seen(subject.identity, subject.pose) for subject in recast_for(case, fault).plan.subjects]
+        assert set(score_clip(case, draw_case(case, fault), seen)["fates"]) == FATES[fault]
+
+
+def test_copies_of_the_picture_are_told_from_the_pose_that_was_asked_for() -> None:
+    pasted, right = [], []
+    for case in make_cases(12, num_subjects=1):
+        subject, (picture,) = case.plan.subjects[0], case.references
+        asked = render_reference(subject.identity, subject.pose, phase=0.4, yaw=subject.yaw[0])
+        for shown, values in ((picture, pasted), (asked, right)):
+            seen = make_seen(subject.identity, subject.pose, shown)
+            values.append(score_clip(case, np.repeat(shown[None], 9, 0), [seen])["copy_paste"])
+    assert min(pasted) > 0.5 and max(right) < -0.1
+
+
+def test_an_interrupted_benchmark_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cases = make_benchmark(1)[:3]
+    pipeline = RefAlignPipeline.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
+    pipeline.set_progress_bar_config(disable=True)
+    file, options = tmp_path / "clips.jsonl", {"num_inference_steps": 1}
+    judges = WEIGHTS_FOLDER / "judges"
+    whole = run_benchmark(pipeline, judges, cases, file, options=options, keep=tmp_path / "strips")
+    assert [record["key"] for record in whole] == [case.key for case in cases]
+    assert len(list((tmp_path / "strips").glob("*.png"))) == 3
+    text = file.read_text()
+    file.write_text(text[:-20])
+    assert run_benchmark(pipeline, judges, cases, file, options=options) == whole
+    assert file.read_text() == text
 
 
 def test_references_show_another_pose_than_the_scene() -> None:
     for case in make_cases(5, num_subjects=2):
         assert len(case.references) == 2 and all(picture.shape == (96, 96, 3) for picture in case.references)
-        assert case.references[0].mean() != case.references[1].mean()
+        assert all(given.pose != subject.pose for given, subject in zip(case.given, case.plan.subjects, strict=True))
 
 
 def test_training_batches_are_a_function_of_the_step_and_hold_something_to_abstain_from() -> None:
