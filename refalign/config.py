@@ -193,6 +193,15 @@ class TrainingConfig(Section):
         return self
 
 
+class GateConfig(Section):
+    max_fidelity_loss: Annotated[float, Field(ge=0.0)] = 0.05
+    """How far the 95% bound of the fidelity difference may lie below zero."""
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Level of the test that some score is better, over all scores together."""
+    min_prompts: Count = 16
+    """Prompts below which nothing is decided."""
+
+
 class EvaluationConfig(Section):
     num_samples: Count = 4
     """Held-out prompts to make a video for."""
@@ -204,6 +213,8 @@ class EvaluationConfig(Section):
     """Strength of the references."""
     negative_prompt: str = ""
     """The null text of guidance."""
+    gate: GateConfig = GateConfig()
+    """When a challenger becomes champion."""
     opens2v_evaluator: str | None = None
     """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
 
