@@ -1,4 +1,8 @@
-"""Registers the evaluated model with MLflow. The steps before it must be done."""
+"""Registers the evaluated model with MLflow; promote, rollback and list look after the champion.
+
+promote compares the model of this output folder with the champion, and makes it champion if evaluation.gate allows it; rollback
+gives the alias back to the champion before. Without an action the register step runs; the steps before it must be done.
+"""
 
 import sys
 from pathlib import Path
@@ -9,15 +13,22 @@ from refalign.cli import leave, load_config, make_parser, run_command  # noqa: E
 
 
 def main() -> None:
-    """Parses the flags, runs the step and says where its result is."""
-    arguments = make_parser(__doc__).parse_args()
+    """Parses the flags, does what was asked and says what came of it."""
+    parser = make_parser(__doc__)
+    parser.add_argument("action", nargs="?", choices=["promote", "rollback", "list"], help="default: register")
+    arguments = parser.parse_args()
 
-    def work() -> None:
+    def register() -> None:
         from refalign.flow import run_story
 
         run_story(*load_config(arguments), only="register")
 
-    leave(run_command(work))
+    def look_after_champion() -> None:
+        from refalign import champion
+
+        getattr(champion, f"run_{arguments.action}")(*load_config(arguments))
+
+    leave(run_command(look_after_champion if arguments.action else register))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def _default_runs_folder() -> Path:
 
 
 def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None) -> int:
-    """Runs ``work`` and returns the exit code: 0, 1 or 2 (an error of one line), 130 (Ctrl-C), 143 (SIGTERM)."""
+    """Runs ``work`` and returns the exit code: 0, 1 to 3 (an error of one line), 130 (Ctrl-C), 143 (SIGTERM)."""
     arm_signals()
     try:
         work()

@@ -7,6 +7,7 @@ RefAlignError              anything this package refuses to do (exit code 1)
 ├── DataError              one input that cannot be used; carries a machine-readable reason
 │   └── TooManyQuarantined too large a share of the inputs was faulty
 ├── ArtifactError          weights, checkpoints or step folders that are missing, gated or damaged
+├── NotPromoted            the gate kept the champion (exit code 3)
 ├── NonFiniteLoss          a loss or a gradient that is not a number, before the optimizer step
 └── BackendUnavailable     a service (Ray, MLflow, an object store) that does not answer
 """
@@ -65,6 +66,12 @@ class TooManyQuarantined(DataError):
 
 class ArtifactError(RefAlignError):
     """A model, checkpoint or step folder is missing, gated, incomplete or of another kind."""
+
+
+class NotPromoted(RefAlignError):
+    """The gate compared a challenger with the champion, and the champion stays."""
+
+    exit_code = 3
 
 
 class NonFiniteLoss(RefAlignError):

@@ -198,7 +198,8 @@ class Story:
     def _evaluate(self) -> None:
         from refalign.evaluation.launch import run_evaluation
 
-        step = self._make_step("evaluate", self.config.evaluation, self.config.seed, self.steps["train"].fingerprint)
+        settings = self.config.evaluation.model_dump(mode="json", exclude={"gate", "opens2v_evaluator"})
+        step = self._make_step("evaluate", settings, self.config.seed, self.steps["train"].fingerprint)
         self._complete(step, lambda: run_evaluation(self.config, step=step, steps=self.steps))
 
     def _register(self) -> None:

@@ -19,7 +19,7 @@ LAYERS = [
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
-    {"flow", "cli", "sampling", "cleaning", "takedown"},
+    {"flow", "cli", "sampling", "cleaning", "champion", "takedown"},
 ]
 ONLY_IN = {
     "ray": {"parts", "training.launch", "evaluation.launch"},

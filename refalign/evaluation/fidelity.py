@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from refalign.evaluation.confusion import copy_paste
 from refalign.geometry import letterbox
 
 _SCALES = (0.7, 0.5)
@@ -22,7 +23,9 @@ MEASURED = (
     f"({_FRAMES} frames; the whole frame, and squares of {' and '.join(f'{scale:.0%}' for scale in _SCALES)} of its shorter "
     "side), mean over references. "
     "Chance: the same with references of other samples, which the video was not given. "
-    "Own above other: share of (own, other) pairs in which the own reference scores higher; 50% is chance."
+    "Own above other: share of (own, other) pairs in which the own reference scores higher; 50% is chance. "
+    "Copy-paste: from -1 (the subject as its own clip shows it) to 1 (as the given picture, of another clip, shows it), by "
+    "angles between embeddings, in the window nearest to either."
 )
 
 
@@ -48,13 +51,23 @@ def best_match(
     return (references @ windows.T).max(axis=1)
 
 
-def score_video(own: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
-    """Numbers of one video from the best matches of its own references and of others'."""
+def measure_copy_paste(
+    windows: Float[np.ndarray, "N E"], given: Float[np.ndarray, "E"], target: Float[np.ndarray, "E"]
+) -> float:  # embeddings are L2-normalised
+    """`copy_paste` of the window that is nearest to the given picture or to the target."""
+    cosines = windows @ np.stack([target, given]).T
+    to_target, to_given = cosines[cosines.max(1).argmax()]
+    return copy_paste(float(to_target), float(to_given), float(given @ target))
+
+
+def score_video(own: Sequence[float], other: Sequence[float], pasted: Sequence[float] = ()) -> dict[str, Any]:
+    """Numbers of one video from the best matches of its own references and of others', and each reference's copy-paste."""
     above = [float(mine > theirs) + 0.5 * float(mine == theirs) for mine in own for theirs in other]
     return {
         "fidelity": _mean(own),
         "chance": _mean(other),
         "own_above_other": _mean(above),
+        "copy_paste": _mean(pasted),
         "per_reference": [round(float(value), 6) for value in own],
     }
 
@@ -62,8 +75,8 @@ def score_video(own: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
 def average_scores(videos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean over videos of each score that was measured; a score measured on none is absent."""
     averages = {}
-    for name in ("fidelity", "chance", "own_above_other"):
-        values = [video[name] for video in videos if video[name] is not None]
+    for name in ("fidelity", "chance", "own_above_other", "copy_paste"):
+        values = [video[name] for video in videos if video.get(name) is not None]
         if values:
             averages[name] = round(float(np.mean(values)), 6)
     return averages

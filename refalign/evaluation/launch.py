@@ -6,12 +6,11 @@ Every video is a part of the step: a killed evaluation goes on with the next one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
-from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, make_windows, score_video
+from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, make_windows, measure_copy_paste, score_video
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.samples import ChosenSample, choose_samples
 from refalign.parts import run_parts
@@ -21,6 +20,8 @@ from refalign.steps import Step
 LABELS = ("before", "after")
 """The base model and the trained one, at the same seeds."""
 _EMBED_BATCH = 32
+_PICTURES = ("own", "other", "targets")
+"""Of a video: its references, strangers', and its references' subjects as its own clip shows them (None where it gave them)."""
 
 
 def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) -> dict[str, Any]:
@@ -37,8 +38,9 @@ def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) 
     pictures = {sample.key: write_references(step, sample) for sample in samples}
     trained = str(steps["train"].folder / train["export"])
     sources = {"before": (config.models.base, config.models.base_revision), "after": (trained, None)}
-    records = run_parts(step, plan_videos(samples, pictures, sources), EvaluationActor, config, label="evaluate")
-    return step.commit(make_manifest(step, samples, split, pictures, records, train))
+    plan = plan_videos(samples, pictures, sources)
+    records = run_parts(step, plan, EvaluationActor, config, label="evaluate")
+    return step.commit(make_manifest(step, samples, split, plan, records, train))
 
 
 def plan_videos(
@@ -58,6 +60,10 @@ def plan_videos(
             "prompt": sample.prompt,
             "seed": sample.seed,
             "own": pictures[sample.key],
+            "targets": [
+                _target_name(sample, number) if reference.target_png else None
+                for number, reference in enumerate(sample.references)
+            ],
             # Clips of one source may show one subject: they are no strangers to each other.
             "other": [name for each in samples if each.source_group != sample.source_group for name in pictures[each.key]],
         }
@@ -93,11 +99,14 @@ class EvaluationActor:
         pictures = [read_image(step.parts_folder / picture) for picture in work["own"]]
         frames = self.maker.make(work["source"], work["prompt"], pictures, work["seed"], revision=work["revision"])
         windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
-        matches = {}
-        for whose in ("own", "other"):
-            references = [self._embed_reference(step.parts_folder / picture) for picture in work[whose]]
-            matches[whose] = best_match(np.stack(references), windows).tolist() if references else []
-        record = {"label": work["label"], "scores": score_video(matches["own"], matches["other"])}
+        embed = {name: self._embed_reference(step.parts_folder / name) for whose in _PICTURES for name in work[whose] if name}
+        matches = {
+            whose: best_match(np.stack([embed[name] for name in work[whose]]), windows).tolist() if work[whose] else []
+            for whose in ("own", "other")
+        }
+        pairs = zip(work["own"], work["targets"], strict=True)
+        pasted = [measure_copy_paste(windows, embed[given], embed[target]) for given, target in pairs if target]
+        record = {"label": work["label"], "scores": score_video(matches["own"], matches["other"], pasted)}
 
         def write(path: Path) -> dict[str, Any]:
             write_mp4(path, frames, self.config.video.fps)
@@ -123,20 +132,28 @@ class EvaluationActor:
 
 
 def write_references(step: Step, sample: ChosenSample) -> list[str]:
-    """Keeps the reference pictures as parts; returns their names."""
+    """Keeps the reference pictures, and what they are to be told from, as parts; returns the names of the references."""
     names = []
     for number, reference in enumerate(sample.references):
-        name = f"reference-{sample.key}-{number}.png"
+        names.append(f"reference-{sample.key}-{number}.png")
         decode_image(reference.crop_png, reference.subject_id)  # a damaged crop is found before hours of generation
-
-        def write(path: Path, data: bytes = reference.crop_png) -> dict[str, Any]:
-            path.write_bytes(data)
-            return {}
-
-        if step.load_part(name) is None:
-            step.write_part(name, write)
-        names.append(name)
+        _write_picture(step, names[-1], reference.crop_png)
+        if reference.target_png:
+            _write_picture(step, _target_name(sample, number), reference.target_png)
     return names
+
+
+def _write_picture(step: Step, name: str, data: bytes) -> None:
+    def write(path: Path) -> dict[str, Any]:
+        path.write_bytes(data)
+        return {}
+
+    if step.load_part(name) is None:
+        step.write_part(name, write)
+
+
+def _target_name(sample: ChosenSample, number: int) -> str:
+    return f"target-{sample.key}-{number}.png"
 
 
 def _video_name(label: str, sample: ChosenSample) -> str:
@@ -147,7 +164,7 @@ def make_manifest(
     step: Step,
     samples: list[ChosenSample],
     split: str,
-    pictures: Mapping[str, list[str]],
+    plan: Mapping[str, dict[str, Any]],
     records: list[dict[str, Any]],
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -156,8 +173,8 @@ def make_manifest(
     entries: list[dict[str, Any]] = []
     for sample in samples:
         references = [
-            {**{name: value for name, value in asdict(reference).items() if name != "crop_png"}, "file": f"parts/{picture}"}
-            for reference, picture in zip(sample.references, pictures[sample.key], strict=True)
+            {**{name: getattr(reference, name) for name in ("subject_id", "class_name", "kind")}, "file": f"parts/{picture}"}
+            for reference, picture in zip(sample.references, plan[_video_name("after", sample)]["own"], strict=True)
         ]
         names = {label: _video_name(label, sample) for label in LABELS}
         entries.append(
@@ -168,6 +185,7 @@ def make_manifest(
                 "references": references,
                 "videos": {label: f"parts/{name}" for label, name in names.items()},
                 "scores": {label: scores_of[name] for label, name in names.items()},
+                "pictures": {whose: plan[names["after"]][whose] for whose in _PICTURES},
             }
         )
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,18 @@ from refalign.storage import in_parallel, read_table
 
 @dataclass(frozen=True)
 class ChosenReference:
-    """One subject's picture: ``crop_png`` is RGBA with the subject's mask as alpha."""
+    """One subject's picture: RGBA with the subject's mask as alpha.
+
+    Attributes:
+        kind: "cross_pair": from another clip; "in_pair": from the clip itself.
+        target_png: the subject as the clip itself shows it, where the picture is from another clip.
+    """
 
     subject_id: str
     class_name: str
-    kind: str  # "cross_pair": from another clip; "in_pair": from the clip itself
+    kind: str
     crop_png: bytes
+    target_png: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -58,20 +63,27 @@ def choose_samples(shards_folder: Path, subjects_folder: Path, *, count: int, se
     numbers = sorted(set(np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int).tolist()))
     infos = {index.entries[number].key: index.read(number).info for number in numbers}
     chosen = {key: _choose_references(info["references"]) for key, info in infos.items()}
-    crops = _load_crops(subjects_folder, {entry["clip_id"] for entries in chosen.values() for entry in entries})
+    wanted = {entry["clip_id"] for entries in chosen.values() for pair in entries for entry in pair if entry}
+    crops = _load_crops(subjects_folder, wanted)
     samples = []
     for order, (key, info) in enumerate(infos.items()):
-        references = tuple(_make_reference(entry, crops, subjects_folder) for entry in chosen[key])
+        references = tuple(_make_reference(*pair, crops, subjects_folder) for pair in chosen[key])
         samples.append(ChosenSample(key, info["caption"], info["source_group"], seed + order, references))
     return samples, split
 
 
-def _choose_references(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first entry of each subject, from another clip if possible."""
-    best: dict[int, dict[str, Any]] = {}
+_Entry = dict[str, Any]
+
+
+def _choose_references(entries: list[_Entry]) -> list[tuple[_Entry, _Entry | None]]:
+    """The first entry of each subject, from another clip if possible, and then the one from the clip itself beside it."""
+    best: dict[int, _Entry] = {}
+    own: dict[int, _Entry] = {}
     for entry in sorted(entries, key=lambda entry: entry["kind"] != "cross_pair"):
         best.setdefault(entry["subject_index"], entry)
-    return [best[subject] for subject in sorted(best)]
+        if entry["kind"] != "cross_pair":
+            own.setdefault(entry["subject_index"], entry)
+    return [(entry, own.get(subject) if entry["kind"] == "cross_pair" else None) for subject, entry in sorted(best.items())]
 
 
 def _load_crops(subjects_folder: Path, clip_ids: set[str]) -> dict[str, bytes]:
@@ -87,11 +99,12 @@ def _load_crops(subjects_folder: Path, clip_ids: set[str]) -> dict[str, bytes]:
     return crops
 
 
-def _make_reference(entry: dict[str, Any], crops: dict[str, bytes], subjects_folder: Path) -> ChosenReference:
-    names = [field.name for field in dataclasses.fields(ChosenReference) if field.name != "crop_png"]
+def _make_reference(entry: _Entry, target: _Entry | None, crops: dict[str, bytes], subjects_folder: Path) -> ChosenReference:
+    facts = {name: entry[name] for name in ("subject_id", "class_name", "kind")}
     try:
-        return ChosenReference(**{name: entry[name] for name in names}, crop_png=crops[entry["subject_id"]])
+        target_png = crops[target["subject_id"]] if target else None
+        return ChosenReference(**facts, crop_png=crops[entry["subject_id"]], target_png=target_png)
     except KeyError as error:
         raise ArtifactError(
-            f"{subjects_folder}: no picture of subject {entry.get('subject_id')}; the shards are of another subjects step."
+            f"{subjects_folder}: no picture of subject {error.args[0]}; the shards are of another subjects step."
         ) from error

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refalign.evaluation.fidelity import average_scores, best_match, make_windows, score_video
+from refalign.evaluation.fidelity import average_scores, best_match, make_windows, measure_copy_paste, score_video
 
 
 def test_windows_cover_the_frame_and_have_one_size():
@@ -42,3 +42,10 @@ def test_what_was_not_measured_is_absent_not_zero():
     assert alone["chance"] is None and alone["own_above_other"] is None
     assert average_scores([alone]) == {"fidelity": 0.8}
     assert average_scores([alone, score_video([0.6], [0.5])]) == {"fidelity": 0.7, "chance": 0.5, "own_above_other": 1.0}
+
+
+def test_copy_paste_looks_at_the_window_that_shows_the_subject():
+    target, given, elsewhere = np.eye(3)
+    halfway = (target + given) / np.sqrt(2)
+    for shown, expected in ((target, -1.0), (given, 1.0), (halfway, 0.0)):
+        assert measure_copy_paste(np.stack([elsewhere, shown]), given, target) == pytest.approx(expected, abs=1e-6)

@@ -21,7 +21,7 @@ def evaluated(tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluation")
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]})
+    shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c"})
     train = make_train(output)
     export = train.folder / "export"
     shutil.copytree(config.models.base, export)
@@ -35,7 +35,7 @@ def evaluated(tmp_path_factory):
     plan = plan_videos(samples, pictures, {"before": (config.models.base, None), "after": (str(export), None)})
     actor = EvaluationActor(config)
     records = [actor.make_part(step, name, work) for name, work in plan.items()]
-    return step, actor, plan, records, make_manifest(step, samples, split, pictures, records, train.load_manifest())
+    return step, actor, plan, records, make_manifest(step, samples, split, plan, records, train.load_manifest())
 
 
 def test_each_sample_has_playable_videos_of_both_models(evaluated):
@@ -57,7 +57,7 @@ def test_scores_compare_with_references_the_video_was_not_given(evaluated):
     _, _, plan, _, manifest = evaluated
     assert all(not set(work["own"]) & set(work["other"]) and work["other"] for work in plan.values())
     for averages in manifest["scores"].values():
-        assert set(averages) == {"fidelity", "chance", "own_above_other"}
+        assert set(averages) == {"fidelity", "chance", "own_above_other", "copy_paste"}
         assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1
 
 

@@ -17,6 +17,7 @@ def test_held_out_samples_with_pictures_from_other_clips(tmp_path):
     (first,), (second,) = (sample.references for sample in samples)
     assert (first.subject_id, first.kind, second.subject_id, second.kind) == ("d-s0", "cross_pair", "d-s0", "in_pair")
     assert (decode_image(first.crop_png) == on_white(make_picture(3, alpha=True))).all()
+    assert (decode_image(first.target_png) == on_white(make_picture(2, alpha=True))).all() and second.target_png is None
 
 
 def test_samples_are_spread_over_the_split(tmp_path):

@@ -88,7 +88,7 @@ def make_scores(summary: Summary) -> str:
     scores = evaluation.get("scores") or {}
     if not any(scores.values()):
         return ""
-    names = {"fidelity": "Fidelity", "chance": "Chance", "own_above_other": "Own above other"}
+    names = {"fidelity": "Fidelity", "chance": "Chance", "own_above_other": "Own above other", "copy_paste": "Copy-paste"}
     rows = [
         (html.text(label), *(html.number((scores.get(side) or {}).get(name)) for side in ("before", "after")))
         for name, label in names.items()

@@ -1,0 +1,54 @@
+"""What ``pipelines/register.py promote | rollback | list`` do, and print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refalign.config import RunConfig
+from refalign.errors import ArtifactError, NotPromoted
+from refalign.steps import Step
+from refalign.summary import load_summary
+from refalign.tracking.client import make_tracking_uri
+
+
+def run_promote(config: RunConfig, output: Path) -> None:
+    """Asks the gate about the model of a finished story.
+
+    Raises:
+        NotPromoted: the champion stays.
+        ArtifactError: the story is not finished, or another promotion won.
+    """
+    from refalign.evaluation.champion import run_gate
+
+    folders = (load_summary(output) or {}).get("folders", {})
+    steps = {name: Step.open(output / folder) for name, folder in folders.items()}
+    evaluated, registered = (steps[name].load_manifest() if name in steps else None for name in ("evaluate", "register"))
+    if evaluated is None or registered is None:
+        raise ArtifactError(f"{output}: no registered model; finish pipelines/full.py with this output first.")
+    decision = run_gate(config, steps["evaluate"], evaluated, registered, make_tracking_uri(config.tracking.uri, output))
+    for each in decision.comparisons:
+        interval = f"[{each.low:+.3f}, {each.high:+.3f}]"
+        print(f"  {each.score:12} {each.gain:+.3f} {interval} over {each.prompts} prompts, p {each.p_value:.4f}")
+    if not decision.passed:
+        raise NotPromoted(f"{registered['name']} version {registered['version']} stays challenger: {decision.reason}.")
+    print(f"{registered['name']} version {registered['version']} is champion: {decision.reason}")
+
+
+def run_rollback(config: RunConfig, output: Path) -> None:
+    """Gives the alias back."""
+    from refalign.tracking.promotion import rollback
+
+    name = config.tracking.model_name
+    before, now = rollback(make_tracking_uri(config.tracking.uri, output), name)
+    print(f"{name}: version {now} is champion again, version {before} is not")
+
+
+def run_list(config: RunConfig, output: Path) -> None:
+    """Every version with its aliases and what the gate said."""
+    from refalign.tracking.promotion import list_versions
+
+    for each in list_versions(make_tracking_uri(config.tracking.uri, output), config.tracking.model_name):
+        aliases = ", ".join(each["aliases"]) or "-"
+        print(
+            f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {each['gate']}: {each['reason']}".rstrip(": ")
+        )

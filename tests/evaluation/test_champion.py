@@ -1,0 +1,86 @@
+"""Promotion: the champion's videos are made as the challenger's were, and the gate's word becomes the registry's."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from make_run import make_shards, make_subjects, make_train
+
+from refalign.champion import run_list, run_promote, run_rollback
+from refalign.errors import ArtifactError, ConfigError, NotPromoted
+from refalign.evaluation.champion import score_champion
+from refalign.evaluation.launch import run_evaluation
+from refalign.models.wan import load_transformer
+from refalign.presets import toy_tiny
+from refalign.steps import Step, write_json
+from refalign.tracking.registry import register_model
+from refalign.tracking.run import StoryRun
+
+
+def make_config(**evaluation):
+    config = toy_tiny()
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_champion_is_scored_on_the_same_videos_as_its_challenger(tmp_path):
+    config = make_config(num_inference_steps=1, num_samples=2)
+    shards = make_shards(tmp_path, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c"})
+    steps = {"shards": shards, "subjects": make_subjects(tmp_path, ["a", "b", "c"]), "train": make_train(tmp_path)}
+    export = steps["train"].folder / "export"
+    shutil.copytree(config.models.base, export)
+    trained = load_transformer(str(export))
+    torch.nn.init.normal_(trained.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    trained.save_pretrained(export / "transformer")
+    step = Step.make(tmp_path, "evaluate", 0)
+    evaluated = run_evaluation(config, step=step, steps=steps)
+    after = {sample["key"]: sample["scores"]["after"] for sample in evaluated["samples"]}
+    assert score_champion(config, step, evaluated, export) == after
+    assert after["a"]["copy_paste"] is not None and after["b"]["copy_paste"] is None
+    before = {sample["key"]: sample["scores"]["before"] for sample in evaluated["samples"]}
+    assert before != after
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    """An output folder whose story registered the toy base twice."""
+    output = tmp_path_factory.mktemp("stories")
+    config = make_config()
+    story = StoryRun.open(config, output=output, fingerprint="a" * 12)
+    register = [register_model(story, config, key=key, export_folder=config.models.base, card="", tags={}) for key in "xy"]
+    return output, config, [model.version for model in register]
+
+
+def tell(output, version, gain):
+    """Leaves what a story that registered ``version`` leaves: 24 scored samples, ``gain`` better than before."""
+    rng = np.random.default_rng(int(version))
+    samples = []
+    for number in range(24):
+        before, after = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6) + gain
+        scores = {"before": {"fidelity": before, "own_above_other": 0.5}, "after": {"fidelity": after, "own_above_other": 0.5}}
+        samples.append({"key": str(number), "scores": scores})
+    evaluate, register = Step.make(output, "evaluate", version, gain), Step.make(output, "register", version, gain)
+    evaluate.commit({"samples": samples})
+    register.commit({"name": "refalign", "version": version})
+    write_json(output / "summary.json", {"folders": {step.name: step.folder.name for step in (evaluate, register)}})
+
+
+def test_the_gates_word_becomes_the_registrys(registry, tmp_path, capsys):
+    output, config, (first, second) = registry
+    with pytest.raises(ArtifactError, match=r"no registered model; finish pipelines/full\.py"):
+        run_promote(config, tmp_path)
+    tell(output, first, gain=0.0)
+    with pytest.raises(NotPromoted, match=f"version {first} stays challenger: not better"):
+        run_promote(config, output)
+    tell(output, second, gain=0.2)
+    run_promote(config, output)
+    assert f"version {second} is champion" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="champion already"):
+        run_promote(config, output)
+    run_list(config, output)
+    newest, oldest = capsys.readouterr().out.splitlines()
+    assert newest.split()[:2] == [second, "challenger,"] and "champion" in newest and "passed: against the base model" in newest
+    assert oldest.split()[0] == first and "refused: against the base model: not better" in oldest
+    with pytest.raises(ArtifactError, match="no champion before this one"):
+        run_rollback(config, output)
