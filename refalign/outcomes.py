@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,17 +50,26 @@ def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return counts
 
 
-def check_quarantined(outcomes: Sequence[Outcome], limit: float) -> None:
-    """Raises `TooManyQuarantined` when more than the share ``limit`` of the items of a level are faulty."""
-    for level in ("video", "clip"):
-        of_level = [outcome for outcome in outcomes if outcome.level == level]
-        faults = [outcome for outcome in of_level if outcome.status == "quarantined"]
-        if faults and len(faults) > limit * len(of_level):
-            reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(fault.reason for fault in faults).most_common())
+def check_quarantined(described: Mapping[str, Any], limit: float) -> None:
+    """Refuses a step with more faults than are tolerated.
+
+    Args:
+        described: what the step's manifest will say: ``counts``, as `count_outcomes` gives them, and ``outcomes``.
+        limit: largest share of the items of a level that may be faulty.
+
+    Raises:
+        TooManyQuarantined: counts the faults and shows the first.
+    """
+    for level, count in sorted(described["counts"].items(), reverse=True):  # videos before their clips
+        faults = sum(count["quarantined"].values())
+        if faults and faults > limit * count["planned"]:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(count["quarantined"]).most_common())
+            of_level = [outcome for outcome in described["outcomes"] if outcome["level"] == level]
+            first = next(outcome for outcome in of_level if outcome["reason"] in count["quarantined"])
             raise TooManyQuarantined(
                 "TOO_MANY_QUARANTINED",
-                f"{len(faults)} of {len(of_level)} {level}s were quarantined ({reasons}); the limit is {limit}. "
-                f"First: {faults[0].message}. Raise curation.max_quarantine_fraction to continue.",
+                f"{faults} of {count['planned']} {level}s were quarantined ({reasons}); the limit is {limit}. "
+                f"First: {first['message']}. Raise curation.max_quarantine_fraction to continue.",
             )
 
 

@@ -17,6 +17,8 @@ from refalign.errors import DataError
 
 Pixels = np.ndarray
 _WHITE = 255
+SHEET_GAP_PX = 4
+"""White around every picture of a contact sheet."""
 
 
 def on_white(image: Pixels) -> Pixels:
@@ -69,7 +71,7 @@ def write_png(path: Path, image: Pixels) -> None:
     Path(path).write_bytes(encode_png(image))
 
 
-def make_contact_sheet(rows: Sequence[Sequence[Pixels]], height_px: int, gap_px: int = 4) -> Pixels:
+def make_contact_sheet(rows: Sequence[Sequence[Pixels]], height_px: int, gap_px: int = SHEET_GAP_PX) -> Pixels:
     """One picture with a row per sequence, every image scaled to ``height_px``, on white. Rows may differ in length."""
     strips = [[_scaled_to_height(on_white(image), height_px) for image in row] for row in rows if len(row)]
     if not strips:

@@ -63,13 +63,9 @@ def delete_file(location: str) -> None:
     if not is_remote(location):
         Path(location).unlink(missing_ok=True)
         return
-    system, path = find_system(location)
-    try:
-        with translated_errors(location):
-            system.delete_file(path)
-    except DataError as error:
-        if error.reason != "MISSING":
-            raise
+    with _unless_missing(location):
+        system, path = find_system(location)
+        system.delete_file(path)
 
 
 def delete_folder(location: str) -> None:
@@ -77,10 +73,17 @@ def delete_folder(location: str) -> None:
     if not is_remote(location):
         shutil.rmtree(location, ignore_errors=True)
         return
-    system, path = find_system(location)
+    with _unless_missing(location):
+        system, path = find_system(location)
+        system.delete_dir(path)
+
+
+@contextmanager
+def _unless_missing(location: str) -> Iterator[None]:
+    """For what deletes in a store: nothing there is as good."""
     try:
         with translated_errors(location):
-            system.delete_dir(path)
+            yield
     except DataError as error:
         if error.reason != "MISSING":
             raise

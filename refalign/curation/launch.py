@@ -118,11 +118,11 @@ def run_subjects(
     num_planned = len(planned) + sum(map(len, plan.values()))
     plan, versions = _leave_adopted(step, plan, config.curation.videos_per_part)
     records = run_parts(step, plan, SubjectsActor, config, label="subjects")
-    outcomes = [*planned, *(Outcome(**outcome) for record in records for outcome in record["outcomes"])]
-    counts = count_outcomes(outcomes)
-    assert counts["video"]["planned"] == num_planned, f"{num_planned} planned, {counts['video']} accounted for"
-    check_quarantined(outcomes, config.curation.max_quarantine_fraction)
-    return step.commit({"parts": list(plan), "versions": sorted(versions), **describe_subjects(records, planned)})
+    described = describe_subjects(records, planned)
+    counts = described["counts"]["video"]
+    assert counts["planned"] == num_planned, f"{num_planned} planned, {counts} accounted for"
+    check_quarantined(described, config.curation.max_quarantine_fraction)
+    return step.commit({"parts": list(plan), "versions": sorted(versions), **described})
 
 
 def describe_subjects(records: Sequence[dict[str, Any]], planned: Sequence[Outcome]) -> dict[str, Any]:

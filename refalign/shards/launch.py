@@ -54,8 +54,7 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     counts = described["counts"]["clip"]
     planned += sum(len(record["outcomes"]) for record in records if record["part"] in adopted)
     assert counts["planned"] == planned, f"{planned} planned, {counts} accounted for"
-    outcomes = [Outcome(**outcome) for record in records for outcome in record["outcomes"]]
-    check_quarantined(outcomes, config.curation.max_quarantine_fraction)
+    check_quarantined(described, config.curation.max_quarantine_fraction)
     return step.commit(
         {
             "parts": list(plan),

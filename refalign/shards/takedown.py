@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from refalign.pictures import decode_image, encode_jpeg, make_contact_sheet
+from refalign.pictures import SHEET_GAP_PX, decode_image, encode_jpeg, make_contact_sheet
 from refalign.shards.launch import SHEET_FRAMES, SHEET_PX, count_references, describe_samples
 from refalign.shards.sample import SAMPLE_TENSORS, base_name
 from refalign.shards.writer import write_tar
 from refalign.steps import Step
 from refalign.storage import open_file
-
-_GAP_PX = 4
 
 
 def holds_clips(commit: dict[str, Any], clips: Collection[str]) -> bool:
@@ -90,14 +88,14 @@ def _remove_references(members: dict[str, bytes], clips: Collection[str]) -> tup
 
 def _cut_sheet(sheet: np.ndarray, num_references: int, kept: list[int]) -> np.ndarray:
     """The contact sheet with only the ``kept`` ones of its references; all its pictures are of one size."""
-    width_px = (sheet.shape[1] - _GAP_PX) // max(SHEET_FRAMES, num_references) - _GAP_PX
+    width_px = (sheet.shape[1] - SHEET_GAP_PX) // max(SHEET_FRAMES, num_references) - SHEET_GAP_PX
 
     def tile(row: int, column: int) -> np.ndarray:
-        top, left = (_GAP_PX + place * (size + _GAP_PX) for place, size in ((row, SHEET_PX), (column, width_px)))
+        top, left = (SHEET_GAP_PX + place * (size + SHEET_GAP_PX) for place, size in ((row, SHEET_PX), (column, width_px)))
         return sheet[top : top + SHEET_PX, left : left + width_px, :3]
 
     frames = [tile(0, column) for column in range(SHEET_FRAMES)]
-    return make_contact_sheet([frames, [tile(1, column) for column in kept]], SHEET_PX, gap_px=_GAP_PX)
+    return make_contact_sheet([frames, [tile(1, column) for column in kept]], SHEET_PX)
 
 
 def _read(file: Any, offset: int, size: int) -> bytes:
