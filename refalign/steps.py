@@ -101,6 +101,7 @@ class Step:
     def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Marks the step done. Returns what a later `load_manifest` gives."""
         self._note_store()
+        self._drop_unfinished()
         recipe = {"recipe": self.recipe} if self.recipe else {}
         full = {"step": self.name, "fingerprint": self.fingerprint, **recipe, **manifest}
         write_json(self.folder / "manifest.json", full)
@@ -186,9 +187,13 @@ class Step:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            for left_over in self.parts_folder.glob(".*.tmp"):
-                left_over.unlink()
+            self._drop_unfinished()
             yield
+
+    def _drop_unfinished(self) -> None:
+        """Deletes what killed workers were writing."""
+        for left_over in self.parts_folder.glob(".*.tmp"):
+            left_over.unlink(missing_ok=True)
 
     def _note_store(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -134,3 +134,13 @@ def test_an_item_that_kills_its_workers_is_found_out(tmp_path: Path) -> None:
     assert Step("s", "f", tmp_path).open_journal("q.parquet").begin("poison") == 0, "each part has its own notes"
     journal.close()
     assert Step("s", "f", tmp_path).open_journal("p.parquet").begin("poison") == 0
+
+
+def test_what_a_killed_worker_was_writing_is_gone_when_the_step_is_done(tmp_path):
+    step = make_step(tmp_path)
+    with step.lease():
+        step.write_part("a", lambda path: path.write_bytes(b"a") and {})
+        left_over = step.parts_folder / ".a.elsewhere-1.tmp"  # its driver lived on, and another worker made the part
+        left_over.write_bytes(b"half")
+        step.commit({})
+    assert sorted(path.name for path in step.parts_folder.iterdir()) == ["a", "a.json"]
