@@ -76,6 +76,9 @@ class ShardsConfig(Section):
     augmented_references: Annotated[int, Field(ge=0)] = 0
     """Stored views of each reference that are augmented (turned, sheared, tinted, moved; never cropped), in place of the plain
     one; 0 stores the plain one."""
+    targets: Literal["stored", "computed"] = "stored"
+    """Vision tokens of the references: in the shards, or computed by every training rank from the references' pixels, which the
+    shards then hold instead (PNG, so that the losses stay): less to store and to read, an encoder's pass more in each step."""
     target_dtype: Literal["float16", "int8"] = "float16"
     """How vision tokens are stored: int8, with a scale per token, takes half the space at a cosine error below 1e-4."""
     frame_tokens: bool = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import posixpath
 import re
@@ -231,18 +232,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_disk_space(folder: Path, needed_bytes: int) -> None:
+def describe_bytes(size: float) -> str:
+    """For people: "3.2 GiB"."""
+    power = min(5, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
+def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some space, or give another --output") -> None:
     """Refuses to start what would fill the disk.
 
     Raises:
-        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be.
+        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be; ends with ``advice``.
     """
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise ArtifactError(
-            f"{existing}: {free_bytes / 2**30:.1f} GiB free, about {needed_bytes / 2**30:.1f} GiB needed; "
-            "free some space, or give another --output."
+            f"{existing}: {describe_bytes(free_bytes)} free, about {describe_bytes(needed_bytes)} needed; {advice}."
         )
 
 

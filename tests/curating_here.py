@@ -32,6 +32,10 @@ def run_parts_here(step, plan, actor, config, *, label):
 
 @pytest.fixture()
 def here(monkeypatch):
+    do_without_ray(monkeypatch)
+
+
+def do_without_ray(monkeypatch):
     for module in (launch, pairs, selection, shards_launch):
         monkeypatch.setattr(module, "run_parts", run_parts_here)
 

@@ -102,7 +102,7 @@ def test_step_folders_are_told_from_others(tmp_path):
 
 def test_too_little_disk_space_is_refused_before_the_start(tmp_path):
     check_disk_space(tmp_path / "not" / "there", 1)
-    with pytest.raises(ArtifactError, match="GiB needed"):
+    with pytest.raises(ArtifactError, match="PiB needed; free some space, or give"):
         check_disk_space(tmp_path, 10**18)
 
 

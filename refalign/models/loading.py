@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,28 @@ def identify_model(source: str, revision: str | None = None) -> str:
         return f"{source}@{revision}"
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return make_fingerprint([[file.relative_to(path).as_posix(), digest_sampled(str(file))] for file in files])
+
+
+def load_model_config(source: str, *, subfolder: str | None = None, revision: str | None = None) -> dict[str, Any]:
+    """The ``config.json`` of a model in a local folder or on the hub; no weight is read.
+
+    Args:
+        source, subfolder, revision: as of `load_pretrained`.
+
+    Raises:
+        ArtifactError: it is missing, or the hub cannot be reached.
+    """
+    if looks_local(source):
+        path = Path(source).expanduser() / (subfolder or "") / "config.json"
+        if not path.is_file():
+            raise ArtifactError(f"{path}: not found; give a folder in the hub's layout or a hub id.")
+        return json.loads(path.read_text())
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return json.loads(Path(hf_hub_download(source, "config.json", subfolder=subfolder, revision=revision)).read_text())
+    except Exception as error:
+        raise ArtifactError(_advice(f"{source}/{subfolder}" if subfolder else source, False, error)) from error
 
 
 def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:

@@ -15,10 +15,12 @@ from torch import Tensor
 from refalign.config import RunConfig
 from refalign.geometry import check_token_grid, first_frames, letterbox, pool_to_tokens
 from refalign.models.dinov3 import VisionEncoder
+from refalign.models.loading import load_model_config
 from refalign.models.text import TextEncoder
 from refalign.models.vae import VideoVAE
+from refalign.pictures import encode_png
 from refalign.shards.augment import Placement, augment
-from refalign.shards.sample import FRAME_TOKENS, pack_tokens
+from refalign.shards.sample import FRAME_TOKENS, TARGETS, pack_pictures, pack_tokens
 
 _DIT_PATCH = 2
 
@@ -67,15 +69,16 @@ class FrozenEncoders:
         base: dict[str, Any] = {"revision": config.models.base_revision, "device": device, "dtype": dtype}
         self.vae = VideoVAE.from_pretrained(config.models.base, **base)
         self.text = TextEncoder.from_pretrained(config.models.base, **base)
-        self.vision = VisionEncoder.from_pretrained(
-            config.models.vision_encoder, revision=config.models.vision_encoder_revision, device=device, dtype=dtype
-        )
         self.max_text_tokens = config.models.max_text_tokens
         self.settings = config.shards
-        check_token_grid(self.vae.stride_px, _DIT_PATCH, self.vision.patch_size_px)
+        vision: dict[str, Any] = {"revision": config.models.vision_encoder_revision}
+        check_token_grid(self.vae.stride_px, _DIT_PATCH, load_model_config(config.models.vision_encoder, **vision)["patch_size"])
+        vision |= {"device": device, "dtype": dtype}
+        needs_vision = config.shards.targets == "stored" or config.shards.frame_tokens
+        self.vision = VisionEncoder.from_pretrained(config.models.vision_encoder, **vision) if needs_vision else None
 
     def encode(self, frames: np.ndarray, caption: str, references: Sequence[ReferencePicture]) -> dict[str, Tensor]:
-        """Tensors of `refalign.shards.sample.SAMPLE_TENSORS`.
+        """Tensors of `refalign.shards.sample.SAMPLE_TENSORS`, and targets or, where these are computed later, pictures.
 
         Each reference is encoded alone, as a video of one frame. Latents and targets are stored as float16.
 
@@ -87,7 +90,10 @@ class FrozenEncoders:
             name: torch.from_numpy(np.stack([getattr(reference, name) for reference in references])).to(torch.float16)
             for name in ("foreground", "content")
         }
-        tokens = self._encode_tokens("target_tokens", pictures)
+        if self.settings.targets == "stored":
+            tokens = self._encode_tokens(TARGETS, pictures)
+        else:
+            tokens = pack_pictures([encode_png(reference.pixels) for reference in references])
         if self.settings.frame_tokens:
             tokens |= self._encode_tokens(FRAME_TOKENS, frames[first_frames(len(frames))])
         return {
@@ -99,6 +105,7 @@ class FrozenEncoders:
         }
 
     def _encode_tokens(self, name: str, pictures: Any) -> dict[str, Tensor]:
+        assert self.vision is not None, "loaded where vision tokens are stored"
         return pack_tokens(name, self.vision.encode(pictures).cpu(), self.settings.target_dtype)
 
     def encode_text(self, prompt: str) -> Tensor:

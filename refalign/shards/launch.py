@@ -20,23 +20,22 @@ from refalign.outcomes import Outcome, check_quarantined, count_outcomes, descri
 from refalign.parts import run_parts
 from refalign.pictures import encode_jpeg, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, check_table
+from refalign.shards.estimate import announce_size
 from refalign.shards.plan import plan_shards
-from refalign.shards.sample import NULL_PROMPT_NAME
+from refalign.shards.sample import NULL_PROMPT_NAME, SHEET_FRAMES, SHEET_PX
 from refalign.shards.writer import write_tar
 from refalign.steps import Journal, Step
-from refalign.storage import check_disk_space, find_size, join, read_bytes, read_table
+from refalign.storage import find_size, join, read_bytes, read_table
 from refalign.versions import adopt_parts, find_referred
 from refalign.videos import ClipSpec, read_clips
 from refalign.writing import write_bytes
-
-SHEET_PX = 96
-SHEET_FRAMES = 5
 
 
 def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> dict[str, Any]:
     """Runs the step and returns its manifest, whose ``digest`` names the data set by content.
 
     Raises:
+        ArtifactError: no clip is left, or the disk has no room for the shards.
         TooManyQuarantined: more clips failed than ``curation.max_quarantine_fraction`` allows.
     """
     plan = plan_shards(config.shards, subjects, pairs, lambda wanted: adopt_parts(step, wanted))
@@ -44,8 +43,7 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     adopted = [name for name, work in plan.items() if "adopted" in work]
     if not plan:
         raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
-    if not step.store:
-        check_disk_space(step.folder, planned * estimate_sample_bytes(config))
+    announce_size(step, plan, config)
     versions = find_referred(step) if adopted else set()
     for version in sorted(versions):
         _copy_null_prompt(step, version)
@@ -97,20 +95,6 @@ def count_references(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the index says of a sample's references: how many, and which other clips they are from."""
     cross = [info["clip_id"] for info in infos if info["kind"] == "cross_pair"]
     return {"references": len(infos), "cross_references": len(cross), "reference_clips": sorted(set(cross))}
-
-
-def estimate_sample_bytes(config: RunConfig) -> int:
-    """Upper estimate of one stored sample: latents and targets of all references, 16 and 1024 channels wide."""
-    video = config.video
-    cells = (video.height_px // 8) * (video.width_px // 8)
-    num_latents = 1 + (video.num_frames - 1) // 4
-    latents = num_latents * cells * 16 * 2
-    if config.shards.frame_tokens:
-        latents += num_latents * cells // 4 * 1024 * 2
-    views = max(1, config.shards.augmented_references)
-    references = config.curation.max_references * (1 + config.pairs.max_references_per_subject) * views
-    target_bytes = cells // 4 * 1024 * (1 if config.shards.target_dtype == "int8" else 2)
-    return latents + references * (cells * 16 * 2 + target_bytes) + 2**18
 
 
 class ShardsActor:

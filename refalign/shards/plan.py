@@ -38,10 +38,14 @@ def plan_shards(
     split_of = {row["clip_id"]: row["split"] for row in verdicts.to_pylist() if not row["reason"]}
     file_of: dict[str, str] = {}
     rows: dict[str, str] = {}
+    subjects_of: dict[str, list[str]] = {}
+    caption_bytes: dict[str, int] = {}
     for file in in_parallel(subjects.locate, subjects_manifest["parts"]):
         for row in read_table(file, _DECIDING).to_pylist():
             if row["clip_id"] in split_of:
                 file_of[row["clip_id"]], rows[row["clip_id"]] = file, digest_work(row)
+                subjects_of[row["clip_id"]] = [subject["subject_id"] for subject in row["subjects"]]
+                caption_bytes[row["clip_id"]] = len(row["caption"].encode())
     references = _load_references(pairs, pairs_manifest["parts"], split_of)
     works = {clip_id: _digest_clip(split_of[clip_id], rows, clip_id, references[clip_id]) for clip_id in file_of}
     adopted = adopt(set(works.values())) if adopt else {}
@@ -53,12 +57,16 @@ def plan_shards(
         clips = sorted(clip_id for clip_id in file_of if split_of[clip_id] == split and works[clip_id] not in done)
         for number, start in enumerate(range(0, len(clips), config.samples_per_shard), len(kept)):
             chosen = clips[start : start + config.samples_per_shard]
+            shown = [subject for clip_id in chosen for subject in subjects_of[clip_id]]
+            shown += [pair["subject_id"] for clip_id in chosen for pair in references[clip_id]]
             needed = [*chosen, *(pair["reference_clip_id"] for clip_id in chosen for pair in references[clip_id])]
             plan[f"{split}-{number:06d}.tar"] = {
                 "split": split,
                 "work": [works[clip_id] for clip_id in chosen],
                 "clips": chosen,
                 "pairs": [pair for clip_id in chosen for pair in references[clip_id]],
+                "references": len(shown) * max(1, config.augmented_references),
+                "caption_bytes": sum(caption_bytes[clip_id] for clip_id in chosen),
                 "files": sorted({file_of[clip_id] for clip_id in needed}),
             }
     return plan

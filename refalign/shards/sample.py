@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,20 @@ SAMPLE_TENSORS = {
     "latents": "Z T h w",  # normalised
     "prompt_embeds": "L D",  # real tokens only
     "reference_latents": "R Z h w",  # normalised
-    "target_tokens": "R P E",  # frozen vision tokens of each reference
     "foreground": "R P",  # share of the subject in each patch, 0 to 1
     "content": "R P",  # share of each patch that is picture, not the white of the letterbox, 0 to 1
 }
 """Tensor -> axes. R counts reference pictures over all subjects of the clip."""
+TARGETS = "target_tokens"
+PICTURES, PICTURE_SIZES = "pictures", "picture_sizes"
+_STORED = {TARGETS: "R P E"}  # frozen vision tokens of each reference
+_COMPUTED = {PICTURES: "N", PICTURE_SIZES: "R"}  # PNG files of the references, one after the other, and the bytes of each
 FRAME_TOKENS = "frame_tokens"
 """T P E: vision tokens of the pixel frame that each latent frame begins with; only under ``shards.frame_tokens``."""
 
 
+SHEET_PX, SHEET_FRAMES = 96, 5
+"""Height of the pictures on a sample's contact sheet, and how many frames of the clip are shown above the references."""
 NULL_PROMPT_NAME = "null_prompt.safetensors"
 """The empty prompt's embedding, beside the parts."""
 _SCALE = "_scale"
@@ -51,14 +57,15 @@ def check_sample(
     Raises:
         SchemaError: names the sample and what disagrees.
     """
-    missing = [name for name in SAMPLE_TENSORS if name not in tensors]
+    declared = SAMPLE_TENSORS | (_STORED if has_targets(tensors) else _COMPUTED)
+    missing = [name for name in declared if name not in tensors]
     if missing:
         raise SchemaError(f"{where} lacks {missing}; it was written by another version: run the shards step again.")
-    wrong = {name: tuple(tensors[name].shape) for name, axes in SAMPLE_TENSORS.items() if tensors[name].ndim != len(axes.split())}
+    wrong = {name: tuple(tensors[name].shape) for name, axes in declared.items() if tensors[name].ndim != len(axes.split())}
     if wrong:
-        raise SchemaError(f"{where}: shapes {wrong}; expected the axes { ({name: SAMPLE_TENSORS[name] for name in wrong}) }.")
+        raise SchemaError(f"{where}: shapes {wrong}; expected the axes { ({name: declared[name] for name in wrong}) }.")
     references = info.get("references", [])
-    counts = {name: len(tensors[name]) for name, axes in SAMPLE_TENSORS.items() if axes.startswith("R ")}
+    counts = {name: len(tensors[name]) for name, axes in declared.items() if axes.startswith("R")}
     if set(counts.values()) != {len(references)}:
         raise SchemaError(f"{where}: {counts} references in the tensors, {len(references)} in the JSON.")
     if tuple(tensors["latents"].shape) != shape:
@@ -69,9 +76,35 @@ def check_sample(
     return tensors
 
 
-def base_name(name: str) -> str:
-    """The tensor that a stored entry belongs to: itself, or the one whose scale it is."""
-    return name.removesuffix(_SCALE)
+def has_targets(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a sample holds vision tokens, and not the pictures to compute them from."""
+    return PICTURE_SIZES not in tensors
+
+
+def keep_references(tensors: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:
+    """The sample's tensors with only those of its references."""
+    per_reference = {name for name, axes in (SAMPLE_TENSORS | _STORED).items() if axes.startswith("R ")}
+    rows = torch.tensor(kept, dtype=torch.long)
+    rest = {
+        name: tensor[rows].contiguous() if name.removesuffix(_SCALE) in per_reference else tensor
+        for name, tensor in tensors.items()
+    }
+    return rest if has_targets(tensors) else rest | pack_pictures(unpack_pictures(tensors, kept))
+
+
+def pack_pictures(files: Sequence[bytes]) -> dict[str, Tensor]:
+    """Picture files as the tensors `PICTURES` and `PICTURE_SIZES`."""
+    return {
+        PICTURES: torch.frombuffer(bytearray(b"".join(files)) or bytearray(1), dtype=torch.uint8)[: sum(map(len, files))],
+        PICTURE_SIZES: torch.tensor([len(file) for file in files], dtype=torch.int64),
+    }
+
+
+def unpack_pictures(tensors: Mapping[str, Tensor], chosen: Sequence[int]) -> list[bytes]:
+    """The files of the ``chosen`` references."""
+    ends = tensors[PICTURE_SIZES].cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return [tensors[PICTURES][starts[number] : ends[number]].numpy().tobytes() for number in chosen]
 
 
 def pack_tokens(name: str, tokens: Float[Tensor, "... E"], dtype: str) -> dict[str, Tensor]:

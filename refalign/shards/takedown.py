@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from refalign.pictures import SHEET_GAP_PX, decode_image, encode_jpeg, make_contact_sheet
-from refalign.shards.launch import SHEET_FRAMES, SHEET_PX, count_references, describe_samples
-from refalign.shards.sample import SAMPLE_TENSORS, base_name
+from refalign.shards.launch import count_references, describe_samples
+from refalign.shards.sample import SHEET_FRAMES, SHEET_PX, keep_references
 from refalign.shards.writer import write_tar
 from refalign.steps import Step
 from refalign.storage import open_file
@@ -66,17 +66,12 @@ def _close(outcome: dict[str, Any], clips: Collection[str], explain: Callable[[s
 
 def _remove_references(members: dict[str, bytes], clips: Collection[str]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The sample's members without the pictures from those clips, and what the index says of the rest."""
-    import torch
     from safetensors.torch import load, save
 
     info = json.loads(members["json"])
     references = info["references"]
     kept = [number for number, reference in enumerate(references) if reference["clip_id"] not in clips]
-    rows = torch.tensor(kept, dtype=torch.long)
-    tensors = {
-        name: tensor[rows].contiguous() if SAMPLE_TENSORS.get(base_name(name), "").startswith("R ") else tensor
-        for name, tensor in load(members["safetensors"]).items()
-    }
+    tensors = keep_references(load(members["safetensors"]), kept)
     info["references"] = [references[number] for number in kept]
     rewritten = {
         "safetensors": save(tensors),

@@ -14,12 +14,14 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from refalign.config import RunConfig, TrainingConfig
+from refalign.config import ObjectiveConfig, RunConfig, TrainingConfig
+from refalign.geometry import VAE_STRIDE_PX
+from refalign.pictures import decode_image
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
-from refalign.shards.sample import FRAME_TOKENS, Sample, unpack_tokens
+from refalign.shards.sample import FRAME_TOKENS, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
 from refalign.training.optim import locate_step
 
 NUM_TIMESTEPS = 1000
@@ -42,11 +44,12 @@ class Batch:
     timestep_index: Int[Tensor, "B"]
     prompt_embeds: Float[Tensor, "B L D"]
     reference_latents: Float[Tensor, "B K Z h w"]
-    target_tokens: Float[Tensor, "B K P E"]
     alignment_mask: Bool[Tensor, "B K"]
     subject_index: Int[Tensor, "B K"]
     keys: tuple[str, ...]
     positions: tuple[int, ...]
+    target_tokens: Float[Tensor, "B K P E"] | None = None  # None: none in the shards
+    reference_pixels: UInt8[Tensor, "B K H W 3"] | None = None  # what targets are computed from, where they are
     token_weight: Float[Tensor, "B K P"] | None = None  # None: all tokens alike
     frame_tokens: Float[Tensor, "B T P E"] | None = None  # under REPA only
 
@@ -117,7 +120,6 @@ class BatchMaker:
     def _read(self, group: Sequence[Planned], cross_pair_fraction: float) -> Batch:
         parts = []
         objective = self.config.objective
-        weight = TOKEN_WEIGHTS.get(objective.token_weight)
         samples = self.index.read_many([item.index for item in group])
         for item, sample in zip(group, samples, strict=True):
             prompt_embeds = sample.tensors["prompt_embeds"]
@@ -126,7 +128,7 @@ class BatchMaker:
             parts.append(
                 {
                     **_noise_part(sample, item.draw),
-                    **_reference_part(sample, item.draw, cross_pair_fraction, weight),
+                    **_reference_part(sample, item.draw, cross_pair_fraction, objective),
                     **({FRAME_TOKENS: unpack_tokens(sample.tensors, FRAME_TOKENS)} if objective.alignment == "repa" else {}),
                     "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
@@ -247,22 +249,33 @@ def _noise_part(sample: Sample, draw: Draw) -> dict[str, Tensor]:
     return {"latents": latents, "noise": noise, "timestep_index": torch.tensor(draw.timestep_index)}
 
 
-def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, weight: str | None) -> dict[str, Tensor]:
+def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, objective: ObjectiveConfig) -> dict[str, Tensor]:
     tensors = sample.tensors
     chosen = []
     if draw.keep_references:
         chosen = choose_references(sample.info["references"], draw.choices, cross_pair_fraction)
     part = {
         "reference_latents": tensors["reference_latents"][chosen].float(),
-        "target_tokens": unpack_tokens(tensors, "target_tokens", chosen),
         "alignment_mask": torch.ones(len(chosen), dtype=torch.bool),
         "subject_index": torch.tensor([sample.info["references"][number]["subject_index"] for number in chosen]).long(),
     }
-    if weight is not None:
+    if has_targets(tensors):
+        part[TARGETS] = unpack_tokens(tensors, TARGETS, chosen)
+    elif objective.alignment == "reference_alignment":
+        part["reference_pixels"] = _decode_pictures(sample, chosen)
+    if weight := TOKEN_WEIGHTS.get(objective.token_weight):
         part["token_weight"] = tensors[weight][chosen].float()
     if chosen:
         return part
     return {name: tensor.new_zeros(1, *tensor.shape[1:]) for name, tensor in part.items()}
+
+
+def _decode_pictures(sample: Sample, chosen: list[int]) -> UInt8[Tensor, "K H W 3"]:
+    height, width = (VAE_STRIDE_PX * size for size in sample.tensors["latents"].shape[-2:])
+    pixels = torch.zeros(len(chosen), height, width, 3, dtype=torch.uint8)
+    for picture, file in zip(pixels, unpack_pictures(sample.tensors, chosen), strict=True):
+        picture.numpy()[:] = decode_image(file, f"a reference of sample {sample.key}")
+    return pixels
 
 
 def _pad(prompt_embeds: Float[Tensor, "L D"], length: int) -> Float[Tensor, "length D"]:

@@ -18,8 +18,8 @@ from typing import Any
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, BackendUnavailable
 from refalign.steps import Step
+from refalign.storage import describe_bytes
 from refalign.training.launch import Settings, launch_on_ray, make_settings
-from refalign.training.sizes import describe_bytes
 
 _ANSWER_S = 20
 
@@ -85,7 +85,8 @@ def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:
     run = start_run(config, shards, folder / "run")
     steps = count_steps(config.training)
     index = run.maker.index
-    estimate = estimate_for(config, index, load_shapes(index), load_transformer_config(config), ranks.size, ranks.device.type)
+    shapes = load_shapes(index, config.models)
+    estimate = estimate_for(config, index, shapes, load_transformer_config(config), ranks.size, ranks.device.type)
     record: dict[str, Any] = {}
     wait_s = 0.0
     for step in range(1, min(2, steps) + 1):  # the first one also starts libraries and fills caches

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -49,6 +49,10 @@ from refalign.training.preflight import check_batch_size, check_fits, check_shap
 from refalign.training.records import FILE_NAME, append_record, truncate_records
 from refalign.training.sizes import ModelSizes
 from refalign.training.step import StepOutput, train_step
+from refalign.training.targets import add_targets, computes_targets, load_vision_encoder
+
+if TYPE_CHECKING:
+    from refalign.models.dinov3 import VisionEncoder
 
 Log = Callable[[int, dict[str, float]], None]
 Build = Callable[[RunConfig, int], TrainedModels]
@@ -73,6 +77,7 @@ class Run:
     is_told: Callable[[], bool] = lambda: False  # to stop
     must_stop: bool = False  # some rank was told
     step: int = 0  # optimizer steps taken
+    vision: VisionEncoder | None = None  # where targets are computed
 
 
 def train(
@@ -157,7 +162,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     check_batch_size(config.training, ranks.size)
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
-    shapes = load_shapes(index)
+    shapes = load_shapes(index, config.models)
     check_fits(config, index, shapes, ranks)
     # The first rank reads the weights and the others receive theirs; those who build their own models build them everywhere.
     models = (build_empty_models if build is build_models and not ranks.is_first else build)(config, shapes.vision_width)
@@ -187,6 +192,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
             keep_best=config.training.keep_best,
             asynchronous=config.training.async_checkpoints,
         ),
+        vision=load_vision_encoder(config, ranks.device) if computes_targets(config, shapes.has_targets) else None,
     )
     _resume(run)
     return run
@@ -235,7 +241,7 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
 
 
 def _forward(run: Run, batch: Batch, global_batch_size: int) -> StepOutput:
-    batch = batch.to(run.ranks.device)
+    batch = add_targets(batch, run.vision).to(run.ranks.device)
     return train_step(run.models, batch, run.schedule, objective=run.config.objective, global_batch_size=global_batch_size)
 
 

@@ -15,6 +15,7 @@ a forward pass, N tokens of a sample of which V are its video's, L text tokens, 
     backward      gradients on their way through one block
     staged        on a CPU: the copy of weights, moments and average that a checkpoint is written from; beside a GPU it lies in
                   the host's memory and is not counted here
+    encoder       the frozen vision encoder, where targets are computed (`refalign.training.targets`)
 
 The fullest moment is the start of a backward pass (all activations; gradients too, where earlier passes of the step left
 theirs) or its end (all gradients, one block's activations). Compared with measurements in tests/training/test_memory.py.
@@ -30,7 +31,8 @@ import torch
 
 from refalign.config import TrainingConfig
 from refalign.errors import ConfigError
-from refalign.training.sizes import ModelSizes, PassSizes, describe_bytes
+from refalign.storage import describe_bytes
+from refalign.training.sizes import ModelSizes, PassSizes
 
 _RESERVE = 0.08
 """Share of the memory that allocator, kernels and libraries take for themselves."""
@@ -60,6 +62,7 @@ class MemoryEstimate:
     backward: float
     staged: float
     peak: float
+    encoder: float = 0.0
 
     def describe(self) -> str:
         """One line, largest first."""

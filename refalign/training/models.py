@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, ConfigError
+from refalign.models.loading import load_model_config
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer, load_transformer
 from refalign.training.blocks import prepare_blocks
@@ -135,11 +135,7 @@ def _make_mesh(shards: int | None, ranks: Ranks) -> DeviceMesh | None:
 def load_transformer_config(config: RunConfig) -> dict[str, Any]:
     """The config.json of the Transformer that `build_models` will load."""
     source = f"{config.training.start_from}/export" if config.training.start_from else config.models.base
-    path = Path(source).expanduser() / "transformer" / "config.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    known: Any = RefAlignTransformer.load_config(source, subfolder="transformer", revision=config.models.base_revision)
-    return dict(known)
+    return load_model_config(source, subfolder="transformer", revision=config.models.base_revision)
 
 
 def build_empty_models(config: RunConfig, vision_width: int) -> TrainedModels:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refalign.config import RunConfig, TrainingConfig
+from refalign.config import ModelsConfig, RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
 from refalign.shards.reader import ShardIndex
-from refalign.shards.sample import FRAME_TOKENS
+from refalign.shards.sample import FRAME_TOKENS, TARGETS, has_targets
 from refalign.storage import check_disk_space
 from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory, memory_of_worker
 from refalign.training.sizes import ModelSizes, largest_pass
+from refalign.training.targets import EncoderSizes, add_encoder, computes_targets
 
 if TYPE_CHECKING:
     from refalign.training.models import Ranks
@@ -31,6 +32,7 @@ class ShardShapes:
     text_width: int
     tokens_per_reference: int
     vision_width: int
+    has_targets: bool
     has_frame_tokens: bool
 
 
@@ -47,7 +49,7 @@ def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIn
     """
     index = ShardIndex.open(shards, "train")
     ShardIndex.open(shards, "validation")
-    shapes = load_shapes(index)
+    shapes = load_shapes(index, config.models)
     base = Path(config.models.base).expanduser()
     if base.is_dir():
         path = base / "transformer" / "config.json"
@@ -58,11 +60,11 @@ def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIn
     return index
 
 
-def load_shapes(index: ShardIndex) -> ShardShapes:
-    """Reads the first sample.
+def load_shapes(index: ShardIndex, models: ModelsConfig) -> ShardShapes:
+    """Reads the first sample; where it has no targets, their width is that of the vision encoder of ``models``.
 
     Raises:
-        ArtifactError: the split has no samples.
+        ArtifactError: the split has no samples, or the vision encoder's config is missing.
         SchemaError: a tensor is missing or does not have the declared axes.
     """
     if not len(index):
@@ -72,9 +74,18 @@ def load_shapes(index: ShardIndex) -> ShardShapes:
     tensors = index.read(0).tensors
     where = f"{index.entries[0].shard}: sample {index.entries[0].key}"
     channels, _, height, width = tensors["latents"].shape
-    _, tokens, vision_width = tensors["target_tokens"].shape
-    text_width = tensors["prompt_embeds"].shape[1]
-    return ShardShapes(where, channels, height, width, text_width, tokens, vision_width, FRAME_TOKENS in tensors)
+    has = has_targets(tensors)
+    return ShardShapes(
+        where,
+        channels,
+        height,
+        width,
+        text_width=tensors["prompt_embeds"].shape[1],
+        tokens_per_reference=tensors["foreground"].shape[1],
+        vision_width=tensors[TARGETS].shape[-1] if has else EncoderSizes.load(models).width,
+        has_targets=has,
+        has_frame_tokens=FRAME_TOKENS in tensors,
+    )
 
 
 def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[str, Any]) -> None:
@@ -149,7 +160,10 @@ def estimate_for(
     """Memory of a rank at the largest forward pass that these shards can give."""
     model = ModelSizes.of(transformer, config.objective, shapes.vision_width)
     largest = largest_pass(index, model, micro_batch=config.training.micro_batch, text_tokens=config.models.max_text_tokens)
-    return estimate_memory(model, largest, config.training, num_ranks=num_ranks, device_type=device_type)
+    estimate = estimate_memory(model, largest, config.training, num_ranks=num_ranks, device_type=device_type)
+    if not computes_targets(config, shapes.has_targets):
+        return estimate
+    return add_encoder(estimate, EncoderSizes.load(config.models), largest, config.models)
 
 
 def _estimate_disk_bytes(config: RunConfig, transformer: Path) -> int:

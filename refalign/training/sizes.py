@@ -5,7 +5,6 @@ From config files and the shard index alone: no weight is loaded and diffusers i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -158,9 +157,3 @@ def peak_flops(device_name: str | None) -> float | None:
     if device_name is None:
         return None
     return next((value for part, value in PEAK_FLOPS.items() if part in device_name), None)
-
-
-def describe_bytes(size: float) -> str:
-    """For people: "3.2 GiB"."""
-    power = min(3, int(math.log(max(size, 1), 1024)))
-    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

@@ -61,6 +61,8 @@ def train_step(
         return StepOutput(combine(baseline=baseline, alignment_weight=objective.coefficient), flow_matching)
 
     # 3. Each aligned block's reference tokens: to their own targets, away from those of other subjects
+    targets = batch.target_tokens
+    assert targets is not None, "stored, or computed before this step (`refalign.training.targets`)"
     scoring: dict[str, Any] = {
         "token_weight": batch.token_weight,
         "subject_index": None if objective.same_subject_negatives else batch.subject_index,
@@ -68,7 +70,7 @@ def train_step(
     }
     projected = models.projectors(output.reference_tokens, stop_gradient=objective.stop_gradient)
     blocks = [
-        reference_alignment(tokens, batch.target_tokens, batch.alignment_mask, pull_margin=objective.pull_margin, **scoring)
+        reference_alignment(tokens, targets, batch.alignment_mask, pull_margin=objective.pull_margin, **scoring)
         for tokens in projected
     ]
 
@@ -77,7 +79,7 @@ def train_step(
         blocks=blocks,
         gate=alignment_gate(timestep, objective.gate_power),
         alignment_mask=batch.alignment_mask,
-        push_floor=push_floor(batch.target_tokens, batch.alignment_mask, **scoring),
+        push_floor=push_floor(targets, batch.alignment_mask, **scoring),
         alignment_weight=objective.coefficient,
         push_weight=objective.push_coefficient,
     )

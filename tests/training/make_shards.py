@@ -21,13 +21,15 @@ from refalign.config import (
     TrainingConfig,
     VideoConfig,
 )
+from refalign.pictures import encode_png
+from refalign.shards.sample import pack_pictures
 
 CHANNELS, FRAMES, SIZE, TEXT_WIDTH, VISION_WIDTH = 4, 2, 8, 12, 10
 TOKENS = (SIZE // 2) ** 2
 
 
 def make_sample(
-    number: int, *, subjects: int, has_cross_pairs: bool = True, frame_tokens: bool = False
+    number: int, *, subjects: int, has_cross_pairs: bool = True, frame_tokens: bool = False, pictures: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and JSON of one sample. Latents, prompt and targets depend on a class, so that there is something to learn."""
     draw = torch.Generator().manual_seed(1000 + number)
@@ -53,6 +55,10 @@ def make_sample(
     if frame_tokens:
         tensors["frame_tokens"] = torch.randn(FRAMES, TOKENS, VISION_WIDTH, generator=draw)
     stored = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    if pictures:  # in place of the targets
+        del stored["target_tokens"]
+        pixels = torch.randint(0, 256, (count, 8 * SIZE, 8 * SIZE, 3), generator=draw, dtype=torch.uint8)
+        stored |= pack_pictures([encode_png(each.numpy()) for each in pixels])
     return stored, {"caption": f"clip {number}", "references": references}
 
 
@@ -64,26 +70,30 @@ def write_shards(
     per_shard: int = 8,
     max_subjects: int = 3,
     digest: str = "d1",
-    frame_tokens: bool = False,
+    **form: bool,
 ) -> Path:
-    """Writes a finished shards step with ``train`` and ``validation`` samples of 1 to ``max_subjects`` subjects."""
+    """Writes a finished shards step with ``train`` and ``validation`` samples of 1 to ``max_subjects`` subjects.
+
+    Args:
+        form: as of `make_sample`.
+    """
     (folder / "parts").mkdir(parents=True)
     for split, first, count in (("train", 0, train), ("validation", 500, validation)):
         for shard, start in enumerate(range(0, count, per_shard)):
             numbers = range(first + start, first + min(start + per_shard, count))
-            write_shard(folder / "parts" / f"{split}-{shard:06d}.tar", split, numbers, max_subjects, frame_tokens)
+            write_shard(folder / "parts" / f"{split}-{shard:06d}.tar", split, numbers, max_subjects, **form)
     parts = [path.name for path in sorted((folder / "parts").glob("*.tar"))]
     (folder / "manifest.json").write_text(json.dumps({"step": "shards", "digest": digest, "parts": parts}))
     return folder
 
 
-def write_shard(path: Path, split: str, numbers: range, max_subjects: int, frame_tokens: bool = False) -> None:
+def write_shard(path: Path, split: str, numbers: range, max_subjects: int, **form: bool) -> None:
     """One tar and its commit with byte offsets."""
     samples = []
     with tarfile.open(path, "w") as tar:
         for number in numbers:
             subjects = 1 + number % max_subjects
-            tensors, info = make_sample(number, subjects=subjects, frame_tokens=frame_tokens)
+            tensors, info = make_sample(number, subjects=subjects, **form)
             files = {"safetensors": save(tensors), "json": json.dumps(info).encode(), "jpg": b"\xff\xd8\xff\xd9"}
             members = {}
             for suffix, data in files.items():

@@ -74,9 +74,34 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
     config = make_config(base, global_batch=8, micro_batch=2, **keep, **settings)
     index = ShardIndex.open(shards, "train")
     transformer = json.loads((base / "transformer" / "config.json").read_text())
-    estimate = estimate_for(config, index, load_shapes(index), transformer, 1, "cpu")
+    estimate = estimate_for(config, index, load_shapes(index, config.models), transformer, 1, "cpu")
     # No checkpoint is on its way while it is measured.
     assert estimate.peak - estimate.staged == pytest.approx(measure_peak(config, shards, tmp_path / "run"), rel=0.15)
+
+
+def write_encoder(folder: Path, width: int, layers: int) -> Path:
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=4)).save_pretrained(folder)
+    return folder
+
+
+def test_the_estimate_knows_the_vision_encoder_where_targets_are_computed(base: Path, tmp_path: Path) -> None:
+    """An encoder that takes most of the memory, and counts only where it is loaded."""
+    shards = {name: write_shards(tmp_path / name, pictures=name == "pictures") for name in ("pictures", "tokens")}
+    config = make_config(base, global_batch=8, micro_batch=4, drop_references=0.0, drop_both=0.0)
+    models = config.models.model_copy(update={"vision_encoder": str(write_encoder(tmp_path / "encoder", 192, 4))})
+    config = config.model_copy(update={"models": models})
+    transformer = json.loads((base / "transformer" / "config.json").read_text())
+    peaks = {}
+    for name, folder in shards.items():
+        index = ShardIndex.open(folder, "train")
+        peaks[name] = estimate_for(config, index, load_shapes(index, config.models), transformer, 1, "cpu")
+    assert peaks["tokens"].encoder == 0 and "encoder" in peaks["pictures"].describe()
+    assert peaks["pictures"].encoder > 3 * peaks["tokens"].peak
+    ours = peaks["pictures"].peak - peaks["pictures"].staged
+    assert ours == pytest.approx(measure_peak(config, shards["pictures"], tmp_path / "run"), rel=0.15)
 
 
 @pytest.mark.parametrize("alignment", ["none", "reference_alignment"])

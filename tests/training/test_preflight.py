@@ -77,7 +77,7 @@ def test_latents_that_cannot_be_cut_into_patches_are_refused(base: Path, shards:
 
     from refalign.shards.reader import ShardIndex
 
-    shapes = load_shapes(ShardIndex.open(shards, "train"))
+    shapes = load_shapes(ShardIndex.open(shards, "train"), make_config(base).models)
     transformer = {"patch_size": [1, 2, 2], "in_channels": 4, "text_dim": 12, "num_layers": 2}
     check_shapes(shapes, make_config(base), transformer)
     with pytest.raises(SchemaError, match="latents of 9 x 8 cannot be cut"):
