@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from make_shards import make_sample, write_shards  # noqa: E402
 
 from refalign.errors import ArtifactError, SchemaError  # noqa: E402
-from refalign.shards.reader import Prefetcher, SampleOrder, ShardIndex, random_words  # noqa: E402
+from refalign.shards.reader import Prefetcher, SampleOrder, ShardIndex, random_words, view_tensors  # noqa: E402
 
 
 @pytest.fixture()
@@ -52,6 +53,43 @@ def test_a_missing_or_short_shard_is_named_with_the_way_out(folder: Path) -> Non
     shard.unlink()
     with pytest.raises(ArtifactError, match=r"train-000001\.tar: this shard is missing; delete"):
         ShardIndex.open(folder, "train")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 512])
+def test_tensors_are_views_and_equal_the_librarys(offset: int) -> None:
+    from safetensors.torch import load, save
+
+    draw = torch.Generator().manual_seed(0)
+    made = {
+        "halves": torch.randn(3, 5, generator=draw).half(),
+        "brain": torch.randn(2, generator=draw).bfloat16(),
+        "scales": torch.randn(7, generator=draw),
+        "bytes": torch.arange(13, dtype=torch.uint8),
+        "signed": torch.arange(-5, 6, dtype=torch.int8),
+        "sizes": torch.tensor([3, 0, 2**40]),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(2.5),
+    }
+    file = save(made, metadata={"format": "pt"})
+    data = np.frombuffer(bytearray(offset) + file, np.uint8)[offset:]
+    ours, theirs = view_tensors(data), load(file)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].shape == tensor.shape and torch.equal(ours[name], tensor)
+    start = data.__array_interface__["data"][0]
+    assert all(start <= tensor.data_ptr() < start + len(data) for tensor in ours.values() if tensor.numel()) or offset % 8
+
+
+@pytest.mark.parametrize("end", [4, 100, -1])
+def test_a_cut_off_file_of_tensors_is_no_file_of_tensors(end: int) -> None:
+    from safetensors.torch import save
+
+    file = save({"a": torch.ones(4, 4)})
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        view_tensors(np.frombuffer(file[:end], np.uint8).copy())
+    lying = file.replace(b"[4,4]", b"[4,9]")
+    with pytest.raises(ValueError, match=r"bytes 0 to 64 of 64 for a tensor of \[4, 9\] F32"):
+        view_tensors(np.frombuffer(lying, np.uint8).copy())
 
 
 def test_damaged_bytes_and_damaged_commits_are_named(folder: Path) -> None:
