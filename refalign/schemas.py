@@ -19,7 +19,7 @@ _EMBEDDING = pa.list_(_required("item", pa.float32()))
 
 SUBJECT = pa.struct(
     [
-        _required("subject_id", pa.string()),  # <clip_id>-s<rank by area>
+        _required("subject_id", pa.string()),  # <clip_id>-s<rank by area>, or <clip_id>-scene
         _required("class_name", pa.string()),
         _required("frame_time_s", pa.float64()),  # of the chosen frame
         _required("box_xyxy_px", _BOX),
@@ -77,6 +77,11 @@ PAIR_SCHEMA = pa.schema(
         _required("similarity", pa.float32()),
     ]
 )
+
+
+def is_scene(subject_id: str) -> bool:
+    """Whether a reference shows the scene of a clip, not one of its subjects."""
+    return subject_id.endswith("-scene")
 
 
 def check_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:

@@ -44,6 +44,8 @@ class CurationConfig(Section):
     """Largest subject box: what fills the frame is the scene, not a subject."""
     duplicate_iou: Fraction = 0.8
     """Two subjects whose masks overlap at least this much are one."""
+    scene_references: bool = False
+    """Give each clip its scene as one more reference, the subjects cut out; it takes one of the ``max_references`` places."""
     crop: Literal["mask", "box"] = "mask"
     """What a reference shows: the subject cut out on white, or its whole box."""
     classes: tuple[str, ...] = ()
@@ -68,6 +70,12 @@ class CurationConfig(Section):
     """A video on which so many workers died is quarantined instead of started again."""
     max_quarantine_fraction: Fraction = 0.1
     """Share of faulty videos or clips above which the step fails."""
+
+    @model_validator(mode="after")
+    def _leaves_a_subject(self):
+        if self.scene_references and self.max_references == 1:
+            raise ValueError("curation.scene_references=true takes the one place of curation.max_references=1; allow 2 or more")
+        return self
 
 
 class QualityConfig(Section):

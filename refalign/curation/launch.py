@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from refalign.config import RunConfig
 from refalign.curation.captions import choose_caption, load_captioner
 from refalign.curation.quality import load_scorer, match_caption, measure_clip
+from refalign.curation.scenes import make_scene_row
 from refalign.curation.shots import Window, iter_annotated_window, iter_windows
 from refalign.curation.sources import SourceVideo, identify_sources, list_sources, open_source
 from refalign.curation.subjects import choose_classes, choose_subjects, find_candidates, make_subject_row, read_candidates
@@ -279,9 +280,14 @@ class SubjectsActor:
         chosen = choose_subjects(candidates, crop, config.curation)
         if not chosen:
             return None, Outcome("clip", clip_id, "NO_SUBJECT", f"{source.name} at {start_s:.2f} s: no subject within the limits")
-        subjects = [make_subject_row(candidate, window, crop, config) for candidate in chosen]
-        for rank, (subject, embedding) in enumerate(zip(subjects, self._embed(subjects), strict=True)):
-            subject.update(subject_id=f"{clip_id}-s{rank}", embedding=embedding.tolist())
+        subjects = [
+            make_subject_row(candidate, window, crop, config) | {"subject_id": f"{clip_id}-s{rank}"}
+            for rank, candidate in enumerate(chosen)
+        ]
+        scene = make_scene_row(candidates, window, crop, config) if config.curation.scene_references else None
+        subjects += [scene | {"subject_id": f"{clip_id}-scene"}] if scene else []
+        for subject, embedding in zip(subjects, self._embed(subjects), strict=True):
+            subject["embedding"] = embedding.tolist()
         frames = [resize_crop(frame, crop, config.video) for frame in window.samples.values()]
         caption, caption_source = choose_caption(said, frames, lambda: self.captioner, config)
         row = {

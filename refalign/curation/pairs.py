@@ -18,7 +18,7 @@ from refalign.config import PairsConfig, RunConfig
 from refalign.curation.selection import choose_clips, load_crops, load_verdicts
 from refalign.outcomes import Outcome, count_outcomes
 from refalign.parts import run_parts
-from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
 from refalign.steps import Step
 from refalign.storage import in_parallel, read_table
 
@@ -187,7 +187,7 @@ class PairsActor:
             for clip, subject_id, embedding in zip(crops.clips.tolist(), crops.subject_ids, crops.embeddings, strict=True):
                 if takes[clip]:
                     by_group[crops.source_groups[clip]].append((crops.clip_ids[clip], subject_id, embedding))
-        matched = [self._match_group(by_group[group]) for group in sorted(by_group)]
+        matched = [self._match_group(crops) for group in sorted(by_group) for crops in _split_kinds(by_group[group])]
         pairs = pa.concat_tables([PAIR_SCHEMA.empty_table(), *matched])
 
         def write(path: Path) -> dict[str, Any]:
@@ -203,6 +203,12 @@ class PairsActor:
         subjects, references, values = match_subjects(np.stack([crop[2] for crop in crops]), clips, self.config.pairs)
         columns = [clip_ids.take(subjects), subject_ids.take(subjects), clip_ids.take(references), subject_ids.take(references)]
         return pa.Table.from_arrays([*columns, pa.array(values, pa.float32())], schema=PAIR_SCHEMA)
+
+
+def _split_kinds(crops: list[_Crop]) -> list[list[_Crop]]:
+    """Subjects and scenes: the one is never a picture of the other."""
+    kinds = ([crop for crop in crops if is_scene(crop[1]) == wanted] for wanted in (False, True))
+    return [kind for kind in kinds if kind]
 
 
 def _write(path: Path, table: pa.Table, schema: pa.Schema) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
 
 
 def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: CurationConfig) -> list[Candidate]:
-    """The best view of each entity: merged, within the area limits, largest first, at most ``max_references``."""
+    """The best view of each entity: merged, within the area limits, largest first, as many as there are places."""
     crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
     visible = [
         candidate
@@ -126,7 +126,8 @@ def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: 
         if not any(_same_entity(track, other, config.duplicate_iou) for other in kept):
             kept.append(track)
     best = [max(track, key=lambda view: _view_quality(view, track)) for track in kept]
-    return sorted(best, key=lambda view: (-view.area_px, view.box_xyxy_px))[: config.max_references]
+    places = config.max_references - (1 if config.scene_references else 0)
+    return sorted(best, key=lambda view: (-view.area_px, view.box_xyxy_px))[:places]
 
 
 def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, config: RunConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from refalign.parts import run_parts
 from refalign.pictures import encode_jpeg, make_contact_sheet
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.shards.estimate import announce_size
-from refalign.shards.plan import plan_shards
+from refalign.shards.plan import count_views, plan_shards
 from refalign.shards.sample import NULL_PROMPT_NAME, SHEET_FRAMES, SHEET_PX
 from refalign.shards.writer import write_tar
 from refalign.steps import Journal, Step
@@ -217,7 +217,7 @@ class ShardsActor:
                     "box_xyxy_px": [round(value, 2) for value in view["box_xyxy_px"]],
                     "score": round(view["score"], 6),
                 }
-                count = self.config.shards.augmented_references
+                count = count_views(view["subject_id"], self.config.shards)
                 if not count:
                     yield make_reference(view["crop_png"], *size_px, info)
                 for variant in range(count):

@@ -8,7 +8,7 @@ from typing import Any
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
 from refalign.steps import Step
 from refalign.storage import in_parallel, read_table
 from refalign.versions import digest_work
@@ -65,11 +65,16 @@ def plan_shards(
                 "work": [works[clip_id] for clip_id in chosen],
                 "clips": chosen,
                 "pairs": [pair for clip_id in chosen for pair in references[clip_id]],
-                "references": len(shown) * max(1, config.augmented_references),
+                "references": sum(max(1, count_views(subject_id, config)) for subject_id in shown),
                 "caption_bytes": sum(caption_bytes[clip_id] for clip_id in chosen),
                 "files": sorted({file_of[clip_id] for clip_id in needed}),
             }
     return plan
+
+
+def count_views(subject_id: str, config: ShardsConfig) -> int:
+    """Augmented views of a reference that are stored, 0 where it is stored as it is: scenes are shown upright."""
+    return 0 if is_scene(subject_id) else config.augmented_references
 
 
 def _digest_clip(split: str, rows: dict[str, str], clip_id: str, pairs: list[dict[str, Any]]) -> str:
