@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("subjects", "pairs", "shards")
 VICTIMS = ("driver", "actor", "node")
 _ATTEMPT_TIMEOUT_S = 600
+_ACTOR_WAIT_S = 15
 
 
 def make_command(step: str, output: Path) -> list[str]:
@@ -71,23 +72,32 @@ def run_undisturbed(output: Path, cluster: LocalCluster) -> dict[str, float]:
     return seconds
 
 
-def kill(victim: str, driver: subprocess.Popen[bytes], cluster: LocalCluster) -> bool:
-    """Kills one; False where there is none of the kind at this moment."""
+def kill(victim: str, driver: subprocess.Popen[bytes], cluster: LocalCluster, draw: random.Random) -> bool:
+    """Kills one; False where there is none of the kind any more."""
     if victim == "driver":
         driver.kill()
         return True
     if victim == "actor":
-        actors = cluster.find_processes("ray::MapWorker")
-        if not actors:
-            return False
-        try:
-            random.choice(actors).kill()
-        except psutil.NoSuchProcess:
-            return False
-        return True
+        return kill_actor(driver, cluster, draw)
     cluster.kill_node(cluster.nodes[-1])
     cluster.add_node()
     return True
+
+
+def kill_actor(driver: subprocess.Popen[bytes], cluster: LocalCluster, draw: random.Random) -> bool:
+    """Waits for actors, which are there for the shorter part of a step, and some seconds more, so that they are at work."""
+    while driver.poll() is None:
+        if not cluster.find_processes("ray::MapWorker"):
+            time.sleep(0.2)
+            continue
+        time.sleep(draw.uniform(0, _ACTOR_WAIT_S))
+        actors = cluster.find_processes("ray::MapWorker")
+        try:
+            draw.choice(actors).kill()
+        except (IndexError, psutil.NoSuchProcess):
+            continue  # it has ended meanwhile
+        return True
+    return False
 
 
 def run_disturbed(
@@ -104,7 +114,7 @@ def run_disturbed(
                     break
                 except subprocess.TimeoutExpired:
                     victim = draw.choice(VICTIMS)
-                    if kill(victim, driver, cluster):
+                    if kill(victim, driver, cluster, draw):
                         killed[victim] += 1
                         print(f"kill {killed.total()}: {victim} in {step}", flush=True)
             if driver.wait(_ATTEMPT_TIMEOUT_S) == 0:
