@@ -1,6 +1,10 @@
-"""Curates one input for several outputs in a process of its own: ``curate_program.py INPUT OUTPUT[=STORE] ...``."""
+"""Curates one input for several outputs in a process of its own.
 
-import sys
+curate_program.py INPUT (OUTPUT[=STORE] | +FOLDER) ... [--set section.field=value ...]; +FOLDER adds its files to the input.
+"""
+
+import argparse
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,14 +13,17 @@ from refalign.flow import Story, check_start
 from refalign.parts import connect
 from refalign.presets import toy_tiny
 
+_SETTINGS = ["curation.videos_per_part=2", "shards.samples_per_shard=4"]
 
-def main(where: str, *outputs: str) -> None:
-    for output, _, store in (each.partition("=") for each in outputs):
-        config = apply_overrides(
-            toy_tiny(),
-            [f"input.path={where}", "curation.videos_per_part=2", "shards.samples_per_shard=4"]
-            + ([f"storage.parts={store}"] if store else []),
-        )
+
+def main(where: str, actions: list[str], settings: list[str]) -> None:
+    for action in actions:
+        if action.startswith("+"):
+            shutil.copytree(action[1:], where, dirs_exist_ok=True)
+            continue
+        output, _, store = action.partition("=")
+        settings_here = [f"input.path={where}", *_SETTINGS, *settings, *([f"storage.parts={store}"] if store else [])]
+        config = apply_overrides(toy_tiny(), settings_here)
         with ExitStack() as stack:
             check_start(config, Path(output))
             story = Story(config, Path(output), stack, None)
@@ -27,5 +34,10 @@ def main(where: str, *outputs: str) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input")
+    parser.add_argument("actions", nargs="+")
+    parser.add_argument("--set", action="append", default=[])
+    arguments = parser.parse_args()
     with connect(toy_tiny().cluster):  # one cluster for all
-        main(*sys.argv[1:])
+        main(arguments.input, arguments.actions, arguments.set)
