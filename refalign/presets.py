@@ -143,9 +143,8 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
     )
 
 
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    preset.__name__: preset for preset in (toy, toy_from_base, toy_tiny, wan2_1_1_3b, wan2_1_14b)
-}
+_FUNCTIONS = (toy, toy_from_base, toy_tiny, wan2_1_1_3b, wan2_1_14b)
+PRESETS: dict[str, Callable[[], RunConfig]] = {preset.__name__: preset for preset in _FUNCTIONS}
 
 
 def load_preset(name: str) -> RunConfig:
