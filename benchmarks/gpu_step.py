@@ -112,7 +112,7 @@ def measure(tiny: bool, references: int, recompute: str, is_compiled: bool, step
     schedule = TrainingSchedule(*(each.to(ranks.device) for each in (schedule.sigmas, schedule.timesteps, schedule.weights)))
     text_width = models.transformer.config.text_dim
     batch = make_batch(tiny, references, ranks.device, config.models.max_text_tokens, text_width, vision_width)
-    sizes = ModelSizes.of(models.transformer.config, config.objective, vision_width)
+    sizes = ModelSizes.of(models.transformer.config, config, vision_width)
     step, seconds = make_step(config, models, batch, schedule), []
     for number in range(steps + 2):
         if on_gpu and number == 2:

@@ -128,6 +128,9 @@ def _name_recompute(value: Any) -> Any:
     return ("full" if value else "none") if isinstance(value, bool) else value
 
 
+LoraTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+
+
 class TrainingConfig(Section):
     start_from: str | None = None
     """Folder of an earlier training run (``export/transformer`` and perhaps ``projectors.safetensors``) whose weights to start
@@ -138,6 +141,9 @@ class TrainingConfig(Section):
     """Samples per optimizer step over all ranks and accumulation steps."""
     micro_batch: Count
     """Samples per forward pass on one rank."""
+    mixture: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Pattern of source groups (``opens2v/*``, ``*``) -> weight, whatever the number of their samples; the longest that fits
+    counts, 0 leaves out. None draws all samples alike."""
     num_workers: Count = 1
     """Ranks. ``global_batch`` must be a multiple of ``num_workers * micro_batch``."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -148,6 +154,12 @@ class TrainingConfig(Section):
     """torch.compile each block: minutes at the start, faster steps after."""
     shards_per_replica: Count | None = None
     """Ranks that share one copy of the weights, a divisor of all ranks, best those of one machine; None shards over all."""
+    lora_rank: Count | None = None
+    """Train adapters of this rank (peft) and the projectors, over frozen weights; None trains all weights."""
+    lora_alpha: Count | None = None
+    """Adapters count ``lora_alpha / lora_rank``; None is the rank."""
+    lora_targets: tuple[LoraTarget, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Linear layers of each block, of both attentions and of the feed-forward, that get an adapter."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or torchao's with moments of 8 bits."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
@@ -181,6 +193,11 @@ class TrainingConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """Restarts of the worker group after a lost rank."""
 
+    @property
+    def lora(self) -> dict[str, Any]:
+        """Rank, alpha and targets of the adapters, where there are any."""
+        return {"rank": self.lora_rank, "alpha": self.lora_alpha or self.lora_rank, "targets": self.lora_targets}
+
     @model_validator(mode="after")
     def _divides(self):
         ranks_batch = self.num_workers * self.micro_batch
@@ -189,6 +206,8 @@ class TrainingConfig(Section):
                 f"training.global_batch={self.global_batch} is not a multiple of training.num_workers={self.num_workers} "
                 f"x training.micro_batch={self.micro_batch}"
             )
+        if self.mixture is not None and not sum(self.mixture.values()):
+            raise ValueError("training.mixture has no weight above 0")
         if self.drop_text + self.drop_references + self.drop_both > 1:
             raise ValueError("training.drop_text + drop_references + drop_both is above 1")
         if len({stage.name for stage in self.stages}) < len(self.stages):

@@ -191,7 +191,7 @@ class ShardsActor:
             "jpg": encode_jpeg(sheet),
         }
         shape = list(tensors["latents"].shape)
-        entry = {"clip_id": row["clip_id"], "shape": shape, "subjects": len(row["subjects"])}
+        entry = {"clip_id": row["clip_id"], "source_group": row["source_group"], "shape": shape, "subjects": len(row["subjects"])}
         return members, entry | count_references([reference.info for reference in references])
 
     def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:

@@ -54,6 +54,7 @@ class Entry:
     shape: tuple[int, int, int, int]  # Z T h w
     subjects: int
     members: dict[str, tuple[int, int]]  # suffix -> offset and size in bytes
+    source_group: str | None = None  # None in indices that were written before it stood there
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class SampleOrder:
     def index_at(self, position: int) -> int:
         """Index of the sample at ``position`` (samples consumed before it)."""
         epoch, place = divmod(position, self.size)
-        return int(_permutation(self.size, self.seed, epoch)[place])
+        return int(permute(self.size, self.seed, epoch)[place])
 
     def global_batch(self, position: int, size: int) -> list[tuple[int, int]]:
         """(position, index) of the ``size`` samples from ``position`` on; a batch may span two epochs."""
@@ -197,9 +198,10 @@ def random_words(seed: int, purpose: str, number: int, count: int) -> np.ndarray
     return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
 
 
-@lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.argsort(random_words(seed, "order", epoch, size), kind="stable")
+@lru_cache(maxsize=16)
+def permute(size: int, seed: int, epoch: int, purpose: str = "order") -> np.ndarray:
+    """A permutation of ``size`` samples that depends on the arguments alone."""
+    return np.argsort(random_words(seed, purpose, epoch, size), kind="stable")
 
 
 def view_tensors(data: UInt8[np.ndarray, "N"]) -> dict[str, Tensor]:
@@ -275,7 +277,8 @@ def _load_entries(step: Step, name: str) -> list[Entry]:
 def _make_entry(shard: str, sample: dict[str, Any]) -> Entry:
     members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in sample["members"].items()}
     channels, frames, height, width = sample["shape"]
-    return Entry(sample["key"], shard, (channels, frames, height, width), int(sample["subjects"]), members)
+    shape = (channels, frames, height, width)
+    return Entry(sample["key"], shard, shape, int(sample["subjects"]), members, sample.get("source_group"))
 
 
 def _check_size(shard: str, size_bytes: int) -> None:

@@ -152,8 +152,9 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None, f"{folder}: no checkpoint yet"
     load_checkpoint(checkpoint, models, None, ema)
-    for name, parameter in models.named_parameters():
-        parameter.data.copy_(ema.weights[name])
+    parameters = dict(models.named_parameters())
+    for name, average in ema.weights.items():
+        parameters[name].data.copy_(average)
     return models
 
 

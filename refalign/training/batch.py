@@ -20,6 +20,7 @@ from torch import Tensor
 from refalign.config import ObjectiveConfig, RunConfig, TrainingConfig
 from refalign.geometry import VAE_STRIDE_PX
 from refalign.pictures import decode_image
+from refalign.shards.mixture import Mixture, make_order
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
 from refalign.training.optim import locate_step
@@ -93,11 +94,14 @@ class BatchMaker:
     def null_prompt(self) -> Tensor | None:
         return self.index.load_null_prompt()
 
+    @cached_property
+    def order(self) -> SampleOrder | Mixture:
+        return make_order(self.index, self.config.training.mixture, self.config.seed)
+
     def make_step(self, step: int) -> list[Batch]:
         """This rank's batches of optimizer step ``step`` (from 1); every rank has the same number of them."""
         training = self.config.training
-        order = SampleOrder(len(self.index), self.config.seed)
-        pairs = order.global_batch((step - 1) * training.global_batch, training.global_batch)
+        pairs = self.order.global_batch((step - 1) * training.global_batch, training.global_batch)
         draws = [make_draw(self.config.seed, position, training) for position, _ in pairs]
         return self._make(pairs, draws, locate_step(training, step).stage.cross_pair_fraction)
 

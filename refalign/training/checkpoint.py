@@ -43,7 +43,7 @@ class TrainState:
         step: optimizer steps taken.
         stage: stage of the last step taken.
         samples_consumed: position in the sample order.
-        seed, shard_digest, global_batch, schema: what a resumed run must have in common with this one.
+        seed, shard_digest, global_batch, mixture, schema: what a resumed run must have in common with this one.
         validation_total: of this step; None where it was not validated.
     """
 
@@ -54,6 +54,7 @@ class TrainState:
     shard_digest: str
     global_batch: int
     schema: int = CHECKPOINT_SCHEMA
+    mixture: dict[str, float] | None = None
     validation_total: float | None = None
 
 
@@ -163,14 +164,16 @@ def load_state(checkpoint: Path) -> TrainState:
     return TrainState(**values)
 
 
-def check_resumable(checkpoint: Path, *, shard_digest: str, global_batch: int, seed: int) -> TrainState:
+def check_resumable(
+    checkpoint: Path, *, shard_digest: str, global_batch: int, seed: int, mixture: dict[str, float] | None = None
+) -> TrainState:
     """The state of ``checkpoint`` if continuing from it gives what an uninterrupted run would have given.
 
     Raises:
         ArtifactError: names each setting that differs, with both values.
     """
     state = load_state(checkpoint)
-    now = {"shard_digest": shard_digest, "global_batch": global_batch, "seed": seed}
+    now = {"shard_digest": shard_digest, "global_batch": global_batch, "seed": seed, "mixture": mixture}
     then = asdict(state)
     differing = [f"{name} was {then[name]!r}, now {value!r}" for name, value in now.items() if then[name] != value]
     if differing:
@@ -201,8 +204,8 @@ def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.
 
 
 def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema: Ema | None) -> dict[str, Any]:
-    """All tensors of a run under names that do not depend on the number of ranks; the tensors are the live ones."""
-    tensors: dict[str, Any] = {"weights": dict(module.named_parameters())}
+    """All tensors that a run changes, under names that do not depend on the number of ranks; the tensors are the live ones."""
+    tensors: dict[str, Any] = {"weights": {name: each for name, each in module.named_parameters() if each.requires_grad}}
     if optimizer is not None:
         trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter in optimizer.state)
         tensors["optimizer"] = {name: dict(optimizer.state[parameter]) for name, parameter in trained}

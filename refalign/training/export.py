@@ -2,6 +2,7 @@
 
 <run folder>/export/                 transformer/, and the other parts of the base model (`BASE_PARTS`)
 <run folder>/projectors.safetensors  beside it: needed to train on, never to generate
+<run folder>/lora/                   beside it, of a run with adapters: they alone; the transformer of export/ has them merged
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from torch.distributed.tensor import DTensor
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.exports import write_export_settings
+from refalign.models.lora import merge_lora, save_lora
 from refalign.models.wan import RefAlignTransformer
 from refalign.training.models import PROJECTORS, Ranks, TrainedModels
 from refalign.training.optim import Ema
 
+LORA = "lora"
 BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
 
 
 def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Ema | None, ranks: Ranks) -> Path:
-    """Writes ``export/`` and the projectors from the averaged weights where there are any; all ranks call it.
+    """Writes ``export/``, the projectors and the adapters from the averaged weights where there are any; all ranks call it.
 
     The Transformer is stored in the run's compute type. A base model from the hub is referred to by id in
     ``refalign.json`` instead of being copied.
@@ -45,7 +48,12 @@ def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Em
         aside = folder / ".export.tmp"
         for leftover in (aside, target):
             shutil.rmtree(leftover, ignore_errors=True)
-        _save_transformer(aside / "transformer", models.transformer, _below(weights, "transformer."), models.compute_dtype)
+        transformer = _below(weights, "transformer.")
+        if config.training.lora_rank is not None:
+            lora = config.training.lora
+            save_lora(folder / LORA, transformer, **lora)
+            transformer = merge_lora(transformer, lora["alpha"] / lora["rank"])
+        _save_transformer(aside / "transformer", models.transformer, transformer, models.compute_dtype)
         _add_base(aside, config)
         if models.projectors is not None:
             save_file(_below(weights, "projectors."), folder / PROJECTORS)

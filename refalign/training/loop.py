@@ -170,7 +170,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     models.spread(config, ranks)
     schedule = make_training_schedule(config.objective.shift, NUM_TIMESTEPS)
     schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
-    sizes = ModelSizes.of(models.transformer.config, config.objective, shapes.vision_width)
+    sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.rank, ranks.size)
     size = count_validation_samples(held_out, config.training, ranks.size)
     run = Run(
@@ -281,9 +281,7 @@ def _resume(run: Run) -> None:
     checkpoint = run.ranks.gather(latest_checkpoint(run.folder / "checkpoints"))[0]
     if checkpoint is not None:
         training = run.config.training
-        state = check_resumable(
-            checkpoint, shard_digest=run.maker.index.digest, global_batch=training.global_batch, seed=run.config.seed
-        )
+        state = check_resumable(checkpoint, **_data_order(run))
         goes_on = state.step < count_steps(training) and locate_step(training, state.step + 1).stage.name == state.stage
         load_checkpoint(checkpoint, run.models, run.optimizer if goes_on else None, run.ema)
         run.step = state.step
@@ -292,15 +290,24 @@ def _resume(run: Run) -> None:
         truncate_records(run.folder / FILE_NAME, last_step=run.step if checkpoint else -1)
 
 
+def _data_order(run: Run) -> dict[str, Any]:
+    """All that decides which samples a step sees."""
+    training = run.config.training
+    return {
+        "seed": run.config.seed,
+        "shard_digest": run.maker.index.digest,
+        "global_batch": training.global_batch,
+        "mixture": training.mixture,
+    }
+
+
 def _save(run: Run, validation_total: float | None) -> None:
     training = run.config.training
     state = TrainState(
         step=run.step,
         stage=locate_step(training, run.step).stage.name,
         samples_consumed=run.step * training.global_batch,
-        seed=run.config.seed,
-        shard_digest=run.maker.index.digest,
-        global_batch=training.global_batch,
+        **_data_order(run),
         validation_total=validation_total,
     )
     run.checkpointer.save(state, run.models, run.optimizer, run.ema)

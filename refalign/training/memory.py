@@ -1,9 +1,9 @@
 """How much memory a rank needs at its fullest moment, from sizes alone, and whether that fits.
 
-With n parameters over S shards (``training.shards_per_replica``, else all ranks), c bytes of the compute type, B samples of
-a forward pass, N tokens of a sample of which V are its video's, L text tokens, D and F the widths of model and feed-forward:
+With n trained parameters over S shards (``training.shards_per_replica``, else all ranks), c bytes of the compute type, B samples
+of a forward pass, N tokens of a sample of which V are its video's, L text tokens, D and F the widths of model and feed-forward:
 
-    weights       4 n / S        float32 master copies
+    weights       4 n / S        float32 master copies; under LoRA the frozen weights, c each, too
     gradients     4 n / S
     moments       8 n / S        AdamW; 2 n / S with ``adamw8bit``
     average       4 n / S        with ``training.ema_decay``
@@ -46,6 +46,14 @@ _KEPT = {
     ("cuda", 4): (15 * 4, 4 * 4, 3 * 4),
     ("cuda", 2): (5 * 4 + 9 * 2, 1 * 4 + 4 * 2, 3 * 2),
 }
+# What frozen layers need not keep of that: inputs of the feed-forward, what modulation and gates scale, and on a CPU what the
+# weights of RMSNorm scale.
+_SPARED = {
+    ("cpu", 4): (7 * 4, 4, 4),
+    ("cpu", 2): (4 * 4 + 4 * 2, 4, 4),
+    ("cuda", 4): (5 * 4, 0, 0),
+    ("cuda", 2): (2 * 4 + 4 * 2, 0, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,11 @@ def estimate_memory(
     """
     compute = 4 if training.precision == "float32" else 2
     shards = training.shards_per_replica or num_ranks
-    owned = 4 * model.parameters / shards
+    owned = 4 * model.trained_parameters / shards
     is_sharded = num_ranks > 1 or compute == 2
-    block, around = model.block_parameters, model.outer_parameters + model.projector_parameters
-    gathered = (2 * compute * block + compute * around + (compute + 4) * block) if is_sharded else 0
+    block, around = model.block_parameters + model.block_adapters, model.outer_parameters + model.projector_parameters
+    trained = model.block_adapters if model.lora_rank else block
+    gathered = (2 * compute * block + compute * around + (compute + 4) * trained) if is_sharded else 0
     kept, one_block = _kept_by_blocks(model, each, training.activation_checkpointing, compute, device_type)
     head = _kept_by_head(model, each, training, compute)
     backward = each.samples * each.tokens * (2 * model.ffn * compute + 2 * model.width * 4)
@@ -94,8 +103,9 @@ def estimate_memory(
     start = kept + one_block + head + (owned if accumulates else 0)
     end = owned + max(one_block, kept / model.layers)
     staged = owned + moments + average if device_type == "cpu" else 0
+    weights = owned + compute * model.frozen_parameters / shards
     return MemoryEstimate(
-        weights=owned,
+        weights=weights,
         gradients=owned,
         moments=moments,
         average=average,
@@ -104,7 +114,7 @@ def estimate_memory(
         head=head,
         backward=backward,
         staged=staged,
-        peak=owned + moments + average + gathered + backward + staged + max(start, end),
+        peak=weights + moments + average + gathered + backward + staged + max(start, end),
     )
 
 
@@ -112,12 +122,21 @@ def _kept_by_blocks(model: ModelSizes, each: PassSizes, recompute: str, compute:
     """Bytes kept by all blocks for the backward pass, and by the one that is being computed again."""
     n, v, text, d = each.tokens, each.video_tokens, each.text_tokens, model.width
     per_n, per_v, per_text = _KEPT[device_type, compute]
-    whole = each.samples * (d * (per_n * n + per_v * v + per_text * text) + compute * 2 * n * model.ffn)
+    ffn, adapters = 2 * n * model.ffn, 0.0
+    if model.lora_rank:
+        spared = _SPARED[device_type, compute]
+        per_n, per_v, per_text = per_n - spared[0], per_v - spared[1], per_text - spared[2]
+        per_n += compute * ("ffn.net.0.proj" in model.lora_targets)
+        ffn -= n * model.ffn * ("ffn.net.2" not in model.lora_targets)
+        adapters = compute * model.lora_rank * len(model.lora_targets) * (n + (v + text) / 2)
+    whole = each.samples * (d * (per_n * n + per_v * v + per_text * text) + compute * ffn + adapters)
     if recompute == "none":
         return model.layers * whole, 0.0
     kept, again = compute * each.samples * n * d, whole
     if recompute == "selective":  # q, k, v, attention, its projection, feed-forward; likewise for the text
         results = compute * each.samples * (6 * n * d + n * model.ffn + 3 * v * d + 2 * text * d)
+        if model.lora_rank:  # results of the adapters
+            results += each.samples * (adapters + compute * d * len(model.lora_targets) * (n + (v + text) / 2))
         kept, again = kept + results, whole - results
     return model.layers * kept, again
 
@@ -169,6 +188,8 @@ def check_memory(
         advice.append("training.shards_per_replica=null")
     if training.ema_decay:
         advice.append("training.ema_decay=0")
+    if training.lora_rank is None:
+        advice.append("training.lora_rank=32")
     advice.append(f"more ranks than {num_ranks} (training.num_workers)")
     raise ConfigError(
         f"a rank needs {estimate.describe()}; its {'GPU' if device_type == 'cuda' else 'share of the host'} has "

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, ConfigError
 from refalign.models.loading import load_model_config
+from refalign.models.lora import add_lora
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer, load_transformer
 from refalign.training.blocks import prepare_blocks
@@ -142,7 +143,7 @@ def build_empty_models(config: RunConfig, vision_width: int) -> TrainedModels:
     """What `build_models` makes, without its weights (on the meta device), for ranks that receive theirs from the first."""
     with torch.device("meta"):
         transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(load_transformer_config(config)))
-        transformer.train().requires_grad_(True)
+        _choose_trained(transformer, config)
         projectors = _make_projectors(config, transformer, vision_width) if config.objective.alignment != "none" else None
     return TrainedModels(transformer, projectors)
 
@@ -162,7 +163,7 @@ def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
         transformer = load_transformer(str(start / "export"))
     else:
         transformer = load_transformer(config.models.base, revision=config.models.base_revision)
-    transformer.train().requires_grad_(True)
+    _choose_trained(transformer, config)
     projectors = _make_projectors(config, transformer, vision_width) if config.objective.alignment != "none" else None
     if projectors is not None and start is not None and (start / PROJECTORS).is_file():
         try:
@@ -173,6 +174,15 @@ def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
                 "(objective.alignment_blocks), or delete the file to begin with new ones."
             ) from error
     return TrainedModels(transformer, projectors)
+
+
+def _choose_trained(transformer: RefAlignTransformer, config: RunConfig) -> None:
+    """All weights, or adapters over frozen ones."""
+    training = config.training
+    transformer.train().requires_grad_(True)
+    if training.lora_rank is not None:
+        dtype = getattr(torch, training.precision)
+        add_lora(transformer, **training.lora, seed=config.seed, frozen_dtype=dtype)
 
 
 def _make_projectors(config: RunConfig, transformer: RefAlignTransformer, vision_width: int) -> Projectors:

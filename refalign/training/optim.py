@@ -117,7 +117,7 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         """Starts the average at the current weights."""
         self.decay = decay
-        self._parameters = dict(module.named_parameters())
+        self._parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
         self.weights = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
 
     @torch.no_grad()

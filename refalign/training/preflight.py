@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from refalign.config import ModelsConfig, RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
+from refalign.shards.mixture import make_order
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, has_targets
 from refalign.storage import check_disk_space
@@ -49,6 +50,7 @@ def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIn
     """
     index = ShardIndex.open(shards, "train")
     ShardIndex.open(shards, "validation")
+    make_order(index, config.training.mixture, config.seed)
     shapes = load_shapes(index, config.models)
     base = Path(config.models.base).expanduser()
     if base.is_dir():
@@ -56,7 +58,8 @@ def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIn
         if not path.is_file():
             raise ArtifactError(f"{path}: not found; models.base must be a folder in the diffusers layout, or a hub id.")
         check_shapes(shapes, config, json.loads(path.read_text()))
-        check_disk_space(folder, _estimate_disk_bytes(config, base / "transformer"))
+        model = ModelSizes.of(json.loads(path.read_text()), config, shapes.vision_width)
+        check_disk_space(folder, _estimate_disk_bytes(config, base / "transformer", model))
     return index
 
 
@@ -158,7 +161,7 @@ def estimate_for(
     device_type: str,
 ) -> MemoryEstimate:
     """Memory of a rank at the largest forward pass that these shards can give."""
-    model = ModelSizes.of(transformer, config.objective, shapes.vision_width)
+    model = ModelSizes.of(transformer, config, shapes.vision_width)
     largest = largest_pass(index, model, micro_batch=config.training.micro_batch, text_tokens=config.models.max_text_tokens)
     estimate = estimate_memory(model, largest, config.training, num_ranks=num_ranks, device_type=device_type)
     if not computes_targets(config, shapes.has_targets):
@@ -166,8 +169,8 @@ def estimate_for(
     return add_encoder(estimate, EncoderSizes.load(config.models), largest, config.models)
 
 
-def _estimate_disk_bytes(config: RunConfig, transformer: Path) -> int:
-    """Checkpoints (weights, two moments, perhaps an average, float32) and the export, from the size of the weight files."""
+def _estimate_disk_bytes(config: RunConfig, transformer: Path, model: ModelSizes) -> int:
+    """Checkpoints (what is trained, two moments, perhaps an average) and the export, from the size of the weight files."""
     weights = sum(path.stat().st_size for path in transformer.glob("*.safetensors"))
-    copies = 3 + bool(config.training.ema_decay)
-    return weights * (copies * (config.training.keep_checkpoints + 1) + 1)
+    copies = (3 + bool(config.training.ema_decay)) * (config.training.keep_checkpoints + 1)
+    return int(weights * (1 + copies * model.trained_parameters / model.parameters))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from refalign.config import ObjectiveConfig
+from refalign.config import RunConfig
 from refalign.shards.reader import ShardIndex
 
 PEAK_FLOPS = {
@@ -45,10 +45,13 @@ class ModelSizes:
     projectors: int  # J, 0 without alignment
     projector_widths: tuple[int, ...]  # D, hidden widths, E
     vision_width: int
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, transformer: Mapping[str, Any], objective: ObjectiveConfig, vision_width: int) -> ModelSizes:
+    def of(cls, transformer: Mapping[str, Any], config: RunConfig, vision_width: int) -> ModelSizes:
         """Reads the Transformer's config.json."""
+        objective = config.objective
         width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
         frames, height, rows = transformer["patch_size"]
         patch = frames * height * rows
@@ -66,6 +69,8 @@ class ModelSizes:
             projectors={"none": 0, "repa": 1}.get(objective.alignment, objective.alignment_blocks),
             projector_widths=(width, *hidden, vision_width),
             vision_width=vision_width,
+            lora_rank=config.training.lora_rank,
+            lora_targets=config.training.lora_targets,
         )
 
     @property
@@ -92,9 +97,26 @@ class ModelSizes:
         return self.projectors * (linear + has_bias * sum(widths[1:]))
 
     @property
+    def block_adapters(self) -> int:
+        """Parameters of one block's adapters: A and B of each layer that has one; names of attention layers stand for two."""
+        d = self.width
+        rows_and_columns = (d + self.ffn if target.startswith("ffn") else 2 * 2 * d for target in self.lora_targets)
+        return (self.lora_rank or 0) * sum(rows_and_columns)
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Of the Transformer beside its adapters, where it has any."""
+        return 0 if self.lora_rank is None else self.layers * self.block_parameters + self.outer_parameters
+
+    @property
+    def trained_parameters(self) -> int:
+        """What has gradients and moments."""
+        return self.parameters - self.frozen_parameters
+
+    @property
     def parameters(self) -> int:
-        """All that is trained."""
-        return self.layers * self.block_parameters + self.outer_parameters + self.projector_parameters
+        """Transformer, adapters and projectors."""
+        return self.layers * (self.block_parameters + self.block_adapters) + self.outer_parameters + self.projector_parameters
 
 
 @dataclass(frozen=True)
@@ -135,7 +157,8 @@ def count_flops(model: ModelSizes, each: PassSizes) -> float:
         outside    2 N patch_in D + 2 V D patch_out + text and time embedding + projectors
 
     with N all tokens of a sample, V those of its video, L those of its text. The first layers' inputs need no gradient:
-    patch and text embedding count twice instead of three times. The alignment loss itself, K (K - 1) P^2 E operations
+    patch and text embedding count twice instead of three times. Under LoRA frozen layers have no gradients of their weights: they
+    count twice, what lies before the first adapter once. The alignment loss itself, K (K - 1) P^2 E operations
     per block and direction, is 2 times 2 (its gradient is formed in the forward pass).
     """
     d, n, v, text = model.width, each.tokens, each.video_tokens, each.text_tokens
@@ -149,7 +172,11 @@ def count_flops(model: ModelSizes, each: PassSizes) -> float:
     projectors = model.projectors * sum(2 * aligned * a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
     pairs = each.references * (each.references - 1) if len(widths) == 3 else 0
     loss = model.projectors * 2 * 2 * pairs * each.reference_tokens**2 * model.vision_width
-    return each.samples * (3 * (model.layers * (linear + attention) + outer + projectors) + 2 * first + loss)
+    adapters = 2 * n * model.block_adapters
+    of_weights = 0 if model.lora_rank else 1
+    blocks = model.layers * ((2 + of_weights) * linear + 3 * (attention + adapters))
+    around = (2 + of_weights) * outer + (1 + of_weights) * first
+    return each.samples * (blocks + around + 3 * projectors + loss)
 
 
 def peak_flops(device_name: str | None) -> float | None:

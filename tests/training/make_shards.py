@@ -106,6 +106,7 @@ def write_shard(path: Path, split: str, numbers: range, max_subjects: int, **for
                 {
                     "key": f"{split}{number:04d}",
                     "clip_id": f"clip{number}",
+                    "source_group": f"{'ab'[number % 4 == 0]}/{number}",  # three of a to one of b
                     "shape": list(tensors["latents"].shape),
                     "subjects": subjects,
                     "members": members,

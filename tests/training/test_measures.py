@@ -26,7 +26,7 @@ def test_the_flop_formula_is_torchs_count(alignment: str, base: Path, shards: Pa
     config = make_config(base, global_batch=8, micro_batch=8, **KEEP_ALL)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": alignment})})
     models = build_models(config, VISION_WIDTH)
-    sizes = ModelSizes.of(models.transformer.config, config.objective, VISION_WIDTH)
+    sizes = ModelSizes.of(models.transformer.config, config, VISION_WIDTH)
     for batch in BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1):
         with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             options = {"objective": config.objective, "global_batch_size": 8}

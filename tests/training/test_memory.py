@@ -61,6 +61,15 @@ def measure_peak(config: RunConfig, shards: Path, folder: Path) -> int:
         (128, 4, 16, 3, {"ema_decay": 0.5, "activation_checkpointing": "selective"}),
         (128, 4, 16, 3, {"precision": "bfloat16"}),
         (256, 6, 8, 4, {"ema_decay": 0.5, "activation_checkpointing": "full", "precision": "bfloat16"}),
+        (128, 4, 16, 3, {"ema_decay": 0.5, "lora_rank": 8}),
+        (128, 4, 16, 3, {"ema_decay": 0.5, "lora_rank": 8, "activation_checkpointing": "selective"}),
+        (
+            256,
+            4,
+            16,
+            3,
+            {"precision": "bfloat16", "lora_rank": 16, "lora_targets": ("to_q", "to_k", "ffn.net.0.proj", "ffn.net.2")},
+        ),
     ],
 )
 def test_the_estimate_is_within_15_percent_of_the_measured_peak(
@@ -105,13 +114,16 @@ def test_the_estimate_knows_the_vision_encoder_where_targets_are_computed(base: 
 
 
 @pytest.mark.parametrize("alignment", ["none", "reference_alignment"])
-def test_parameters_are_counted_without_building_the_model(alignment: str, base: Path) -> None:
-    config = make_config(base)
+@pytest.mark.parametrize("lora", [{}, {"lora_rank": 3}, {"lora_rank": 2, "lora_targets": ("to_k", "ffn.net.0.proj")}])
+def test_parameters_are_counted_without_building_the_model(lora: dict, alignment: str, base: Path) -> None:
+    config = make_config(base, **lora)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": alignment})})
     models = build_models(config, vision_width=10)
-    sizes = ModelSizes.of(dict(models.transformer.config), config.objective, 10)
+    sizes = ModelSizes.of(dict(models.transformer.config), config, 10)
     assert sizes.parameters == sum(parameter.numel() for parameter in models.parameters())
-    assert sizes.block_parameters == sum(parameter.numel() for parameter in models.transformer.blocks[0].parameters())
+    assert sizes.trained_parameters == sum(each.numel() for each in models.parameters() if each.requires_grad)
+    of_block = sum(parameter.numel() for parameter in models.transformer.blocks[0].parameters())
+    assert sizes.block_parameters + sizes.block_adapters == of_block
 
 
 WAN_1_3B = ModelSizes(1536, 8960, 30, 12, 4096, 256, 64, 64, 4, 9, (1536, 768, 1024), 1024)
