@@ -5,6 +5,7 @@ Every process belongs to a group that was started here and is ended by its own i
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -29,7 +30,9 @@ _NODE_PORTS = (
     "node-manager-port",
     "object-manager-port",
 )
-_START_TIMEOUT_S = 240
+_START_TIMEOUT_S = 600
+_HEAD_ATTEMPTS = 5
+_STARTED = "Ray runtime started"
 
 
 def find_ports(count: int) -> list[int]:
@@ -48,7 +51,7 @@ class LocalCluster:
 
     Attributes:
         environment: of clients: address and token of the cluster.
-        nodes: the nodes added after the head, dead ones included.
+        nodes: the nodes added after the head, without those that were killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,36 +73,53 @@ class LocalCluster:
         }
         self.head: subprocess.Popen[bytes] | None = None
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self._head_attempts = self._head_cpus = 0
+        self._numbers = itertools.count()
+        self._cpus: dict[subprocess.Popen[bytes], int] = {}
+        self._logs: dict[subprocess.Popen[bytes], Path] = {}
         self._head_flags = [f"--{name}={port}" for name, port in ports.items()]
 
     def start_head(self, num_cpus: int) -> None:
         """The node that the others and the clients join."""
+        self._head_cpus = num_cpus
+        self._head_attempts += 1
         flags = ["--head", "--dashboard-host=127.0.0.1", f"--num-cpus={num_cpus}", *self._head_flags]
         self.head = self._start("head", *flags)
 
     def add_node(self, num_cpus: int = 1) -> subprocess.Popen[bytes]:
         """One more raylet."""
-        node = self._start(f"node{len(self.nodes)}", f"--address={self.address}", f"--num-cpus={num_cpus}")
+        node = self._start(f"node{next(self._numbers)}", f"--address={self.address}", f"--num-cpus={num_cpus}")
         self.nodes.append(node)
+        self._cpus[node] = num_cpus
         return node
 
+    def mend(self) -> None:
+        """Starts again what failed to start: Ray gives a raylet 30 s to answer, and a busy machine may take longer."""
+        if self.head and self.head.poll() is not None and self._head_attempts < _HEAD_ATTEMPTS:
+            self.start_head(self._head_cpus)
+        for node in [node for node in self.nodes if node.poll() is not None]:
+            self.nodes.remove(node)
+            self.add_node(self._cpus.pop(node))
+
     def wait(self, num_nodes: int) -> None:
-        """Returns when so many nodes are alive."""
-        command = [sys.executable, "-c", _COUNT_NODES]
-        for _ in range(_START_TIMEOUT_S // 2):
-            said = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-            if said.stdout.strip().isdigit() and int(said.stdout) >= num_nodes:
-                return
+        """Returns when so many nodes, the head among them, have said that they run."""
+        end = time.monotonic() + _START_TIMEOUT_S
+        while sum(_STARTED in self._logs[node].read_text() for node in self._all_nodes() if node.poll() is None) < num_nodes:
+            self.mend()
             assert self.head and self.head.poll() is None, f"the head ended; see {self.folder / 'head.log'}"
-            time.sleep(1)
-        raise TimeoutError(f"{num_nodes} nodes did not come up; see {self.folder}: {said.stderr[-1000:]}")
+            if time.monotonic() > end:
+                raise TimeoutError(f"{num_nodes} nodes did not come up; see {self.folder}")
+            time.sleep(0.5)
 
     def _start(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
         ports = [f"--{port_name}={port}" for port_name, port in zip(_NODE_PORTS, find_ports(len(_NODE_PORTS)), strict=True)]
         command = [RAY, "start", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats", *flags, *ports]
         command.append(f"--object-store-memory={256 * 2**20}")
-        with (self.folder / f"{name}.log").open("w") as log:
-            return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+        path = self.folder / f"{name}.log"
+        with path.open("w") as log:
+            node = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
+        self._logs[node] = path
+        return node
 
     def find_processes(self, name: str) -> list[psutil.Process]:
         """Processes below any node whose command line contains ``name``."""
@@ -121,6 +141,7 @@ class LocalCluster:
             except psutil.NoSuchProcess:
                 continue
         node.wait()
+        self.nodes.remove(node)
 
     def close(self) -> None:
         """Ends all nodes."""
@@ -132,13 +153,6 @@ class LocalCluster:
                 for process in alive:
                     process.kill()
                 node.wait()
-
-
-_COUNT_NODES = """
-import logging, ray
-ray.init(log_to_driver=False, logging_level=logging.ERROR)
-print(sum(node["Alive"] for node in ray.nodes()))
-"""
 
 
 def _command_of(process: psutil.Process) -> str:

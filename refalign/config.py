@@ -146,6 +146,8 @@ class TrainingConfig(Section):
     counts, 0 leaves out. None draws all samples alike."""
     num_workers: Count = 1
     """Ranks. ``global_batch`` must be a multiple of ``num_workers * micro_batch``."""
+    min_workers: Count | None = None
+    """Under Ray, go on with as few ranks as this where nodes are lost, and with more when they are back; None waits for all."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the transformer; master weights are float32."""
     activation_checkpointing: Annotated[Literal["none", "selective", "full"], BeforeValidator(_name_recompute)] = "none"
@@ -205,6 +207,14 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"training.global_batch={self.global_batch} is not a multiple of training.num_workers={self.num_workers} "
                 f"x training.micro_batch={self.micro_batch}"
+            )
+        fewest = self.min_workers or self.num_workers
+        if fewest > self.num_workers:
+            raise ValueError(f"training.min_workers={fewest} is above training.num_workers={self.num_workers}")
+        if odd := [ranks for ranks in range(fewest, self.num_workers) if self.global_batch % ranks]:
+            raise ValueError(
+                f"training.min_workers={fewest}: training.global_batch={self.global_batch} does not divide over {odd[0]} ranks, "
+                "and a run may go on with any number of them"
             )
         if self.mixture is not None and not sum(self.mixture.values()):
             raise ValueError("training.mixture has no weight above 0")

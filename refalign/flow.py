@@ -30,6 +30,7 @@ _IN_STORE = {"subjects", "pairs", "shards"}
 _SMALLEST_FREE_BYTES = 2 * 2**30
 _TRAINING_KNOBS = {
     "num_workers",
+    "min_workers",
     "micro_batch",
     "max_restarts",
     "keep_checkpoints",

@@ -40,6 +40,15 @@ def test_a_wrong_setting_is_one_line_that_names_it(override, said):
     assert caught.value.exit_code == 2
 
 
+def test_an_elastic_run_can_go_on_with_every_number_of_ranks_it_allows():
+    wide = ["training.num_workers=4", "training.micro_batch=1"]
+    assert apply_overrides(toy(), [*wide, "training.global_batch=12", "training.min_workers=1"]).training.min_workers == 1
+    with pytest.raises(ConfigError, match=r"min_workers=2: training\.global_batch=8 does not divide over 3 ranks"):
+        apply_overrides(toy(), [*wide, "training.min_workers=2"])
+    with pytest.raises(ConfigError, match=r"min_workers=5 is above training\.num_workers=4"):
+        apply_overrides(toy(), [*wide, "training.min_workers=5"])
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ConfigError, match="toy_tiny"):
         load_preset("wan9")

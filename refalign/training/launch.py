@@ -160,11 +160,12 @@ def _make_trainer(settings: Settings, config: RunConfig) -> Any:
     cluster, training = config.cluster, config.training
     uses_gpu = cluster.worker_gpus > 0
     resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
+    ranks = (training.min_workers, training.num_workers) if training.min_workers else training.num_workers
     return TorchTrainer(
         _ray_worker,
         train_loop_config=settings | {"watches_preemption": watches},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(num_workers=training.num_workers, use_gpu=uses_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=uses_gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
             name="ray",
             storage_path=settings["folder"],

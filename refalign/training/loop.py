@@ -231,6 +231,7 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
     return {
         "step": step,
         "stage": place.stage.name,
+        "ranks": run.ranks.size,
         **numbers,
         **norms,
         "learning_rate": learning_rate,

@@ -1,10 +1,10 @@
 """``metrics.jsonl``: one line per optimizer step, written by the first rank, read by the driver, the report and the manifest.
 
-A line holds ``step``, ``stage``, every field of `LossTerms`, ``learning_rate``, ``grad_norm``, ``samples_consumed``; what
-`refalign.training.measures.Meter` adds: ``flow_matching/q1`` (cleanest quarter of the schedule) to ``q4``, ``timesteps/000`` to
-``900`` (samples drawn per tenth), ``tokens_per_s``, ``tflops_per_rank``, ``mfu`` on known GPUs, ``peak_memory_bytes`` of rank
-0; ``step_s``, ``data_wait_s``, ``data_wait_share``; now and then ``grad_norm/flow_matching`` and ``grad_norm/alignment``. A
-validation adds ``validation/<field>``. Line 0 is the validation before the first step.
+A line holds ``step``, ``stage``, ``ranks``, every field of `LossTerms`, ``learning_rate``, ``grad_norm``, ``samples_consumed``;
+what `refalign.training.measures.Meter` adds: ``flow_matching/q1`` (cleanest quarter of the schedule) to ``q4``,
+``timesteps/000`` to ``900`` (samples drawn per tenth), ``tokens_per_s``, ``tflops_per_rank``, ``mfu`` on known GPUs,
+``peak_memory_bytes`` of rank 0; ``step_s``, ``data_wait_s``, ``data_wait_share``; now and then ``grad_norm/flow_matching`` and
+``grad_norm/alignment``. A validation adds ``validation/<field>``. Line 0 is the validation before the first step.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), *launches],
         check=True,
-        timeout=400,
+        timeout=800,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     one = read_records(tmp_path / "one" / "metrics.jsonl")
