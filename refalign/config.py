@@ -145,7 +145,7 @@ class TrainingConfig(Section):
     """Pattern of source groups (``opens2v/*``, ``*``) -> weight, whatever the number of their samples; the longest that fits
     counts, 0 leaves out. None draws all samples alike."""
     num_workers: Count = 1
-    """Ranks. ``global_batch`` must be a multiple of ``num_workers * micro_batch``."""
+    """Ranks. ``global_batch`` must be a multiple of ``num_workers / context_parallel * micro_batch``."""
     min_workers: Count | None = None
     """Under Ray, go on with as few ranks as this where nodes are lost, and with more when they are back; None waits for all."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -162,6 +162,8 @@ class TrainingConfig(Section):
     """Adapters count ``lora_alpha / lora_rank``; None is the rank."""
     lora_targets: tuple[LoraTarget, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Linear layers of each block, of both attentions and of the feed-forward, that get an adapter."""
+    context_parallel: Count = 1
+    """Ranks that share the tokens of each sample, a divisor of all ranks, of the heads and of the tokens of a frame."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """AdamW, or torchao's with moments of 8 bits."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
@@ -202,7 +204,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self):
-        ranks_batch = self.num_workers * self.micro_batch
+        context = self.context_parallel
+        if self.num_workers % context:
+            raise ValueError(f"training.num_workers={self.num_workers} is not a multiple of training.context_parallel={context}")
+        ranks_batch = self.num_workers // context * self.micro_batch
         if self.global_batch % ranks_batch:
             raise ValueError(
                 f"training.global_batch={self.global_batch} is not a multiple of training.num_workers={self.num_workers} "
@@ -211,9 +216,12 @@ class TrainingConfig(Section):
         fewest = self.min_workers or self.num_workers
         if fewest > self.num_workers:
             raise ValueError(f"training.min_workers={fewest} is above training.num_workers={self.num_workers}")
-        if odd := [ranks for ranks in range(fewest, self.num_workers) if self.global_batch % ranks]:
+        if odd := [
+            ranks for ranks in range(fewest, self.num_workers) if ranks % context or self.global_batch % (ranks // context)
+        ]:
             raise ValueError(
-                f"training.min_workers={fewest}: training.global_batch={self.global_batch} does not divide over {odd[0]} ranks, "
+                f"training.min_workers={fewest}: training.global_batch={self.global_batch} does not divide over {odd[0]} ranks "
+                f"(training.context_parallel={context}), "
                 "and a run may go on with any number of them"
             )
         if self.mixture is not None and not sum(self.mixture.values()):

@@ -43,10 +43,19 @@ def test_a_wrong_setting_is_one_line_that_names_it(override, said):
 def test_an_elastic_run_can_go_on_with_every_number_of_ranks_it_allows():
     wide = ["training.num_workers=4", "training.micro_batch=1"]
     assert apply_overrides(toy(), [*wide, "training.global_batch=12", "training.min_workers=1"]).training.min_workers == 1
-    with pytest.raises(ConfigError, match=r"min_workers=2: training\.global_batch=8 does not divide over 3 ranks"):
+    with pytest.raises(ConfigError, match=r"min_workers=2: training\.global_batch=8 does not divide over 3 ranks "):
         apply_overrides(toy(), [*wide, "training.min_workers=2"])
     with pytest.raises(ConfigError, match=r"min_workers=5 is above training\.num_workers=4"):
         apply_overrides(toy(), [*wide, "training.min_workers=5"])
+
+
+def test_ranks_that_share_samples_count_once_in_the_batch():
+    shared = ["training.num_workers=4", "training.context_parallel=2", "training.global_batch=8"]
+    assert apply_overrides(toy(), [*shared, "training.micro_batch=4"]).training.context_parallel == 2
+    with pytest.raises(ConfigError, match=r"num_workers=4 is not a multiple of training\.context_parallel=3"):
+        apply_overrides(toy(), [*shared, "training.micro_batch=4", "training.context_parallel=3"])
+    with pytest.raises(ConfigError, match=r"global_batch=8 is not a multiple of"):
+        apply_overrides(toy(), [*shared, "training.micro_batch=8"])
 
 
 def test_unknown_preset_lists_the_known_ones():

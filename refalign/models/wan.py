@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel, WanTransformerBlock
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from refalign.errors import ArtifactError, GeometryError
+from refalign.models.context import SplitAttention, TokenSplit, WholeTokens
 from refalign.models.loading import load_pretrained
 
 
@@ -89,6 +91,7 @@ class RefAlignTransformer(WanTransformer3DModel):
     _no_split_modules = ["ReferenceWanBlock"]
     # The stock plan splits the token axis over devices by position, which would tear references off their video.
     _cp_plan = None
+    token_split = WholeTokens()
 
     @functools.wraps(WanTransformer3DModel.__init__)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,6 +100,21 @@ class RefAlignTransformer(WanTransformer3DModel):
             raise ArtifactError("this Wan is image-to-video (it has image_dim or added_kv_proj_dim); give a text-to-video one.")
         for block in self.blocks:
             block.__class__ = ReferenceWanBlock  # same parameters; only forward differs
+
+    def split_tokens(self, group: ProcessGroup) -> None:
+        """Deals the tokens of every sample to the ranks of ``group``, which must all be given the same samples.
+
+        Raises:
+            GeometryError: the heads do not divide over the ranks.
+        """
+        split = TokenSplit(group)
+        if self.config.num_attention_heads % split.size:
+            raise GeometryError(
+                f"{self.config.num_attention_heads} heads cannot be dealt to training.context_parallel={split.size} ranks."
+            )
+        self.token_split = split
+        for block in self.blocks:
+            cast(Any, block).attn1.set_processor(SplitAttention(split))
 
     @property
     def width(self) -> int:
@@ -149,14 +167,15 @@ class RefAlignTransformer(WanTransformer3DModel):
         # 1. Patch and position embedding of the video and, after it on the time axis, the references
         frames, places = _attended_frames(latents, reference_latents, reference_mask)
         sequence = torch.cat([latents.to(dtype), frames.to(dtype)], dim=2)
-        rotary_emb = self.rope(sequence)
         patches = self.patch_embedding(sequence)
         num_frames, tokens_per_frame = patches.shape[2] - frames.shape[2], patches.shape[3:].numel()
-        hidden_states = patches.flatten(2).mT.contiguous()
+        num_video_tokens = self.token_split.count(num_frames * tokens_per_frame, patches.shape[2:].numel())
+        tokens = patches.flatten(2).mT.contiguous()
+        hidden_states, *rotary_emb = (self.token_split.take(each) for each in (tokens, *self.rope(sequence)))
 
         # 2. Condition
         temb, modulation, text, _ = self.condition_embedder(timestep, prompt_embeds.to(dtype))
-        arguments = text, modulation.unflatten(1, (6, -1)), rotary_emb, num_frames * tokens_per_frame
+        arguments = text, modulation.unflatten(1, (6, -1)), tuple(rotary_emb), num_video_tokens
 
         # 3. Blocks
         taps: dict[int, Tensor] = {}
@@ -166,7 +185,8 @@ class RefAlignTransformer(WanTransformer3DModel):
             else:
                 hidden_states = block(hidden_states, *arguments)
             if index in alignment_blocks:
-                taps[index] = hidden_states.unflatten(1, (-1, tokens_per_frame))
+                taps[index] = self.token_split.gather(hidden_states).unflatten(1, (-1, tokens_per_frame))
+        hidden_states = self.token_split.gather(hidden_states)
 
         # 4. Output: the video's velocity, and the tokens of the aligned blocks
         num_references = 1 if reference_latents is None else reference_latents.shape[1]

@@ -158,7 +158,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     Raises:
         ArtifactError: see `train`.
     """
-    ranks = Ranks.current()
+    ranks = Ranks.current(config.training.context_parallel)
     check_batch_size(config.training, ranks.size)
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
@@ -171,13 +171,13 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     schedule = make_training_schedule(config.objective.shift, NUM_TIMESTEPS)
     schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
     sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
-    validation = BatchMaker(held_out, config, ranks.rank, ranks.size)
-    size = count_validation_samples(held_out, config.training, ranks.size)
+    validation = BatchMaker(held_out, config, ranks.data_rank, ranks.data_size)
+    size = count_validation_samples(held_out, config.training, ranks.data_size)
     run = Run(
         config=config,
         ranks=ranks,
         folder=folder,
-        maker=BatchMaker(index, config, ranks.rank, ranks.size),
+        maker=BatchMaker(index, config, ranks.data_rank, ranks.data_size),
         validation=validation.make_validation() if size else [],
         validation_size=size,
         models=models,
@@ -249,8 +249,9 @@ def _forward(run: Run, batch: Batch, global_batch_size: int) -> StepOutput:
 def _backward(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Adds the gradients of ``batch``; returns its loss terms, in the order of `LossTerms`, and the meter's sums."""
     terms, flow_matching = _forward(run, batch, run.config.training.global_batch)
-    # FSDP averages gradients over ranks; the terms are already shares of the global batch, to be added up.
-    (terms.total * run.ranks.size).backward()
+    # FSDP averages gradients over ranks; the terms are already shares of the global batch, to be added up. Ranks of the same
+    # samples have the same terms, and each has the gradient of the sum of them.
+    (terms.total * run.ranks.data_size).backward()
     return torch.stack(terms).detach(), run.meter.sum_up(batch, flow_matching)
 
 
@@ -261,7 +262,7 @@ def _split_norms(run: Run, step: int, batches: list[Batch]) -> dict[str, float]:
 
     size = run.config.training.global_batch
     forward = functools.partial(_forward, run, global_batch_size=size)
-    return measure_gradient_norms(run.models, batches, forward, global_batch=size, num_ranks=run.ranks.size)
+    return measure_gradient_norms(run.models, batches, forward, global_batch=size, num_ranks=run.ranks.data_size)
 
 
 @torch.no_grad()

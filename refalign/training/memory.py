@@ -24,7 +24,7 @@ theirs) or its end (all gradients, one block's activations). Compared with measu
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -94,10 +94,12 @@ def estimate_memory(
     block, around = model.block_parameters + model.block_adapters, model.outer_parameters + model.projector_parameters
     trained = model.block_adapters if model.lora_rank else block
     gathered = (2 * compute * block + compute * around + (compute + 4) * trained) if is_sharded else 0
-    kept, one_block = _kept_by_blocks(model, each, training.activation_checkpointing, compute, device_type)
+    context = training.context_parallel
+    dealt = replace(each, video_tokens=each.video_tokens // context, reference_tokens=each.reference_tokens // context)
+    kept, one_block = _kept_by_blocks(model, dealt, training.activation_checkpointing, compute, device_type)
     head = _kept_by_head(model, each, training, compute)
-    backward = each.samples * each.tokens * (2 * model.ffn * compute + 2 * model.width * 4)
-    accumulates = training.global_batch // num_ranks > 1
+    backward = each.samples * dealt.tokens * (2 * model.ffn * compute + 2 * model.width * 4)
+    accumulates = training.global_batch * context // num_ranks > 1
     moments = owned * (0.5 if training.optimizer == "adamw8bit" else 2)
     average = owned if training.ema_decay else 0
     start = kept + one_block + head + (owned if accumulates else 0)

@@ -28,30 +28,44 @@ PROJECTORS = "projectors.safetensors"
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others; without a process group, the only one."""
+    """This process among the others; without a process group, the only one.
+
+    Attributes:
+        context: neighbouring ranks that work on the same samples, each on some of the tokens.
+    """
 
     rank: int
     size: int
     device: torch.device
+    context: int = 1
 
     @classmethod
-    def current(cls) -> Ranks:
+    def current(cls, context: int = 1) -> Ranks:
         """Reads the process group that a launcher made, if any."""
         joined = dist.is_initialized()
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", torch.cuda.current_device() if joined else 0)
-        return cls(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, device)
+        return cls(dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1, device, context)
+
+    @property
+    def data_rank(self) -> int:
+        """Whose share of a global batch this rank works on, of ``data_size`` shares."""
+        return self.rank // self.context
+
+    @property
+    def data_size(self) -> int:
+        return self.size // self.context
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks; every rank gets it."""
+        """Sum over ranks, those of the same samples counted once; every rank gets it."""
         if self.size > 1:
             dist.all_reduce(values)
-        return values
+        return values / self.context
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's ``value`` in the order of ranks; every rank gets it."""
@@ -96,6 +110,9 @@ class TrainedModels(nn.Module):
             ConfigError: ``training.shards_per_replica`` does not divide the ranks.
         """
         mesh = _make_mesh(config.training.shards_per_replica, ranks)
+        if ranks.context > 1:
+            rows = init_device_mesh(ranks.device.type, (ranks.data_size, ranks.context), mesh_dim_names=("data", "context"))
+            self.transformer.split_tokens(rows["context"].get_group())
         is_empty = any(parameter.is_meta for parameter in self.parameters())
         receives = any(ranks.gather(is_empty))
         weights = dict(self.state_dict()) if receives and not is_empty else {}

@@ -113,6 +113,12 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
             )
     if shapes.height % patch_height or shapes.width % patch_width:
         raise SchemaError(f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of 2 x 2.")
+    context = config.training.context_parallel
+    if grid % context or transformer["num_attention_heads"] % context:
+        raise ConfigError(
+            f"training.context_parallel={context} must divide the {grid} tokens of a frame and the "
+            f"{transformer['num_attention_heads']} heads of {config.models.base}."
+        )
     objective = config.objective
     if objective.alignment == "repa" and not shapes.has_frame_tokens:
         raise ConfigError(
@@ -131,9 +137,11 @@ def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
     Raises:
         ConfigError: it does not.
     """
-    if training.global_batch % num_ranks:
+    context = training.context_parallel
+    if num_ranks % context or training.global_batch % (num_ranks // context):
+        shared = f", of which {context} share each sample (training.context_parallel)" if context > 1 else ""
         raise ConfigError(
-            f"training.global_batch={training.global_batch} does not divide over {num_ranks} ranks; "
+            f"training.global_batch={training.global_batch} does not divide over {num_ranks} ranks{shared}; "
             "start another number of ranks (the global batch of a run cannot change)."
         )
 

@@ -15,7 +15,7 @@ import torch
 from make_shards import make_config, write_shards
 from safetensors.torch import load_file
 
-from refalign.config import RunConfig
+from refalign.config import RunConfig, StageConfig
 from refalign.steps import Step
 from refalign.training.launch import launch_in_process, make_settings, run_training, train_worker
 from refalign.training.records import read_records
@@ -75,8 +75,13 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / step)
     knobs = {"shards_per_replica": 1, "activation_checkpointing": "selective", "gradient_norms_every": 2}
     replicated = make_config(base, ema_decay=0.5, micro_batch=2, **knobs)
+    # And one in which two ranks share the tokens of each sample; those of the video end on the first or on the second.
+    stages = (StageConfig(name="only", steps=20, learning_rate=2e-3, cross_pair_fraction=0.5),)
+    odd = {"stages": stages, "global_batch": 3, "micro_batch": 3}  # three samples cannot be dealt to two ranks
+    train_worker(make_settings(make_config(base, **odd), shards, tmp_path / "whole"))
+    split = make_config(base, **odd, num_workers=2, context_parallel=2, activation_checkpointing="full")
     launches = []
-    for name, settings in (("two", config), ("resumed", config), ("replicated", replicated)):
+    for name, settings in (("two", config), ("resumed", config), ("replicated", replicated), ("split", split)):
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(make_settings(settings, shards, tmp_path / name)))
         launches.append(str(path))
@@ -100,6 +105,10 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
         for key, weight in weights[0].items():
             torch.testing.assert_close(weights[1][key], weight, rtol=1e-3, atol=1e-5)
     assert all(("grad_norm/alignment" in line) == (line["step"] in (2, 4, 6)) for line in other)
+    whole, shared = (read_records(tmp_path / name / "metrics.jsonl") for name in ("whole", "split"))
+    for mine, theirs in zip(whole, shared, strict=True):
+        for term in (key for key in mine if key in TERMS or key.startswith("validation/")):
+            assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-7), (mine["step"], term)
     # And back: what two ranks saved, one rank loads.
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / step)

@@ -51,6 +51,16 @@ def test_more_aligned_blocks_than_blocks_are_refused(base: Path, shards: Path, t
     check_before_start(with_objective(config, alignment="none"), shards, tmp_path / "run")
 
 
+def test_tokens_or_heads_that_ranks_cannot_share_are_refused(base: Path, shards: Path, tmp_path: Path) -> None:
+    for ranks in (3, 4):  # 16 tokens of a frame, 2 heads
+        config = make_config(base, global_batch=12, num_workers=ranks, context_parallel=ranks)
+        with pytest.raises(
+            ConfigError, match=rf"context_parallel={ranks} must divide the 16 tokens of a frame and the 2 heads of"
+        ):
+            check_before_start(config, shards, tmp_path / "run")
+    check_before_start(make_config(base, num_workers=2, context_parallel=2), shards, tmp_path / "run")
+
+
 def test_repa_says_what_the_shards_lack(base: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no frame_tokens, which repa needs; run .* with shards\.frame_tokens=true"):
         check_before_start(with_objective(make_config(base), alignment="repa"), shards, tmp_path / "run")
@@ -78,7 +88,7 @@ def test_latents_that_cannot_be_cut_into_patches_are_refused(base: Path, shards:
     from refalign.shards.reader import ShardIndex
 
     shapes = load_shapes(ShardIndex.open(shards, "train"), make_config(base).models)
-    transformer = {"patch_size": [1, 2, 2], "in_channels": 4, "text_dim": 12, "num_layers": 2}
+    transformer = {"patch_size": [1, 2, 2], "in_channels": 4, "text_dim": 12, "num_layers": 2, "num_attention_heads": 2}
     check_shapes(shapes, make_config(base), transformer)
     with pytest.raises(SchemaError, match="latents of 9 x 8 cannot be cut"):
         check_shapes(replace(shapes, height=9), make_config(base), transformer)
