@@ -14,7 +14,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from refalign.errors import ConfigError
-from refalign.sections import Count, CurationConfig, Fraction, PairsConfig, Positive, QualityConfig, Section, StorageConfig
+from refalign.sections import (
+    Count,
+    CurationConfig,
+    EvaluationConfig,
+    Fraction,
+    PairsConfig,
+    Positive,
+    QualityConfig,
+    Section,
+    StorageConfig,
+)
 
 
 class InputConfig(Section):
@@ -231,32 +241,6 @@ class TrainingConfig(Section):
         if len({stage.name for stage in self.stages}) < len(self.stages):
             raise ValueError("training.stages: two stages have the same name")
         return self
-
-
-class GateConfig(Section):
-    max_fidelity_loss: Annotated[float, Field(ge=0.0)] = 0.05
-    """How far the 95% bound of the fidelity difference may lie below zero."""
-    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Level of the test that some score is better, over all scores together."""
-    min_prompts: Count = 16
-    """Prompts below which nothing is decided."""
-
-
-class EvaluationConfig(Section):
-    num_samples: Count = 4
-    """Held-out prompts to make a video for."""
-    num_inference_steps: Count = 50
-    """Euler steps per video."""
-    guidance_scale: float = 7.5
-    """Strength of the prompt."""
-    reference_guidance_scale: float = 5.0
-    """Strength of the references."""
-    negative_prompt: str = ""
-    """The null text of guidance."""
-    gate: GateConfig = GateConfig()
-    """When a challenger becomes champion."""
-    opens2v_evaluator: str | None = None
-    """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
 
 
 class TrackingConfig(Section):

@@ -1,4 +1,4 @@
-"""The base of the config's sections, and the sections that decide what becomes training data."""
+"""The base of the config's sections, and the sections that training does not read: data before it, evaluation after it."""
 
 from __future__ import annotations
 
@@ -121,3 +121,29 @@ class PairsConfig(Section):
     """Pictures from other clips kept for one subject, the most similar first."""
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of source groups held out; pairs never join two groups, so no identity is in both splits."""
+
+
+class GateConfig(Section):
+    max_fidelity_loss: Annotated[float, Field(ge=0.0)] = 0.05
+    """How far the 95% bound of the fidelity difference may lie below zero."""
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Level of the test that some score is better, over all scores together."""
+    min_prompts: Count = 16
+    """Prompts below which nothing is decided."""
+
+
+class EvaluationConfig(Section):
+    num_samples: Count = 4
+    """Held-out prompts to make a video for."""
+    num_inference_steps: Count = 50
+    """Euler steps per video."""
+    guidance_scale: float = 7.5
+    """Strength of the prompt."""
+    reference_guidance_scale: float = 5.0
+    """Strength of the references."""
+    negative_prompt: str = ""
+    """The null text of guidance."""
+    gate: GateConfig = GateConfig()
+    """When a challenger becomes champion."""
+    opens2v_evaluator: str | None = None
+    """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
