@@ -106,7 +106,7 @@ def make_config(settings: dict[str, Any], stage: StageConfig, **training: Any) -
         "global_batch": 16,
         "micro_batch": 16,
         "warmup_steps": 200,
-        "ema_decay": 0.999,
+        "ema_decay": 0.995,
         "checkpoint_every": 500,
         "validate_every": 500,
         "validation_samples": 64,
@@ -141,7 +141,8 @@ def run_training(config: RunConfig, shards: Path, folder: Path, text_encoder: Pa
             shown = {name: value for name, value in numbers.items() if name.startswith(("total", "flow", "pull", "push", "val"))}
             print(f"step {step} " + " ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
 
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+    # Without the cache: it would keep the first step's weights in bfloat16 for as long as this context lasts.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
         train(config, shards=shards, folder=folder, log=log, build=partial(build_joint, text_encoder=text_encoder))
 
 
