@@ -1,0 +1,204 @@
+"""A client of Ray's job REST API, with the standard library alone.
+
+A job has an id made of what asked for it, so that whoever asks again after a restart finds the job instead of starting another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import itertools
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_GOING = {"PENDING", "RUNNING"}
+_SILENCE_S = 600.0
+"""How long a head node may be away, for example while it is restarted, before a job that is followed counts as lost."""
+_LOG_STEP_BYTES = 2**20
+"""Ray sends a log whole: for each so many bytes of it, one poll goes by without asking for it."""
+
+
+class RayJobError(Exception):
+    """Ray does not answer, refuses, or no longer knows a job. The message says which, and what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    submission_id: str
+    status: str
+    """``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
+    exit_code: int | None
+    """Of the command; None if it was never started or was killed with its node."""
+    message: str
+    """What Ray says about it."""
+    log: str
+    """All that the command printed."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token to another host."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        return None
+
+
+def make_submission_id(*parts: str) -> str:
+    """The beginning of a job's id: the same for the same parts, readable, and fit for a URL.
+
+    >>> make_submission_id("retrain", "scheduled__2026-11-22T00:00:00+00:00", "train")
+    'retrain-scheduled__2026-11-22T00-00-00-00-00-train-58dcd458'
+    """
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts)).strip("-")
+    return f"{readable[:100]}-{digest}"
+
+
+class RayJobs:
+    """The jobs of one Ray cluster."""
+
+    def __init__(self, address: str, token: str | None, *, timeout_s: float = 30.0) -> None:
+        """Speaks to ``address``, for example ``http://head:8265``, which need not be there yet.
+
+        Raises:
+            RayJobError: the address is no http address.
+        """
+        if not address.startswith(("http://", "https://")):
+            raise RayJobError(f"{address!r} is no address of a Ray dashboard; expected http://host:8265 or https://...")
+        self.address = address.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def find(self, submission_id: str) -> dict[str, Any] | None:
+        """What Ray knows of a job, or None.
+
+        Raises:
+            RayJobError: Ray refuses.
+            OSError: Ray does not answer.
+        """
+        try:
+            return self._call("GET", f"/api/jobs/{submission_id}")
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def attach(
+        self,
+        base: str,
+        entrypoint: str,
+        *,
+        env_vars: Mapping[str, str] | None = None,
+        accepted: Collection[int] = (0,),
+    ) -> str:
+        """The id of the job that does ``entrypoint`` for ``base``: the one that is there, or a new one.
+
+        A job that goes on or has ended well is taken as it is; after one that failed or was stopped, the next number is tried.
+
+        Args:
+            base: from `make_submission_id`.
+            entrypoint: a command line.
+            env_vars: of the command and of its workers; no secrets, Ray shows them.
+            accepted: exit codes that are results, not failures.
+
+        Raises:
+            RayJobError: Ray refuses.
+            OSError: Ray does not answer.
+        """
+        for number in itertools.count(1):
+            submission_id = f"{base}-{number}"
+            job = self.find(submission_id)
+            if job is None:
+                self._submit(submission_id, entrypoint, dict(env_vars or {}))
+                return submission_id
+            if job["status"] in {*_GOING, "SUCCEEDED"}:
+                return submission_id
+            if job["status"] == "FAILED" and job.get("driver_exit_code") in accepted:
+                return submission_id
+        raise AssertionError("count has no end")
+
+    def _submit(self, submission_id: str, entrypoint: str, env_vars: dict[str, str]) -> None:
+        request = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": {"env_vars": env_vars}}
+        try:
+            self._call("POST", "/api/jobs/", request)  # without the last slash the dashboard answers 405
+        except urllib.error.HTTPError as error:
+            if self.find(submission_id) is None:  # else another attempt came first
+                raise RayJobError(f"{self.address} refused {submission_id}: {error.code} {_first_line(error)}") from error
+
+    def follow(self, submission_id: str, say: Callable[[str], object], *, poll_s: float = 30.0) -> Outcome:
+        """Waits for a job's end; each line that it prints goes to ``say``.
+
+        Raises:
+            RayJobError: Ray does not know the job any more, refuses, or was silent for ten minutes.
+        """
+        shown, log, waits, heard = 0, "", 0, time.monotonic()
+        while True:
+            try:
+                job = self.find(submission_id)
+                if job is None:
+                    raise RayJobError(f"{self.address} does not know {submission_id} any more: its head node was replaced")
+                ended = job["status"] not in _GOING
+                if ended or waits == 0:
+                    log = self.load_log(submission_id)
+                    shown = _say_lines(log, shown, say, all_of_it=ended)
+                    waits = len(log) // _LOG_STEP_BYTES + 1
+                heard = time.monotonic()
+            except (OSError, http.client.HTTPException) as error:
+                ended = False
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+                    raise RayJobError(f"{self.address}: {error.code} {_first_line(error)}") from error
+                if time.monotonic() - heard > _SILENCE_S:
+                    raise RayJobError(f"{self.address} has not answered for {_SILENCE_S:.0f} s: {error}") from error
+            if ended:
+                return Outcome(submission_id, job["status"], job.get("driver_exit_code"), job.get("message") or "", log)
+            waits = max(0, waits - 1)
+            time.sleep(poll_s)
+
+    def load_log(self, submission_id: str) -> str:
+        """All that the job has printed so far."""
+        return self._call("GET", f"/api/jobs/{submission_id}/logs")["logs"] or ""
+
+    def stop(self, submission_id: str) -> None:
+        """Asks for the end of a job: SIGTERM, and SIGKILL after ``RAY_JOB_STOP_WAIT_TIME_S``. No error if there is none."""
+        try:
+            self._call("POST", f"/api/jobs/{submission_id}/stop")
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        data = json.dumps(body).encode() if body is not None else None
+        headers = {**self._headers, "Content-Type": "application/json"}
+        request = urllib.request.Request(self.address + path, data=data, headers=headers, method=method)
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                raise RayJobError(
+                    f"{self.address} refused the token ({error.code}); the connection's password must be the cluster's token"
+                ) from error
+            raise
+
+
+def _first_line(error: urllib.error.HTTPError) -> str:
+    """The end of what the server said: of a traceback, the exception."""
+    lines = error.read().decode(errors="replace").strip().splitlines()
+    return lines[-1][:300] if lines else error.reason
+
+
+def _say_lines(log: str, shown: int, say: Callable[[str], object], *, all_of_it: bool) -> int:
+    """Says complete lines from position ``shown`` on (of a progress bar, its last state); returns the new position."""
+    end = len(log) if all_of_it else log.rfind("\n") + 1
+    for line in log[shown:end].split("\n")[: None if all_of_it else -1]:
+        if text := line.rstrip("\r").rpartition("\r")[2].rstrip():
+            say(text)
+    return max(shown, end)

@@ -1,0 +1,60 @@
+"""What each task of the schedule runs: one command of pipelines/ as one Ray job. No Airflow in here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOTHING_NEW = "register: done before, skipped"
+"""What the register step prints when all steps are done for the present input, settings and models."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task."""
+
+    name: str
+    script: str
+    action: str = ""
+    accepted: tuple[int, ...] = (0,)
+    """Exit codes of the command that are results."""
+
+
+CHECK = Stage("check_new_data", "register", accepted=(0, 1))
+"""Registering needs all steps before it: exit code 1 says that one is not done for what the input now holds."""
+STEPS = tuple(Stage(name, name) for name in ("subjects", "pairs", "shards", "train", "evaluate", "register"))
+GATE = Stage("promote", "register", action="promote", accepted=(0, 3))
+"""Exit code 3: the gate kept the champion."""
+
+ENV_VARS = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",
+}
+
+
+def make_entrypoint(stage: Stage, params: Mapping[str, Any]) -> str:
+    """The command line of a stage.
+
+    Args:
+        stage: which one.
+        params: ``repository`` (folder of the code on the cluster), ``preset``, ``input``, ``output``, and ``settings``, a list
+            of ``section.field=value``. All of them are quoted: a value is never read by the shell.
+
+    >>> make_entrypoint(GATE, {"repository": "/opt/refalign", "preset": "toy", "output": "/shared/runs/a b"})
+    "python /opt/refalign/pipelines/register.py promote --preset toy --output '/shared/runs/a b'"
+    """
+    words = ["python", f"{params['repository'].rstrip('/')}/pipelines/{stage.script}.py"]
+    words += [stage.action] if stage.action else []
+    words += ["--preset", params["preset"]]
+    words += ["--input", params["input"]] if params.get("input") else []
+    words += ["--output", params["output"]]
+    for setting in params.get("settings") or ():
+        words += ["--set", setting]
+    return shlex.join(words)
+
+
+def is_nothing_new(exit_code: int | None, log: str) -> bool:
+    """Whether the check found every step done; a register step that it had to do itself is news for the gate."""
+    return exit_code == 0 and NOTHING_NEW in log
