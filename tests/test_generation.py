@@ -23,12 +23,18 @@ SIZE = {"height": 32, "width": 48, "num_frames": 5}
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> RefAlignPipeline:
+def stock(tmp_path_factory) -> str:
+    """The toy folder without what it says of its own training: the published defaults count."""
+    return str(shutil.copytree(WAN, tmp_path_factory.mktemp("stock") / "wan", ignore=shutil.ignore_patterns("refalign.json")))
+
+
+@pytest.fixture(scope="module")
+def pipeline(stock) -> RefAlignPipeline:
     """The toy text encoder and VAE with an untrained two-block Transformer of the same interface."""
     torch.manual_seed(0)
     width = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "freq_dim": 16, "rope_max_seq_len": 32}
     text_dim = TextEncoder.from_pretrained(WAN).model.config.d_model
-    pipeline = RefAlignPipeline.from_pretrained(WAN, transformer=RefAlignTransformer(**width, num_layers=2, text_dim=text_dim))
+    pipeline = RefAlignPipeline.from_pretrained(stock, transformer=RefAlignTransformer(**width, num_layers=2, text_dim=text_dim))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
