@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ def write_base(folder: Path, width: int, layers: int) -> Path:
 
 def measure_peak(config: RunConfig, shards: Path, folder: Path) -> int:
     """Most bytes alive at once over start and two steps, by the allocator's own record."""
+    gc.collect()  # what earlier tests left would count as freed
     options = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}
     with _join_single_group(config), torch.profiler.profile(**options) as profile:
         run = start_run(config, shards, folder)
