@@ -199,7 +199,7 @@ class Story:
     def _evaluate(self) -> None:
         from refalign.evaluation.launch import run_evaluation
 
-        settings = self.config.evaluation.model_dump(mode="json", exclude={"gate", "opens2v_evaluator"})
+        settings = self.config.evaluation.describe_videos()
         step = self._make_step("evaluate", settings, self.config.seed, self.steps["train"].fingerprint)
         self._complete(step, lambda: run_evaluation(self.config, step=step, steps=self.steps))
 

@@ -102,6 +102,17 @@ def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfi
     return [done[name] for name in plan]
 
 
+def complete_parts(
+    step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str
+) -> dict[str, dict[str, Any]]:
+    """Commit records by part name, for a step outside of the story: Ray is joined only if a part is missing."""
+    records = step.load_parts(plan)
+    if records.keys() != plan.keys():
+        with connect(config.cluster):
+            records = dict(zip(plan, run_parts(step, plan, actor, config, label=label), strict=True))
+    return records
+
+
 def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type, config: RunConfig) -> Iterator[dict[str, Any]]:
     import ray.data
 

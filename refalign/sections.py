@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -147,3 +147,7 @@ class EvaluationConfig(Section):
     """When a challenger becomes champion."""
     opens2v_evaluator: str | None = None
     """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
+
+    def describe_videos(self) -> dict[str, Any]:
+        """The settings that decide the videos, not those that only judge them."""
+        return self.model_dump(mode="json", exclude={"gate", "opens2v_evaluator"})

@@ -10,7 +10,7 @@ from refalign.config import RunConfig
 from refalign.errors import ConfigError
 from refalign.evaluation.gate import Decision, decide
 from refalign.evaluation.launch import EvaluationActor
-from refalign.parts import connect, run_parts
+from refalign.parts import complete_parts
 from refalign.steps import Step
 from refalign.tracking.promotion import CHAMPION, find_version, promote, record_decision
 from refalign.tracking.registry import digest_weights, resolve_model
@@ -64,10 +64,7 @@ def score_champion(config: RunConfig, step: Step, evaluated: Mapping[str, Any], 
         for sample in evaluated["samples"]
     }
     with mine.lease():
-        if mine.load_parts(plan).keys() != plan.keys():
-            with connect(config.cluster):
-                run_parts(mine, plan, EvaluationActor, config, label="champion")
-        records = mine.load_parts(plan)
+        records = complete_parts(mine, plan, EvaluationActor, config, label="champion")
         mine.commit({"folder": str(mine.parts_folder), "model": str(model)})
     return {sample["key"]: records[f"{CHAMPION}-{sample['key']}.mp4"]["scores"] for sample in evaluated["samples"]}
 

@@ -13,13 +13,13 @@ from refalign.config import RunConfig
 from refalign.errors import ArtifactError, ConfigError
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.opens2v import MOTION_FILE, Domain, load_prompts, motion_amplitude, score_folder
-from refalign.parts import connect, run_parts
+from refalign.parts import complete_parts
 from refalign.pictures import read_image, write_mp4
 from refalign.steps import Step, write_json
 
 
 def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> dict[str, Any]:
-    """Makes what is missing of the videos, has them evaluated, and writes ``scores.json`` and the manifest.
+    """Makes what is missing of the videos, has them evaluated, and writes the manifest with the scores.
 
     In the step's folder, ``parts/<video id>.mp4`` are the videos and ``scores/*.json`` the evaluator's files.
 
@@ -49,12 +49,10 @@ def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> 
         }
         for prompt in wanted
     }
-    step = Step.make(output, "evaluate", "opens2v", config.evaluation, config.video, digest_weights(model), plan)
+    settings = (config.evaluation.describe_videos(), config.video)
+    step = Step.make(output, "evaluate", "opens2v", *settings, digest_weights(model), plan)
     with step.lease():
-        if (step.load_parts(plan)).keys() != plan.keys():
-            with connect(config.cluster):
-                run_parts(step, plan, OpenS2VActor, config, label="opens2v")
-        records = step.load_parts(plan)
+        records = complete_parts(step, plan, OpenS2VActor, config, label="opens2v")
         scores = step.folder / "scores"
         motion = {name.removesuffix(".mp4"): {"motion_fb": record["motion_fb"]} for name, record in records.items()}
         write_json(scores / MOTION_FILE, motion)
