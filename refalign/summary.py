@@ -10,6 +10,8 @@ from typing import Any
 from refalign.config import RunConfig
 
 _SHOWN_TERMS = ("flow_matching", "pull")
+REPORTS = ("report.html", "curation_report.html")
+"""Names of the pages of an output folder."""
 Manifests = dict[str, dict[str, Any]]
 
 

@@ -26,14 +26,13 @@ from refalign.shards.launch import describe_shards
 from refalign.shards.takedown import holds_clips, rewrite_shard
 from refalign.steps import Step, iter_step_folders, write_json
 from refalign.storage import in_parallel, iter_files, join, kind_of, read_table
-from refalign.summary import load_summary
+from refalign.summary import REPORTS, load_summary
 from refalign.tombstones import Tombstone, load_tombstones, save_tombstone
 from refalign.writing import delete_file, delete_folder
 
 _STEPS = ("shards", "evaluate", "pairs", "subjects")
 """In the order in which they are rewritten: what says what belongs to a source goes last."""
 _COLUMNS = ["clip_id", "video_id", "video_path", "source_group", "start_s", "fps", "num_frames"]
-_REPORTS = ("report.html", "curation_report.html")
 
 
 def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | None) -> None:
@@ -330,7 +329,7 @@ def _sweep(steps: list[Step]) -> None:
 
 def _forget_reports(output: Path, steps: dict[str, Step]) -> None:
     """Reports hold pictures, and the summary counts: the next run writes them again."""
-    for name in _REPORTS:
+    for name in REPORTS:
         (output / name).unlink(missing_ok=True)
     summary = load_summary(output)
     if summary is None:

@@ -182,7 +182,7 @@ def train_stage1(weights: Path, work: Path, steps: int, output: Path) -> None:
     """The recipe's first stage from the shipped base; writes ``stage1/export/transformer`` and its projectors."""
     from safetensors.torch import load_file, save_file
 
-    stage = StageConfig(name="stage1", steps=steps, learning_rate=5e-4, schedule="cosine", cross_pair_fraction=0.5)
+    stage = StageConfig(name="stage1", steps=steps, learning_rate=8e-4, schedule="cosine", cross_pair_fraction=0.5)
     settings = make_settings(weights, work)
     shards = make_shards(settings, work)
     start = work / "stage1_start"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refalign.summary import REPORTS
 from refalign.tracking.client import make_tracking_uri, one_line_errors, open_client
 
 _PICTURES = {"shards": ("contact_sheets",), "evaluate": ("videos",)}
-_REPORTS = ("report.html", "curation_report.html")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def delete_pictures(uri: str | None, output: Path, folders: Sequence[str]) -> in
         for folder in folders:
             for run in client.search_runs(experiments, f"tags.`refalign.folder` = '{folder}'"):
                 parent = client.get_run(run.data.tags["mlflow.parentRunId"])
-                for holder, names in ((run, _PICTURES.get(folder.partition("-")[0], ())), (parent, _REPORTS)):
+                for holder, names in ((run, _PICTURES.get(folder.partition("-")[0], ())), (parent, REPORTS)):
                     there = {file.path for file in client.list_artifacts(holder.info.run_id)} & set(names)
                     for name in there:
                         get_artifact_repository(holder.info.artifact_uri).delete_artifacts(name)
