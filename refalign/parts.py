@@ -19,6 +19,7 @@ from typing import Any
 from refalign.config import ClusterConfig, PoolConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
 from refalign.steps import Step
+from refalign.telemetry import count_part
 
 _LOCAL_STORE_BYTES = 512 * 2**20
 _ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,7 @@ def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfi
                     raise RefAlignError.from_record(json.loads(row["error"]))
                 record = json.loads(row["record"])
                 done[record["part"]] = record
+                count_part(step.name, record)
                 progress.update()
     return [done[name] for name in plan]
 

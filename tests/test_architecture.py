@@ -15,14 +15,14 @@ LAYERS = [
     {"videos", "summary", "exports", "tombstones", "versions"},
     {"objective"},
     {"models"},
-    {"parts"},
+    {"telemetry", "parts"},
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
     {"flow", "cli", "sampling", "cleaning", "champion", "takedown"},
 ]
 ONLY_IN = {
-    "ray": {"parts", "training.launch", "evaluation.launch"},
+    "ray": {"telemetry", "parts", "training.launch", "evaluation.launch"},
     "mlflow": {"tracking"},
     "diffusers": {"models", "generation", "toy"},
     "transformers": {"models", "generation", "toy"},

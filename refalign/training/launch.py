@@ -26,6 +26,7 @@ from typing import Any
 from refalign.config import RunConfig, check_config
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
 from refalign.steps import Step, write_json
+from refalign.telemetry import show_training
 from refalign.training.records import FILE_NAME, RecordReader, read_records, summarize_records
 
 _POLL_S = 0.5
@@ -254,6 +255,7 @@ def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str
             if logger is not None:
                 numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
                 logger.log(record["step"], numbers)
+            show_training(record)
             if bar.n == 0:
                 bar.unpause()  # the rate counts from here: loading is over
             if "total" in record:

@@ -34,7 +34,7 @@ def test_no_secret_has_a_default_and_all_are_named_in_the_readme():
 
 def test_ports_are_of_the_loopback_interface():
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
-    assert len(ports) == 3 and all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
+    assert len(ports) == 4 and all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in ports)
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
