@@ -94,7 +94,10 @@ class LocalCluster:
         return node
 
     def mend(self) -> None:
-        """Starts again what failed to start: Ray gives a raylet 30 s to answer, and a busy machine may take longer."""
+        """Starts again what failed to start: a raylet dies if its agents take more than 15 s, as on a busy machine they may."""
+        for node in self._all_nodes():
+            if node.poll() is None and _has_lost_its_raylet(node):
+                _kill_tree(node)  # `ray start` itself would go on waiting for it
         if self.head and self.head.poll() is not None and self._head_attempts < _HEAD_ATTEMPTS:
             self.start_head(self._head_cpus)
         for node in [node for node in self.nodes if node.poll() is not None]:
@@ -134,13 +137,7 @@ class LocalCluster:
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         """SIGKILL for all of a node's processes at once, as when a machine loses its power."""
-        victims = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-        for victim in victims:
-            try:
-                victim.kill()
-            except psutil.NoSuchProcess:
-                continue
-        node.wait()
+        _kill_tree(node)
         self.nodes.remove(node)
 
     def close(self) -> None:
@@ -153,6 +150,23 @@ class LocalCluster:
                 for process in alive:
                     process.kill()
                 node.wait()
+
+
+def _has_lost_its_raylet(node: subprocess.Popen[bytes]) -> bool:
+    try:
+        children = psutil.Process(node.pid).children()
+        return any(child.name() == "raylet" and child.status() == psutil.STATUS_ZOMBIE for child in children)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _kill_tree(node: subprocess.Popen[bytes]) -> None:
+    for victim in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    node.wait()
 
 
 def _command_of(process: psutil.Process) -> str:
