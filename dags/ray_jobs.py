@@ -196,9 +196,9 @@ def _first_line(error: urllib.error.HTTPError) -> str:
 
 
 def _say_lines(log: str, shown: int, say: Callable[[str], object], *, all_of_it: bool) -> int:
-    """Says complete lines from position ``shown`` on (of a progress bar, its last state); returns the new position."""
+    """Says complete lines from position ``shown`` on; returns the new position. To Ray a progress bar is lines, too."""
     end = len(log) if all_of_it else log.rfind("\n") + 1
     for line in log[shown:end].split("\n")[: None if all_of_it else -1]:
-        if text := line.rstrip("\r").rpartition("\r")[2].rstrip():
-            say(text)
+        if line.strip():
+            say(line.rstrip())
     return max(shown, end)

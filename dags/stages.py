@@ -31,6 +31,7 @@ GATE = Stage("promote", "register", action="promote", accepted=(0, 3))
 ENV_VARS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_JOB_STOP_WAIT_TIME_S": "120",
+    "TQDM_MININTERVAL": "30",
 }
 
 
