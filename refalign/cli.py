@@ -14,6 +14,7 @@ from typing import Any
 from refalign.config import RunConfig, apply_overrides
 from refalign.errors import RefAlignError
 from refalign.presets import PRESETS, load_preset
+from refalign.texts import hide_secrets
 
 _RAISE_AGAIN_S = 5.0
 
@@ -62,11 +63,11 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
     try:
         work()
     except RefAlignError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interruption:
         heed_signal()
-        command = shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)])
+        command = hide_secrets(shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)]))
         print(f"\nstopped; finished parts are kept. The same command goes on from there: {command}", file=sys.stderr)
         return 143 if isinstance(interruption, Terminated) else 130
     return 0

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from refalign.errors import ConfigError
 from refalign.sections import (
@@ -25,6 +25,7 @@ from refalign.sections import (
     Section,
     StorageConfig,
 )
+from refalign.texts import hide_secrets, holds_password, parse_json
 
 
 class InputConfig(Section):
@@ -243,8 +244,17 @@ class TrainingConfig(Section):
         return self
 
 
+def _without_password(uri: str) -> str:
+    if holds_password(uri):
+        raise ValueError(
+            "credentials belong into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
+            "database), not into the URI, which is written into manifests"
+        )
+    return uri
+
+
 class TrackingConfig(Section):
-    uri: str | None = None
+    uri: Annotated[str, AfterValidator(_without_password)] | None = None
     """MLflow server; None keeps a database in the output folder. Credentials come from MLflow's environment variables."""
     experiment: str = "refalign"
     """MLflow experiment."""
@@ -338,7 +348,7 @@ def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
         if not found:
             raise ConfigError(f"--set {text}: expected section.field=value, for example --set training.global_batch=8.")
         try:
-            value = json.loads(raw)
+            value = parse_json(raw)
         except ValueError:
             value = raw
         _assign(tree, key.strip(), value)
@@ -354,7 +364,7 @@ def check_config(tree: dict[str, Any]) -> RunConfig:
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
-            got = "" if item["type"] in ("value_error", "missing") else f" (got {item['input']!r})"
+            got = "" if item["type"] in ("value_error", "missing") else f" (got {hide_secrets(repr(item['input']))[:200]})"
             problems.append(f"{where}: {message}{got}" if where and where not in message else message + got)
         raise ConfigError("; ".join(problems) + ".") from error
 

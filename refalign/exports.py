@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.steps import write_json
+from refalign.texts import parse_json_object
 
 FILE_NAME = "refalign.json"
 
@@ -46,6 +46,6 @@ def load_export_settings(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder}: no such model folder; give an exported folder or models:/name@alias.")
     path = folder / FILE_NAME
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return parse_json_object(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged ({error}); export the model again.") from error

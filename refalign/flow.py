@@ -21,6 +21,7 @@ from refalign.models.loading import check_local, identify_model
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space
 from refalign.summary import describe_step
+from refalign.texts import hide_secrets
 from refalign.tombstones import check_finished, load_tombstones
 from refalign.writing import check_store
 
@@ -312,7 +313,7 @@ class Story:
 
         summary = make_summary(self.config, self.output, self.manifests, {**seconds, **self.seconds})
         summary["story"] = self.fingerprint
-        summary["command"] = shlex.join(["uv", "run", *sys.argv])
+        summary["command"] = hide_secrets(shlex.join(["uv", "run", *sys.argv]))
         summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
         summary["untrained"] = load_note(self.config.models.base)
         summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))

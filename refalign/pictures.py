@@ -6,6 +6,9 @@ Images are ``uint8 [H, W, 3]`` in RGB, or ``[H, W, 4]`` with the subject's mask 
 from __future__ import annotations
 
 import io
+import math
+import struct
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +20,12 @@ from refalign.errors import DataError
 
 Pixels = np.ndarray
 _WHITE = 255
+# What Pillow raises over damaged pictures, some of it only while it decodes.
+_DECODING_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
+_DECODING_ERRORS += (struct.error, zlib.error, MemoryError, OverflowError)
+_FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PICTURE_PX = 2**26
+"""Larger pictures are refused from their headers; twice an 8K frame."""
 SHEET_GAP_PX = 4
 """White around every picture of a contact sheet."""
 
@@ -36,9 +45,12 @@ def decode_image(data: bytes, where: str = "image") -> Pixels:
         DataError: the bytes are no picture that can be read.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        # Pillow knows forty more formats, one of which starts an interpreter of PostScript.
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            if math.prod(picture.size) > MAX_PICTURE_PX:
+                raise ValueError(f"{picture.size[0]} x {picture.size[1]} px, expected {MAX_PICTURE_PX} px in all at the most")
             return on_white(np.asarray(picture.convert("RGBA" if _has_alpha(picture) else "RGB")))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError, ImportError) as error:
+    except (*_DECODING_ERRORS, ImportError) as error:
         # ImportError: ultralytics replaces Image.open by one that looks for a HEIF plugin when a picture is not recognised.
         raise DataError("UNREADABLE", f"{where}: not a readable picture ({error}); give a PNG or JPEG.") from error
 

@@ -18,7 +18,7 @@ class Section(BaseModel):
 
 
 class StorageConfig(Section):
-    parts: Annotated[str, Field(pattern=r"^(s3|gs)://[^/@]+")] | None = None
+    parts: Annotated[str, Field(pattern=r"^(s3|gs)://[^/@]+(/.*)?$")] | None = None
     """Where the data of subjects, pairs and shards go: ``s3://bucket/prefix`` or ``gs://...``, a prefix for each output folder.
     None keeps them in ``--output``, where manifests, checkpoints and evaluation stay in any case."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 import posixpath
@@ -27,10 +26,10 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from refalign.errors import ArtifactError, BackendUnavailable, DataError
+from refalign.texts import hide_secrets, parse_json_object
 
 REMOTE_SCHEMES = ("s3", "gs")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 _CONNECT_TIMEOUT_S = 10
 _REQUEST_TIMEOUT_S = 60
 _RETRY_S = 30
@@ -100,7 +99,7 @@ def parent(location: str) -> str:
 
 def show_name(name: str) -> str:
     """The name fit for a report: what UTF-8 cannot write is spelled as escapes, and credentials in a URI are left out."""
-    return _CREDENTIALS.sub("://...@", name.encode("utf-8", "backslashreplace").decode())
+    return hide_secrets(name.encode("utf-8", "backslashreplace").decode())
 
 
 def is_utf8(text: str) -> bool:
@@ -196,7 +195,7 @@ def load_json(location: str) -> dict[str, Any] | None:
         ArtifactError: the file is damaged.
     """
     try:
-        return json.loads(read_bytes(location))
+        return parse_json_object(read_bytes(location))
     except DataError as error:
         if error.reason != "MISSING":
             raise
@@ -206,18 +205,27 @@ def load_json(location: str) -> dict[str, Any] | None:
 
 
 def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
-    """The ``pyarrow.Table`` in a parquet file.
+    """The ``pyarrow.Table`` in a parquet file that a step wrote.
 
     Args:
         columns: those to read, all of them if None; ``subjects.list.element.embedding`` names a part of a struct. Of a
             remote file only their bytes are fetched.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        DataError, BackendUnavailable: as `open_file`.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from pyarrow.fs import LocalFileSystem
 
     system, path = find_system(location) if is_remote(location) else (LocalFileSystem(), location)
-    with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
-        return table.read(columns=list(columns) if columns is not None else None)
+    try:
+        with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
+            return table.read(columns=list(columns) if columns is not None else None)
+    except pa.ArrowException as error:
+        text = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{location}: damaged ({text}); delete it and its .json, and run again.") from error
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
+from refalign.texts import parse_json_object
 
 _SHOWN_TERMS = ("flow_matching", "pull")
 REPORTS = ("report.html", "curation_report.html")
@@ -59,7 +59,7 @@ def _merge_counts(manifests: Manifests) -> dict[str, Any]:
 def load_summary(output: Path) -> dict[str, Any] | None:
     """The last summary written to an output folder."""
     try:
-        return json.loads((output / "summary.json").read_text())
+        return parse_json_object((output / "summary.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.errors import ArtifactError
+from refalign.texts import parse_json_object
 from refalign.writing import write_bytes
 
 FILE_NAME = "tombstones.jsonl"
@@ -55,7 +56,7 @@ def load_tombstones(output: Path) -> list[Tombstone]:
     if not path.is_file():
         return []
     try:
-        return [Tombstone(**json.loads(line)) for line in path.read_text().splitlines()]
+        return [Tombstone(**parse_json_object(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); restore it: without it, what was taken down comes back.") from error
 

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"errors"},
-    {"sections", "config", "schemas", "geometry", "outcomes"},
+    {"sections", "config", "schemas", "geometry", "outcomes", "texts"},
     {"storage"},
     {"writing"},
     {"presets", "steps", "pictures"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
-    {"flow", "cli", "sampling", "cleaning", "champion", "takedown"},
+    {"flow", "cli", "sampling", "cleaning", "champion", "takedown", "planning"},
 ]
 ONLY_IN = {
     "ray": {"telemetry", "parts", "training.launch", "evaluation.launch"},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ WEIGHTS: dict[Domain, dict[str, float]] = {
 """Domain -> score -> its weight in the total."""
 MOTION_FILE = "motionscore.json"
 _FACE_KINDS = ("singlehuman", "singleface", "faceobj", "humanobj")
+_KEY = re.compile(r"\w[\w.-]{0,99}")
+"""Video ids, which become names of files."""
 _FLOW_WIDTH_PX = 16
 _FARNEBACK = {
     "pyr_scale": 0.5,
@@ -105,12 +108,14 @@ def load_prompts(path: Path) -> list[Prompt]:
     prompts = []
     for key, entry in table.items():
         try:
-            prompt = Prompt(str(key), str(entry["prompt"]), tuple(map(str, entry["img_paths"])))
+            text, pictures = entry["prompt"], entry["img_paths"]
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: {key!r} has no prompt and img_paths; not a prompt file of OpenS2V-Eval.") from error
-        if Path(prompt.key).name != prompt.key or not all(_is_below(picture) for picture in prompt.pictures):
-            raise ArtifactError(f"{path}: {key!r} names a file outside of the benchmark's folder.")
-        prompts.append(prompt)
+        if not (isinstance(text, str) and isinstance(pictures, list) and all(isinstance(each, str) for each in pictures)):
+            raise ArtifactError(f"{path}: {key!r} its prompt is no text, or its img_paths no list of texts.")
+        if not _KEY.fullmatch(key) or not all(map(_is_below, pictures)):
+            raise ArtifactError(f"{path}: {key[:80]!r} names a file outside of the benchmark's folder, or none that can be.")
+        prompts.append(Prompt(key, text, tuple(pictures)))
     if not prompts:
         raise ArtifactError(f"{path}: no prompt in it.")
     return prompts
@@ -199,4 +204,4 @@ def _normalise(score: _Score, values: list[float]) -> float | None:
 
 
 def _is_below(path: str) -> bool:
-    return not Path(path).is_absolute() and ".." not in Path(path).parts
+    return not Path(path).is_absolute() and ".." not in Path(path).parts and path.isprintable()

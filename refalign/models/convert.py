@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from refalign.errors import ArtifactError
-from refalign.models.loading import load_pretrained
+from refalign.models.loading import load_model_config
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer
 
@@ -91,7 +90,7 @@ def convert_to_official(folder: str | Path, target: str | Path) -> None:
         ArtifactError: ``folder`` has no Transformer, or its weights do not fit its config.
     """
     source = Path(folder) / "transformer"
-    config = load_pretrained(_Config, str(source))
+    config = {name: value for name, value in load_model_config(str(source.absolute())).items() if not name.startswith("_")}
     with torch.device("meta"):
         transformer = RefAlignTransformer(**config)
     checkpoint = _Checkpoint(source)
@@ -132,15 +131,6 @@ def _describe(transformer: RefAlignTransformer, projectors: Projectors | None) -
     return f"{config.num_layers} layers of width {transformer.width}, {billions:.2f} billion parameters, {aligned}"
 
 
-class _Config:
-    """Lets ``load_pretrained`` read a Transformer's config with its one-line errors."""
-
-    @staticmethod
-    def from_pretrained(source: str) -> dict:
-        config: Any = RefAlignTransformer.load_config(source)
-        return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
 class _Checkpoint:
     """Names, shapes and dtypes of the tensors in one or several safetensors files; tensors are read one at a time."""
 
@@ -159,7 +149,7 @@ class _Checkpoint:
                         self._files[name] = file
                         tensor = opened.get_slice(name)
                         self.shapes[name], self.dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
-            except SafetensorError as error:
+            except (SafetensorError, OSError) as error:
                 raise ArtifactError(f"{file}: not a readable safetensors file ({error}); download it again.") from error
 
     def num_bytes(self, name: str) -> int:

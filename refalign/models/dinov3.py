@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import DINOv3ViTModel
 
-from refalign.errors import GeometryError
+from refalign.errors import ArtifactError, GeometryError
 from refalign.models.loading import load_pretrained
+from refalign.texts import parse_json_object
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,7 +46,10 @@ class VisionEncoder:
         """
         model = load_pretrained(DINOv3ViTModel, source, revision=revision, dtype=dtype)
         preprocessor = Path(source).expanduser() / "preprocessor_config.json"
-        said = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}
+        try:
+            said = parse_json_object(preprocessor.read_text()) if preprocessor.is_file() else {}
+        except ValueError as error:
+            raise ArtifactError(f"{preprocessor}: damaged ({error}); restore it.") from error
         return cls(model.to(device), said.get("image_mean", _IMAGENET_MEAN), said.get("image_std", _IMAGENET_STD))
 
     def encode(self, images: UInt8[Tensor | np.ndarray, "N H W 3"]) -> Float[Tensor, "N P E"]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from refalign.config import make_fingerprint
 from refalign.errors import ArtifactError
 from refalign.storage import digest_sampled
+from refalign.texts import parse_json_object
 
 
 def looks_local(source: str) -> bool:
@@ -51,11 +51,14 @@ def load_model_config(source: str, *, subfolder: str | None = None, revision: st
         path = Path(source).expanduser() / (subfolder or "") / "config.json"
         if not path.is_file():
             raise ArtifactError(f"{path}: not found; give a folder in the hub's layout or a hub id.")
-        return json.loads(path.read_text())
+        try:
+            return parse_json_object(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{path}: damaged ({error}); restore it.") from error
     from huggingface_hub import hf_hub_download
 
     try:
-        return json.loads(Path(hf_hub_download(source, "config.json", subfolder=subfolder, revision=revision)).read_text())
+        return parse_json_object(Path(hf_hub_download(source, "config.json", subfolder=subfolder, revision=revision)).read_text())
     except Exception as error:
         raise ArtifactError(_advice(f"{source}/{subfolder}" if subfolder else source, False, error)) from error
 
@@ -70,7 +73,8 @@ def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revi
         revision: hub revision; ignored for local folders.
 
     Raises:
-        ArtifactError: the folder lacks a file, the hub cannot be reached, or the model is gated.
+        ArtifactError: the folder lacks a file or brings its own code or pickles, the hub cannot be reached, or the model is
+            gated.
     """
     local = Path(source).expanduser()
     is_local = looks_local(source)
@@ -81,10 +85,31 @@ def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revi
         kwargs["subfolder"] = subfolder
     if not is_local and revision:
         kwargs["revision"] = revision
+    has_weights = hasattr(cls, "load_state_dict")
+    if not has_weights:  # the Auto classes: unless it is said, they ask at the terminal whether a folder's own code may run
+        kwargs["trust_remote_code"] = False
+    if has_weights or hasattr(cls, "from_config"):
+        kwargs["use_safetensors"] = True  # a .bin file is a pickle
     try:
         return cls.from_pretrained(str(local) if is_local else source, **kwargs)
     except Exception as error:
         raise ArtifactError(_advice(name, is_local, error)) from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{path}: not a readable safetensors file ({text}); restore it.") from error
 
 
 def _advice(name: str, is_local: bool, error: Exception) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from refalign.errors import ArtifactError
+from refalign.models.loading import load_tensors
 
 _KEY = re.compile(r"blocks\.(\d+)\.proj\.(\d+)\.(weight|bias)")
 
@@ -92,7 +93,7 @@ class Projectors(nn.Module):
         """
         if not Path(path).is_file():
             raise ArtifactError(f"{path}: no such file of projectors; a folder exported for inference has none.")
-        return cls.from_state_dict(load_file(path), str(path))
+        return cls.from_state_dict(load_tensors(Path(path)), str(path))
 
     @classmethod
     def from_state_dict(cls, weights: dict[str, Tensor], origin: str = "state dict") -> Projectors:
@@ -112,6 +113,6 @@ class Projectors(nn.Module):
             with torch.device("meta"):
                 projectors = cls(indices, widths, bias=any(name.endswith("bias") for name in weights))
             projectors.load_state_dict(weights, assign=True)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, IndexError, RuntimeError) as error:
             raise ArtifactError(f"{origin}: not a set of projectors ({' '.join(str(error).split())[:200]}).") from error
         return projectors.requires_grad_()

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from refalign.errors import ArtifactError
-from refalign.models.loading import load_pretrained
+from refalign.models.loading import load_pretrained, load_tensors
 
 
 class TextImageScorer:
@@ -80,10 +80,7 @@ def load_aesthetic_head(path: Path, width: int) -> nn.Module:
         raise ArtifactError(f"models.aesthetic={path}: a pickle; convert it once: {command}")
     if not path.is_file():
         raise ArtifactError(f"models.aesthetic={path}: no such file; give a .safetensors file.")
-    try:
-        layers = _read_layers(load_file(path), str(path))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{path}: not a readable .safetensors file ({error}); convert it again.") from error
+    layers = _read_layers(load_tensors(path), str(path))
     if layers[0].in_features != width:
         raise ArtifactError(
             f"{path}: made for embeddings of width {layers[0].in_features}, models.text_image gives {width}; give the CLIP "

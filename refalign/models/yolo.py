@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ArtifactError, GeometryError
+from refalign.models.loading import load_tensors
 
 DEFAULT_IMAGE_SIZE_PX = 640
 """The side ultralytics' own weights were trained at."""
 _BATCH_FRAMES = 16
 """Frames a forward pass; fixed, because another batch size rounds differently."""
+_MAX_DESCRIPTION_BYTES, _MAX_DESCRIPTION_VALUES = 2**18, 10_000
+"""Of model.yaml, aliases counted as often as they are used; the largest published one has 400 values."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +172,15 @@ def load_detector(
 def prepare_ultralytics() -> None:
     """Keeps ultralytics from fetching, installing and reporting by itself; must run before its first import.
 
-    It reads these variables once, at import. What is already set stays.
+    It reads these variables once, at import. What is already set stays, save the one that keeps files from running code.
     """
+    # A .pt file is a pickle and a model.yaml may hold an expression: with this, only ultralytics' and torch's own classes are
+    # built from them. Not to be switched off from outside.
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"
     defaults = {
         "YOLO_OFFLINE": "true",
         "YOLO_AUTOINSTALL": "false",
         "YOLO_VERBOSE": "false",
-        # A .pt file is a pickle: with this, only ultralytics' and torch's own classes are built from it.
-        "ULTRALYTICS_SAFE_LOAD": "true",
         "YOLO_CONFIG_DIR": str(Path(tempfile.gettempdir()) / f"refalign-ultralytics-{os.getuid()}"),
     }
     for name, value in defaults.items():
@@ -185,30 +190,67 @@ def prepare_ultralytics() -> None:
 
 def _open_folder(folder: Path) -> tuple[Any, int]:
     """Builds the model that ``model.yaml`` describes and fills it from ``model.safetensors``."""
-    import yaml
-    from safetensors.torch import load_file
     from ultralytics import YOLO, YOLOE
 
     for name in ("model.yaml", "model.safetensors"):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder}: {name} is missing; expected a detector folder with model.yaml and model.safetensors.")
-    description = yaml.safe_load((folder / "model.yaml").read_text())
+    description = _load_description(folder / "model.yaml")
+    tensors = load_tensors(folder / "model.safetensors")
+    _check_safe_load()
     try:
         # ultralytics tells YOLOE by the file's name, which is fixed here.
         kind: Any = YOLOE if "YOLOE" in str(description["head"][-1][2]) else YOLO
         yolo: Any = kind(str(folder / "model.yaml"), task="segment")
-        state = {
-            key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in load_file(folder / "model.safetensors").items()
-        }
+        state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         yolo.model.load_state_dict(state)
+        yolo.model.names = dict(enumerate(map(str, description["names"])))
+        return yolo, int(description.get("image_size_px", DEFAULT_IMAGE_SIZE_PX))
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ArtifactError(
             f"{folder}: model.yaml and model.safetensors do not make a model ({text}); export them again."
         ) from error
-    yolo.model.names = dict(enumerate(description["names"]))
-    return yolo, int(description.get("image_size_px", DEFAULT_IMAGE_SIZE_PX))
+
+
+def _load_description(path: Path) -> dict[str, Any]:
+    """What ``model.yaml`` says: plain values only, and no more of them than a detector has.
+
+    Raises:
+        ArtifactError: the file is damaged, asks for Python objects, or is a bomb of aliases.
+    """
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            description = yaml.safe_load(file.read(_MAX_DESCRIPTION_BYTES + 1))
+            is_whole = file.tell() <= _MAX_DESCRIPTION_BYTES
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        text = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{path}: not a description of a detector ({text}); export it again.") from error
+    count, todo = 0, [description]
+    while todo and count <= _MAX_DESCRIPTION_VALUES:
+        value = todo.pop()
+        count += 1
+        todo += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not is_whole or todo or not isinstance(description, dict):
+        raise ArtifactError(f"{path}: expected a mapping of a few hundred values; export it again.")
+    return description
+
+
+def _check_safe_load() -> None:
+    """ultralytics read the variable when it was first imported, perhaps before `prepare_ultralytics` had set it.
+
+    Raises:
+        ArtifactError: it would evaluate what a model's file says.
+    """
+    from ultralytics.utils import SAFE_LOAD
+
+    if not SAFE_LOAD:
+        raise ArtifactError(
+            "ultralytics was imported without ULTRALYTICS_SAFE_LOAD=true, and would run code that a detector's file brings; "
+            "set it in the environment, or import refalign.models.yolo first."
+        )
 
 
 def _open_weights(source: str) -> Any:
@@ -221,6 +263,7 @@ def _open_weights(source: str) -> Any:
     path = Path(source).expanduser()
     if not path.is_file() and path.parent != Path():
         raise ArtifactError(f"{source}: no such file; give a detector folder, a .pt file, or a name such as yolo11n-seg.pt.")
+    _check_safe_load()
     try:
         if not path.is_file():
             path = Path(attempt_download_asset(Path(os.environ["YOLO_CONFIG_DIR"]) / source, retry=1))
@@ -264,8 +307,11 @@ def _embed_classes(yolo: Any, source: Path, classes: list[str]) -> Any:
 
     saved = source / "classes.npz" if source.is_dir() else source.with_suffix(".npz")
     if saved.is_file():
-        with np.load(saved, allow_pickle=False) as data:
-            names, embeddings = [str(name) for name in data["names"]], np.asarray(data["embeddings"], np.float32)
+        try:
+            with np.load(saved, allow_pickle=False) as data:
+                names, embeddings = [str(name) for name in data["names"]], np.asarray(data["embeddings"], np.float32)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"{saved}: not a file of names and embeddings ({error}); write it again.") from error
         missing = [name for name in classes if name not in names]
         if missing or embeddings.shape != (1, len(names), yolo.model.model[-1].embed):
             raise ArtifactError(f"{saved}: holds no embedding of {', '.join(missing) or 'the right size'}; write it again.")

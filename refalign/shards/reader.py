@@ -7,7 +7,6 @@ and stopping anywhere repeats and skips nothing.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import queue
@@ -22,15 +21,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from refalign.errors import ArtifactError, DataError
 from refalign.shards.sample import NULL_PROMPT_NAME, Sample, check_sample
 from refalign.steps import Step
 from refalign.storage import find_size, find_system, in_parallel, is_remote, join, load_json, read_bytes, translated_errors
+from refalign.texts import parse_json_object
 
-_WAY_OUT = "delete that file and its .json, then run the shards step again"
+_AGAIN = "run the shards step again"
+_WAY_OUT = f"delete that file and its .json, then {_AGAIN}"
 
 _DTYPES = {
     "F32": torch.float32,
@@ -96,7 +96,7 @@ class ShardIndex:
         entry = self.entries[index]
         try:
             data, text = _read_members(entry, ("safetensors", "json"))
-            tensors, info = view_tensors(data), json.loads(text.tobytes())
+            tensors, info = view_tensors(data), parse_json_object(text.tobytes())
         except (DataError, OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
         where = f"{entry.shard}: sample {entry.key}"
@@ -113,9 +113,18 @@ class ShardIndex:
         return in_parallel(self.read, indices)
 
     def load_null_prompt(self) -> Tensor | None:
-        """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written."""
+        """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
         location = join(Step.open(self.folder).location, NULL_PROMPT_NAME)
-        return load_safetensors(read_bytes(location))["prompt_embeds"] if find_size(location) is not None else None
+        if find_size(location) is None:
+            return None
+        try:
+            return view_tensors(np.frombuffer(bytearray(read_bytes(location)), np.uint8))["prompt_embeds"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{location}: not the empty prompt's embedding ({error}); delete it and {_AGAIN}.") from error
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,7 @@ def view_tensors(data: UInt8[np.ndarray, "N"]) -> dict[str, Tensor]:
     header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if header_end > len(data):
         raise ValueError(f"a header of {header_end} in {len(data)} bytes")
-    header = json.loads(data[8:header_end].tobytes())
+    header = parse_json_object(data[8:header_end].tobytes(), object_pairs_hook=_refuse_doubles)
     header.pop("__metadata__", None)
     content = torch.from_numpy(data)[header_end:]
     return {name: _view_tensor(content, **said) for name, said in header.items()}
@@ -226,12 +235,21 @@ def view_tensors(data: UInt8[np.ndarray, "N"]) -> dict[str, Tensor]:
 def _view_tensor(content: UInt8[Tensor, "N"], dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
     start, end = data_offsets
     kind = _DTYPES[dtype]
+    # Within the bytes each length is at most theirs; an empty tensor could claim any other length beside its 0.
+    if not all(type(length) is int and 0 <= length <= len(content) for length in shape):
+        raise ValueError(f"a tensor of {shape}")
     if not 0 <= start <= end <= len(content) or end - start != math.prod(shape) * kind.itemsize:
         raise ValueError(f"bytes {start} to {end} of {len(content)} for a tensor of {shape} {dtype}")
     piece = content[start:end]
     if piece.storage_offset() % kind.itemsize:
         piece = piece.clone()
     return piece.view(kind).view(shape)
+
+
+def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a header that says something twice")
+    return found
 
 
 def _read_members(entry: Entry, suffixes: Sequence[str]) -> list[UInt8[np.ndarray, "N"]]:
@@ -269,13 +287,15 @@ def _load_entries(step: Step, name: str) -> list[Entry]:
     shard = step.locate(name, commit)
     try:
         _check_size(shard, commit["size_bytes"])
-        return [_make_entry(shard, sample) for sample in commit["samples"]]
-    except (KeyError, TypeError, ValueError) as error:
+        return [_make_entry(shard, sample, commit["size_bytes"]) for sample in commit["samples"]]
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
 
 
-def _make_entry(shard: str, sample: dict[str, Any]) -> Entry:
+def _make_entry(shard: str, sample: dict[str, Any], size_bytes: int) -> Entry:
     members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in sample["members"].items()}
+    if not all(0 <= offset <= offset + size <= size_bytes for offset, size in members.values()):
+        raise ValueError(f"members {members} of {size_bytes} bytes")
     channels, frames, height, width = sample["shape"]
     shape = (channels, frames, height, width)
     return Entry(sample["key"], shard, shape, int(sample["subjects"]), members, sample.get("source_group"))

@@ -64,16 +64,22 @@ def check_sample(
     wrong = {name: tuple(tensors[name].shape) for name, axes in declared.items() if tensors[name].ndim != len(axes.split())}
     if wrong:
         raise SchemaError(f"{where}: shapes {wrong}; expected the axes { ({name: declared[name] for name in wrong}) }.")
-    references = info.get("references", [])
+    references = info.get("references")
+    if not isinstance(references, list) or not all(_has_subject(reference) for reference in references):
+        raise SchemaError(f"{where}: its JSON lists no references with their subjects; run the shards step again.")
     counts = {name: len(tensors[name]) for name, axes in declared.items() if axes.startswith("R")}
     if set(counts.values()) != {len(references)}:
         raise SchemaError(f"{where}: {counts} references in the tensors, {len(references)} in the JSON.")
     if tuple(tensors["latents"].shape) != shape:
         raise SchemaError(f"{where}: latents {tuple(tensors['latents'].shape)}, the index says {shape}.")
     described = {reference["subject_index"] for reference in references}
-    if described != set(range(num_subjects)):
+    if len(described) != num_subjects or described != set(range(len(described))):
         raise SchemaError(f"{where}: {num_subjects} subjects, but references for subjects {sorted(described)}.")
     return tensors
+
+
+def _has_subject(reference: Any) -> bool:
+    return isinstance(reference, dict) and isinstance(reference.get("subject_index"), int)
 
 
 def has_targets(tensors: Mapping[str, Tensor]) -> bool:

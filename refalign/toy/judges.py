@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from refalign.errors import ArtifactError
+from refalign.models.loading import load_tensors
 from refalign.toy.drawing import POSES
 from refalign.toy.identities import (
     ATTRIBUTE_NAMES,
@@ -120,7 +120,7 @@ class Judge:
             raise ArtifactError(f"{path}: not found; python -m refalign.toy.train_judges makes it.")
         reader = Reader()
         try:
-            reader.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+            reader.load_state_dict({name: tensor.float() for name, tensor in load_tensors(path).items()})
         except RuntimeError as error:
             raise ArtifactError(f"{path}: not a reader of this version ({str(error).splitlines()[0]}).") from error
         return cls(reader)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
+from refalign.texts import hide_secrets
 from refalign.tracking.run import flatten
 
 _MAX_TAG_CHARACTERS = 5000
@@ -64,12 +65,12 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
         note: what must be known of the base weights first, see `load_note`.
     """
     parts = [
-        f"# {config.tracking.model_name}: reference-to-video model",
+        f"# {_plain(config.tracking.model_name)}: reference-to-video model",
         "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects "
         "of reference pictures. Projectors and the vision encoder are not part of it.",
     ]
     if note:
-        parts.append(f"**{note}**")
+        parts.append(f"**{_plain(note)}**")
     parts += [
         "## Intended use",
         "Research on subject-consistent video generation. Show people only with their consent, and mark videos as generated. "
@@ -83,11 +84,11 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
         "## Scores",
         _table(("score", "value"), flatten(scores)) if scores else "Not evaluated.",
         "## How to generate",
-        f"    python pipelines/generate.py --model models:/{config.tracking.model_name}@challenger \\\n"
+        f"    python pipelines/generate.py --model models:/{_plain(config.tracking.model_name)}@challenger \\\n"
         '        --reference a.png --prompt "..." --output out.mp4',
         "## How to reproduce",
-        f"    {provenance.command}",
-        f"Code {provenance.code}, config {provenance.fingerprint}, shards {provenance.shard_digest}. "
+        "\n".join(f"    {line}" for line in hide_secrets(provenance.command).splitlines()),  # of a code block, whatever it holds
+        f"Code {_plain(provenance.code)}, config {provenance.fingerprint}, shards {provenance.shard_digest}. "
         f"Step folders: {', '.join(provenance.folders.values())}.",
         "<details><summary>Settings</summary>",
         _table(("setting", "value"), flatten(config)),
@@ -120,7 +121,7 @@ def _models(config: RunConfig) -> list[tuple[str, str, str]]:
 def _data_warning(licenses: Mapping[str, int]) -> str:
     named = [name for name in licenses if "non-commercial" in name.lower() or "-nc" in name.lower()]
     if named:
-        return f"**Part of the data is for non-commercial use only ({', '.join(sorted(named))}); so is this model.**"
+        return f"**Part of the data is for non-commercial use only ({_plain(', '.join(sorted(named)))}); so is this model.**"
     if not licenses or "unknown" in licenses:
         return "**The licence of some clips is unknown; clear it before the model leaves your hands.**"
     return ""
@@ -134,4 +135,9 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     """Text from data sources must not end the cell, the line, or become markup."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+    return _plain(value).replace("|", "\\|")
+
+
+def _plain(value: Any) -> str:
+    """One line that can become neither HTML nor a link."""
+    return " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]&#40;")

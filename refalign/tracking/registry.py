@@ -24,12 +24,13 @@ from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.exports import make_generation_settings
 from refalign.steps import Step, sha256_of
+from refalign.texts import hide_secrets
 from refalign.tracking.client import hide_credentials, one_line_errors, open_client
 from refalign.tracking.model_card import Provenance, load_note, make_model_card
 from refalign.tracking.run import StoryRun, code_revision
 
 CHALLENGER = "challenger"
-_KEY_TAG = "refalign.key"
+_KEY_TAG, _WEIGHTS_TAG = "refalign.key", "refalign.weights"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
 _MARKER = "transformer/config.json"  # what every export has; the other parts may be named by hub id instead
 _MAX_DESCRIPTION = 5000  # of MLflow's database
@@ -63,12 +64,12 @@ def run_register(
         fingerprint=step.fingerprint,
         code=code_revision(),
         folders={name: each.folder.name for name, each in steps.items()},
-        command=shlex.join(["uv", "run", *sys.argv]),
+        command=hide_secrets(shlex.join(["uv", "run", *sys.argv])),
     )
     weights = digest_weights(export)
     scores = manifests["evaluate"]["scores"]
     card = make_model_card(config, provenance, scores, note=load_note(config.models.base))
-    tags = {**provenance.tags(), "refalign.weights": weights}
+    tags = {**provenance.tags(), _WEIGHTS_TAG: weights}
     key = f"{steps['evaluate'].fingerprint}-{weights}"
     model = register_model(tracker, config, key=key, export_folder=export, card=card, tags=tags)
     example = manifests["evaluate"]["samples"][0]
@@ -146,7 +147,7 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     Models of a remote server are downloaded once, into ``~/.cache/refalign/models``.
 
     Raises:
-        ArtifactError: there is no such model or folder.
+        ArtifactError: there is no such model or folder, or its weights are not those that were registered.
         BackendUnavailable: MLflow does not answer.
     """
     if not source.startswith("models:/"):
@@ -161,7 +162,14 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     with one_line_errors(tracking_uri):
         files = client.get_model_version_download_uri(name, version.version)
         folder = _fetch(files, f"{name}-{version.version}-{version.creation_timestamp}")
-    return _check_export(_find_export(folder), source)
+    export = _check_export(_find_export(folder), source)
+    promised = (version.tags or {}).get(_WEIGHTS_TAG)
+    if promised and (found := digest_weights(export)) != promised:
+        raise ArtifactError(
+            f"{source}: the weights in {export} have digest {found}, version {version.version} was registered with {promised}; "
+            "they were changed since. Restore them, or register the model again."
+        )
+    return export
 
 
 def _get_version(client: Any, uri: str, source: str, name: str, alias: str, number: str) -> Any:
@@ -199,9 +207,17 @@ def _fetch(uri: str, cache_name: str) -> Path:
 
 def _find_export(folder: Path) -> Path:
     """MLflow names the copied folder after the one it came from; the model's own record says how."""
+    from mlflow.exceptions import MlflowException
     from mlflow.models import Model
+    from yaml import YAMLError
 
-    return folder / Model.load(str(folder)).flavors["python_function"]["artifacts"][_EXPORT]["path"]
+    try:
+        export = folder / Model.load(str(folder)).flavors["python_function"]["artifacts"][_EXPORT]["path"]
+    except (MlflowException, YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: its MLmodel describes no model of refalign ({error!r}); register it again.") from error
+    if not export.resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(f"{folder}: its MLmodel names weights outside of it ({export}); register it again.")
+    return export
 
 
 def _check_export(folder: Path, source: str) -> Path:

@@ -19,6 +19,7 @@ from refalign.config import RunConfig
 from refalign.errors import ArtifactError, BackendUnavailable
 from refalign.steps import Step
 from refalign.storage import describe_bytes
+from refalign.texts import hide_secrets
 from refalign.training.launch import Settings, launch_on_ray, make_settings
 
 _ANSWER_S = 20
@@ -150,13 +151,15 @@ def check_tracking(uri: str | None) -> str:
             answer.read()
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):  # it is there, and the driver has the credentials
-            raise BackendUnavailable(f"{uri}/health: HTTP {error.code}; is this an MLflow server? See tracking.uri.") from error
+            raise BackendUnavailable(
+                f"{hide_secrets(uri)}: HTTP {error.code}; is this an MLflow server? See tracking.uri."
+            ) from error
     except (urllib.error.URLError, OSError) as error:
         host = socket.gethostname()
         raise BackendUnavailable(
-            f"{uri}: no answer from {host} ({error}); start the server, or give tracking.uri as the workers see it."
+            f"{hide_secrets(uri)}: no answer from {host} ({error}); start the server, or give tracking.uri as the workers see it."
         ) from error
-    return f"{uri} answers"
+    return f"{hide_secrets(uri)} answers"
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, float]:

@@ -11,7 +11,6 @@ run before the commit leaves the checkpoint before it as the newest.
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from torch import nn
 
 from refalign.errors import ArtifactError
 from refalign.steps import write_json
+from refalign.texts import parse_json_object
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema
 
@@ -153,15 +153,15 @@ def load_state(checkpoint: Path) -> TrainState:
     """
     path = checkpoint / "state.json"
     try:
-        values = json.loads(path.read_text())
-        schema = values["schema"]
-    except (OSError, ValueError, KeyError) as error:
+        values = parse_json_object(path.read_text())
+        if values["schema"] != CHECKPOINT_SCHEMA:
+            raise ArtifactError(
+                f"{path}: checkpoint schema {values['schema']}, this version reads {CHECKPOINT_SCHEMA}; "
+                "use the version that wrote it."
+            )
+        return TrainState(**values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); delete {checkpoint} to resume from the one before.") from error
-    if schema != CHECKPOINT_SCHEMA:
-        raise ArtifactError(
-            f"{path}: checkpoint schema {schema}, this version reads {CHECKPOINT_SCHEMA}; use the version that wrote it."
-        )
-    return TrainState(**values)
 
 
 def check_resumable(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from refalign.config import ModelsConfig, RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
+from refalign.models.loading import load_model_config
 from refalign.shards.mixture import make_order
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, has_targets
@@ -57,8 +57,9 @@ def check_before_start(config: RunConfig, shards: Path, folder: Path) -> ShardIn
         path = base / "transformer" / "config.json"
         if not path.is_file():
             raise ArtifactError(f"{path}: not found; models.base must be a folder in the diffusers layout, or a hub id.")
-        check_shapes(shapes, config, json.loads(path.read_text()))
-        model = ModelSizes.of(json.loads(path.read_text()), config, shapes.vision_width)
+        transformer = load_model_config(config.models.base, subfolder="transformer")
+        check_shapes(shapes, config, transformer)
+        model = ModelSizes.of(transformer, config, shapes.vision_width)
         check_disk_space(folder, _estimate_disk_bytes(config, base / "transformer", model))
     return index
 

@@ -135,7 +135,7 @@ def test_missing_and_damaged_weights_are_one_line(tmp_path):
     with pytest.raises(ArtifactError, match="model.safetensors is missing"):
         load_detector(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ArtifactError, match="do not make a model"):
+    with pytest.raises(ArtifactError, match="not a readable safetensors file"):
         load_detector(tmp_path)
 
 

@@ -9,16 +9,17 @@ Source: ``cosmos_curate/pipelines/video/read_write/metadata_writer_stage.py`` of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
+from refalign.curation.sources.folder import read_description
 from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
 from refalign.errors import DataError
 from refalign.outcomes import Outcome
+from refalign.texts import parse_json
 
 METAS = "metas/v0/"
 
@@ -46,10 +47,9 @@ def iter_cosmos(names: set[str], folder: str, config: InputConfig) -> Iterator[S
 
 def _read_meta(location: str) -> dict[str, Any]:
     """Caption, shots and source group, as a sidecar would say them."""
-    with storage.open_file(location) as stream:
-        data = bytes(stream.read())
+    data = read_description(location)
     try:
-        meta = json.loads(data)
+        meta = parse_json(data)
         fps = float(meta.get("framerate") or meta["framerate_source"])
         shots = [
             {"start_s": window["start_frame"] / fps, "end_s": (window["end_frame"] + 1) / fps, "caption": caption}
@@ -62,7 +62,7 @@ def _read_meta(location: str) -> dict[str, Any]:
             "source_group": str(meta["source_video"]),
             "clip_location": str(meta.get("clip_location", "")),
         }
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
         name = PurePosixPath(location).name
         raise DataError("BAD_SIDECAR", f"{METAS}{name} is no description of cosmos-curate: {error!r}") from error
 

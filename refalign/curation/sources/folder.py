@@ -8,7 +8,6 @@ list of ``start_s``, ``end_s``, ``caption``, where the caption changes within th
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from refalign.config import InputConfig
 from refalign.curation.sources.source_video import VIDEO_SUFFIXES, SourceVideo, make_source, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.texts import parse_json
 
 _MAX_SIDECAR_BYTES = 16 * 2**20
 _READERS = 16
@@ -95,17 +95,26 @@ def _is_file(location: str) -> bool:
         return False
 
 
+def read_description(location: str) -> bytes:
+    """The bytes of a sidecar.
+
+    Raises:
+        DataError: BAD_SIDECAR: it is far too large for one; or as `storage.open_file`.
+    """
+    if storage.size_of(location) > _MAX_SIDECAR_BYTES:
+        name = PurePosixPath(location).name
+        raise DataError("BAD_SIDECAR", f"{name} is larger than {_MAX_SIDECAR_BYTES} bytes, expected a description")
+    return storage.read_bytes(location)
+
+
 def _read_sidecar(location: str) -> dict[str, Any]:
     name = PurePosixPath(location).name
-    if storage.size_of(location) > _MAX_SIDECAR_BYTES:
-        raise DataError("BAD_SIDECAR", f"{name} is larger than {_MAX_SIDECAR_BYTES} bytes, expected a description")
-    with storage.open_file(location) as file:
-        data = bytes(file.read())
+    data = read_description(location)
     try:
         if location.endswith(".txt"):
             return {"caption": data.decode("utf-8-sig").strip()}
-        said = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        said = parse_json(data)
+    except ValueError as error:
         raise DataError("BAD_SIDECAR", f"{name} cannot be read: {type(error).__name__} {error}") from error
     if not isinstance(said, dict):
         raise DataError("BAD_SIDECAR", f"{name} holds a {type(said).__name__}, expected an object")

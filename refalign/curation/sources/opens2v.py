@@ -7,7 +7,6 @@ reads the entries of its own videos.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from refalign.config import InputConfig
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.texts import parse_json
 
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 4096
@@ -51,7 +51,7 @@ def iter_opens2v(files: list[str], folder: str, config: InputConfig) -> Iterator
                 yield replace(source, annotation_at=at)
             except DataError as error:
                 yield refuse(name, error)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
                 yield refuse(name, DataError("BAD_ANNOTATION", f"the entry lacks or spoils {error}"))
 
 
@@ -67,11 +67,11 @@ def load_annotation(name: str, at: dict[str, Any]) -> dict[str, Any]:
     if _digest(data) != at["digest"]:
         raise DataError("BAD_ANNOTATION", f"{name}: {at['file']} has changed since the run was planned; run the command again")
     try:
-        entry = json.loads(b"{" + data + b"}")[name]
+        entry = parse_json(b"{" + data + b"}")[name]
         _check_entry(entry)
     except DataError as error:
         raise DataError(error.reason, f"{name}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise DataError("BAD_ANNOTATION", f"{name}: the entry lacks or spoils {error!r}") from error
     return entry
 
@@ -105,8 +105,8 @@ def _iter_entries(file: str) -> Iterator[tuple[str, Any, int, int, str]]:
                 pending.clear()
                 names.clear()
         parser.close()
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
+    except (ijson.JSONError, ValueError, SystemError) as error:  # the last is how its C code says that a number is too long
+        reason = str(error.__cause__ or error).partition("\n")[0]
         raise ConfigError(
             f"{file}: this OpenS2V annotation is not valid JSON before byte {position} ({reason}); restore the file."
         ) from error
@@ -121,8 +121,8 @@ def _read_entries(data: bytes, position: int, names: list[str], *, is_last: bool
     if not data:
         return
     try:
-        entries = json.loads(b"{" + data + b"}")
-    except RecursionError:
+        entries = parse_json(b"{" + data + b"}")
+    except ValueError:  # nested too deeply: ijson has found no other fault
         entries = dict.fromkeys(names)
     for name, entry in entries.items():
         yield name, entry, end - len(data), end, _digest(data)

@@ -11,7 +11,6 @@ Source: Chen et al., "Phantom-Data", and the README of Phantom-video/Phantom-Dat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +22,7 @@ from refalign.curation.sources.source_video import SourceVideo, read_text, refus
 from refalign.curation.sources.tables import iter_parquet
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.texts import parse_json
 
 LICENSE = "non-commercial research only (Phantom-Data)"
 _ID_COLUMNS = ("vid", "video_id")
@@ -79,11 +79,11 @@ def _make_source(clip: str, vid: str, caption: str, folder: str, config: InputCo
 def _read_referred(cross_pair: Any) -> Iterator[str]:
     """Clips that the references of a row come from; the published column is JSON text, as a struct or map it does as well."""
     try:
-        pairs = json.loads(cross_pair) if isinstance(cross_pair, str | bytes) else cross_pair
+        pairs = parse_json(cross_pair) if isinstance(cross_pair, str | bytes) else cross_pair
         pairs = dict(pairs or {})
         for pair in pairs.values():
             for group in (pair or {}).get("refer_result") or ():
                 for reference in group if isinstance(group, list) else [group]:
                     yield str(reference["vid"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError("BAD_ANNOTATION", f"cross_pair cannot be read: {error!r}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,10 +19,12 @@ from refalign.curation.sources.folder import describe_video, find_sidecar
 from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.texts import parse_json
 
 LIST_SUFFIXES = (".txt", ".lst")
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 _PATH_COLUMNS = ("path", "uri", "video")
+_SAID_COLUMNS = ("caption", "license", "consent", "source_group", "shots")
 _BATCH_ROWS = 1024
 
 
@@ -68,7 +69,7 @@ def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome
 
 
 def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file, a batch in memory at a time.
+    """Rows of a parquet file, a batch in memory at a time; without ``columns`` those that describe videos.
 
     Raises:
         ConfigError: the file is damaged, or has none of the columns that name videos.
@@ -79,11 +80,16 @@ def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[di
     with storage.open_file(file) as stream:
         try:
             table = pq.ParquetFile(stream)
+            names = table.schema_arrow.names
             if columns is None:
-                _check_columns(file, table.schema_arrow.names)
-            for batch in table.iter_batches(_BATCH_ROWS, columns=None if columns is None else list(columns)):
+                _check_columns(file, names)
+                columns = [name for name in (*_PATH_COLUMNS, *_SAID_COLUMNS) if name in names]
+            if doubled := [name for name in columns if names.count(name) > 1]:
+                raise ConfigError(f"--input {file}: two columns are called {doubled[0]!r}; which one holds is anybody's guess.")
+            # Other columns stay unread: a date of the year 300,000 is no fault of the videos.
+            for batch in table.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
                 raise
             raise ConfigError(f"--input {file}: this parquet file is damaged ({error}); restore it.") from error
@@ -97,7 +103,7 @@ def load_column_names(file: str) -> list[str]:
     with storage.open_file(file) as stream:
         try:
             return pq.ParquetFile(stream).schema_arrow.names
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowException, OSError):
             return []
 
 
@@ -118,8 +124,8 @@ def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = parse_json(line)
+            except ValueError as error:
                 yield DataError("BAD_ROW", f"not JSON: {error}")
                 continue
             yield row if isinstance(row, dict) else DataError("BAD_ROW", f"a {type(row).__name__}, expected an object")

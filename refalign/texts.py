@@ -1,0 +1,48 @@
+"""Texts that others wrote: JSON that may be hostile, and secrets that must not be repeated."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_USER = re.compile(r"://[^/\s]*@")
+_PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
+_IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|signature)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """What a JSON text says; for files that others may have written or changed.
+
+    Args:
+        options: as of `json.loads`.
+
+    Raises:
+        ValueError: no JSON, nested more deeply than the interpreter goes, or a number of more digits than it takes.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
+    """The same for a text that must be an object.
+
+    Raises:
+        ValueError: as `parse_json`, or it is something else.
+    """
+    found = parse_json(text, **options)
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}, expected an object")
+    return found
+
+
+def hide_secrets(text: str) -> str:
+    """The text with user name, password and signatures left out of every URI in it."""
+    return _IN_QUERY.sub(r"\1...", _USER.sub("://...@", text))
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a URI would give something away; a database's user name alone does not."""
+    return bool(_PASSWORD.search(uri) or _IN_QUERY.search(uri))
