@@ -73,6 +73,14 @@ def estimate_parts(plan: Mapping[str, Mapping[str, Any]], config: RunConfig) -> 
     models = config.models
     wan = load_model_config(models.base, subfolder="transformer", revision=models.base_revision)
     vision = load_model_config(models.vision_encoder, revision=models.vision_encoder_revision)
+    return count_parts(plan, config, wan, vision)
+
+
+def count_parts(
+    plan: Mapping[str, Mapping[str, Any]], config: RunConfig, wan: Mapping[str, Any], vision: Mapping[str, Any]
+) -> dict[str, float]:
+    """The same from the contents of the two config files."""
+    models = config.models
     clip_bytes, reference_bytes = _count_bytes(config, wan["in_channels"], vision["hidden_size"])
     text_bytes = 2 * wan["text_dim"]
     sizes = {}

@@ -7,6 +7,7 @@ holds it, and every rank has the whole of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,11 @@ class EncoderSizes:
         Raises:
             ArtifactError: it is missing, or the hub cannot be reached.
         """
-        found = load_model_config(models.vision_encoder, revision=models.vision_encoder_revision)
+        return cls.of(load_model_config(models.vision_encoder, revision=models.vision_encoder_revision))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> EncoderSizes:
+        """Reads the contents of that file."""
         names = ("hidden_size", "intermediate_size", "num_hidden_layers")
         return cls(*(found[name] for name in names), 1 + found["num_register_tokens"], found["use_gated_mlp"])
 
