@@ -17,7 +17,7 @@ DOCKERFILES = sorted(path for path in INFRA.rglob("Dockerfile*") if path.suffix 
 def test_every_file_is_named_in_the_readme():
     text = (INFRA / "README.md").read_text()
     files = {str(path.relative_to(INFRA)) for path in INFRA.rglob("*") if path.is_file()} - {"README.md"}
-    named = set(re.findall(r"`([\w./-]+/[\w.-]+|compose\.yaml)`", text.split("## ")[0]))
+    named = set(re.findall(r"`([\w./-]+/[\w.-]+|compose\.yaml|[A-Z]+\.md)`", text.split("## ")[0]))
     assert files and files == named
 
 
