@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from refalign.pictures import decode_image, write_mp4
 
 EXPORT = "export"
 """Name of the artifact that holds the diffusers folder."""
+_MAX_TIMES_LARGER = 4
+"""A row may ask for so many times the pixels that the model was exported for: attention grows with their square."""
+_MAX_STEPS = 1000
 
 
 class ReferenceToVideoModel(PythonModel):
@@ -40,7 +44,7 @@ class ReferenceToVideoModel(PythonModel):
         """One video per row; equal rows with equal seeds give equal videos.
 
         Raises:
-            DataError: a reference is no base64 picture.
+            DataError: a reference is no base64 picture, or a row asks for far more than the model was made for.
         """
         settings = {**self.defaults, **{name: value for name, value in (params or {}).items() if value is not None}}
         rows = model_input.to_dict("records")
@@ -50,13 +54,16 @@ class ReferenceToVideoModel(PythonModel):
         import torch
 
         given = {name: value for name, value in row.items() if not _is_missing(value)}
+        size = {name: int(given.get(name, self.defaults[name])) for name in ("num_frames", "height", "width")}
+        steps = int(settings["num_inference_steps"])
+        _check_size(size, {name: self.defaults[name] for name in size}, steps)
         frames = self.pipeline(
             prompt=given["prompt"],
             references=decode_references(given.get("references", [])),
-            num_frames=int(given.get("num_frames", settings["num_frames"])),
-            height=int(given.get("height", settings["height"])),
-            width=int(given.get("width", settings["width"])),
-            num_inference_steps=int(settings["num_inference_steps"]),
+            num_frames=size["num_frames"],
+            height=size["height"],
+            width=size["width"],
+            num_inference_steps=steps,
             guidance_scale=float(settings["guidance_scale"]),
             reference_guidance_scale=float(settings["reference_guidance_scale"]),
             negative_prompt=settings["negative_prompt"],
@@ -85,6 +92,13 @@ def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarr
             raise DataError("UNREADABLE", f"{where}: not base64 ({error}); send the bytes of a PNG or JPEG as base64.") from error
         pictures.append(decode_image(data, where))
     return pictures
+
+
+def _check_size(asked: dict[str, int], usual: dict[str, int], steps: int) -> None:
+    if math.prod(asked.values()) > _MAX_TIMES_LARGER * math.prod(usual.values()) or min(asked.values()) < 1:
+        raise DataError("TOO_LARGE", f"{asked}: expected at the most {_MAX_TIMES_LARGER} times the pixels of {usual}.")
+    if not 0 < steps <= _MAX_STEPS:
+        raise DataError("TOO_LARGE", f"num_inference_steps={steps}: expected 1 to {_MAX_STEPS}.")
 
 
 def _is_missing(value: Any) -> bool:

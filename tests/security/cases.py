@@ -100,8 +100,8 @@ CASES = {
         "refalign.json: damaged .nested too deeply",
     ),
     "preprocessor a million deep": (send.preprocessor, ArtifactError, "preprocessor_config.json: damaged .nested too deeply"),
-    "checkpoint send.state a million deep": (partial(send.state, DEEP), ArtifactError, "state.json: damaged .nested too deeply"),
-    "checkpoint send.state with more in it": (
+    "checkpoint state a million deep": (partial(send.state, DEEP), ArtifactError, "state.json: damaged .nested too deeply"),
+    "checkpoint state with more in it": (
         partial(send.state, '{"schema": 1, "command": "x"}'),
         ArtifactError,
         "state.json: damaged .*unexpected keyword argument 'command'",
@@ -162,7 +162,7 @@ CASES = {
         ArtifactError,
         "a list, expected an object",
     ),
-    "shards: a send.manifest a million deep": (
+    "shards: a manifest a million deep": (
         partial(send.manifest, DEEP),
         ArtifactError,
         "manifest.json: damaged .nested too deeply",
@@ -180,6 +180,17 @@ CASES = {
         partial(send.served_reference, PICTURES["png of 400 megapixels in 50 kB"]),
         DataError,
         r"UNREADABLE.*references\[0\]",
+    ),
+    "served row of a million frames": (partial(send.served_row, {"num_frames": 10**6}, {}), DataError, "TOO_LARGE.*1000000"),
+    "served row of negative size": (
+        partial(send.served_row, {"height": -96, "width": -96}, {}),
+        DataError,
+        "TOO_LARGE.*'height': -96",
+    ),
+    "served row of a billion steps": (
+        partial(send.served_row, {}, {"num_inference_steps": 10**9}),
+        DataError,
+        "TOO_LARGE.*expected 1 to 1000",
     ),
     "table: a column type that is a pickle": (
         partial(send.first_fault, "a.parquet", hostile.write_extension_parquet),

@@ -238,6 +238,19 @@ def served_reference(content, folder, canary):
     decode_references([base64.b64encode(content).decode()])
 
 
+def served_row(row, params, folder, canary):
+    """A row of which a served model makes a video, refused before the weights are touched."""
+    import pandas as pd
+
+    from refalign.exports import make_generation_settings
+    from refalign.presets import toy
+    from refalign.tracking.model_file import ReferenceToVideoModel
+
+    model = ReferenceToVideoModel()
+    model.defaults = make_generation_settings(toy())
+    model.predict(None, pd.DataFrame([{"prompt": "a ball", **row}]), params)
+
+
 def evaluation_picture(content, folder, canary):
     from refalign.curation.selection import EvaluationActor, list_pictures
     from refalign.presets import toy
