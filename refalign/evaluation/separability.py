@@ -8,6 +8,7 @@ Source: RefAlign (arXiv 2603.25743), figure 2b.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,57 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refalign.shards.reader import ShardIndex
+
+_SAMPLES_PER_SUBJECT = 4  # read to find enough subjects with several pictures
+
 Features = Float[np.ndarray, "N D"]
+
+
+@dataclass(frozen=True)
+class References:
+    """Pictures of subjects, several of each, as the Transformer gets them.
+
+    Attributes:
+        foreground: share of the subject in each token, in [0, 1].
+        subjects: whose picture each is.
+    """
+
+    latents: Float[Tensor, "N Z h w"]
+    foreground: Float[Tensor, "N P"]
+    subjects: tuple[str, ...]
+
+
+def collect_references(index: ShardIndex, max_subjects: int, per_subject: int) -> References | None:
+    """Different pictures of the first subjects of a split that have at least two; None where fewer than two subjects have.
+
+    Pictures that samples pair belong to one subject, also over a chain of samples.
+    """
+    owners: dict[str, str] = {}
+    pictures: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def find(name: str) -> str:
+        while owners.setdefault(name, name) != name:
+            name = owners[name]
+        return name
+
+    for number in range(min(len(index), _SAMPLES_PER_SUBJECT * max_subjects)):
+        sample = index.read(number)
+        first: dict[int, str] = {}
+        for row, info in enumerate(sample.info["references"]):
+            name = info["subject_id"]
+            owners[find(name)] = find(first.setdefault(info["subject_index"], name))
+            tensors = sample.tensors
+            pictures.setdefault(name, (tensors["reference_latents"][row].float(), tensors["foreground"][row].float()))
+    groups: dict[str, list[str]] = {}
+    for name in pictures:
+        groups.setdefault(find(name), []).append(name)
+    chosen = [names[:per_subject] for names in groups.values() if len(names) > 1][:max_subjects]
+    if len(chosen) < 2:
+        return None
+    latents, foreground = zip(*(pictures[name] for names in chosen for name in names), strict=True)
+    subjects = tuple(names[0] for names in chosen for _ in names)
+    return References(torch.stack(latents), torch.stack(foreground), subjects)
 
 
 @torch.no_grad()
@@ -40,20 +91,22 @@ def block_features(
     """
     count, channels, height, width = reference_latents.shape
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, channels, num_latent_frames, height, width, generator=generator)
+    parameter = next(transformer.parameters())
+    where = {"device": parameter.device, "dtype": parameter.dtype}
+    noise = torch.randn(1, channels, num_latent_frames, height, width, generator=generator).to(**where)
     weight = torch.where(foreground.sum(1, keepdim=True) > 0, foreground, torch.ones_like(foreground))
     weight = weight / weight.sum(1, keepdim=True)
     features: list[list[Tensor]] = [[] for _ in transformer.blocks]
     for number in range(count):
         tokens = transformer(
             noise,
-            torch.tensor([timestep]),
-            prompt_embeds[number : number + 1],
-            reference_latents[number][None, None],
+            torch.tensor([timestep], device=parameter.device),
+            prompt_embeds[number : number + 1].to(**where),
+            reference_latents[number][None, None].to(**where),
             alignment_blocks=tuple(range(len(transformer.blocks))),
         ).reference_tokens
         for block, each in zip(features, tokens, strict=True):
-            block.append((each[0, 0].float() * weight[number, :, None]).sum(0))
+            block.append((each[0, 0].float().cpu() * weight[number, :, None]).sum(0))
     return [torch.stack(block).numpy() for block in features]
 
 

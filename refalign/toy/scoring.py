@@ -74,6 +74,16 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
     return record
 
 
+def measure_fidelity(case: Case, seen: Sequence[Seen]) -> float:
+    """The share of hidden attributes alone; with another's looks (`refalign.toy.cases.shuffle_references`) it is chance."""
+    truths = [encode_truth(subject.identity, subject.pose) for subject in case.plan.subjects]
+    told = [(*(SPOKEN_ATTRIBUTES if subject.named else ()), "pose") for subject in case.plan.subjects]
+    found = assign(seen, truths, told)
+    wanted = [[VOCABULARIES[name][truth[name]] for name in HIDDEN_ATTRIBUTES] for truth in truths]
+    shown = [None if each is None else [each.reading.answers[name] for name in HIDDEN_ATTRIBUTES] for each in found]
+    return float(np.mean([_agree(mine, theirs) for mine, theirs in zip(shown, wanted, strict=True)]))
+
+
 def _agree(shown: Sequence[str | None] | None, wanted: Sequence[str]) -> float:
     return float(np.mean([mine == theirs for mine, theirs in zip(shown, wanted, strict=True)])) if shown else 0.0
 

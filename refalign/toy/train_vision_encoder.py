@@ -3,9 +3,9 @@
     python -m refalign.toy.train_vision_encoder --steps 900 --checkpoint runs/toy_vision.pt [--init runs/toy_vision.pt]
     python -m refalign.toy.train_vision_encoder --steps 0            # only measures what is shipped
 
-Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens between pictures; the dense
-term contrasts patch tokens at corresponding places, found from the known geometry of the two views, with those of other pictures
-and of distant places. Both act through heads that are thrown away.
+Without ``--supervised`` nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens
+between pictures; the dense term contrasts patch tokens at corresponding places, found from the known geometry of the two views,
+with those of other pictures and of distant places. Both act through heads that are thrown away.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.drawing import POSES, render_reference
+from refalign.toy.identities import sample_identity
 from refalign.toy.initial_weights import make_vision_encoder, save_vision_encoder
 from refalign.toy.measure_vision import evaluate, evaluate_pixels
 from refalign.toy.optim import TrainingState, make_optimizers
@@ -153,20 +155,42 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
-def train(steps: int, checkpoint: Path, init: Path | None, output: Path) -> None:
+def supervised_loss(student: Student, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two pictures of each of many creatures, in poses of their own, contrasted by creature: as CLS, and as mean of the patches.
+
+    It is shown what no vision encoder knows of its pictures; only an upper bound for those that are not.
+    """
+    rng = np.random.default_rng([SEED, step, 7])
+    shown: list[list[np.ndarray]] = [[], []]
+    for identity in (sample_identity(rng, "train") for _ in range(BATCH_PICTURES)):
+        for side, pose in zip(shown, rng.choice(len(POSES), 2, replace=False), strict=True):
+            look = {"phase": float(rng.uniform()), "yaw": float(rng.uniform(-1, 1))}
+            side.append(render_reference(identity, POSES[int(pose)], 96, **look))
+    views = []
+    for side in shown:
+        pictures = torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).float() / 255
+        views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
+    wholes, maps = student(torch.cat(views))
+    return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))
+
+
+def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, supervised: bool = False) -> None:
     """Trains to step ``steps`` and exports the moving average of the encoder."""
     torch.manual_seed(SEED)
     student = Student()
     state = TrainingState(student, make_optimizers(student), averaged=student.encoder)
     if init:
         state.load(init)
-    pool, started = draw_pool(), time.monotonic()
+    pool, started = draw_pool(2 if supervised else POOL_SIZE), time.monotonic()
     print(f"pool of {len(pool)} pictures drawn", flush=True)
     while (step := state.step) < steps:
         generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-        chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
-        pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
-        whole, dense = training_loss(student.train(), pictures, generator)
+        if supervised:
+            whole, dense = supervised_loss(student.train(), step, generator)
+        else:
+            chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
+            pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
+            whole, dense = training_loss(student.train(), pictures, generator)
         (whole + dense).backward()
         state.advance(min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / steps)))
         if state.step % 50 == 0:
@@ -188,10 +212,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vision.pt"), help="where the training state is kept")
     parser.add_argument("--init", type=Path, help="training state to continue from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "dinov3")
+    parser.add_argument("--supervised", action="store_true", help="contrast creatures by label: the study's upper bound")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output)
+        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, supervised=arguments.supervised)
     print("trained    ", evaluate(DINOv3ViTModel.from_pretrained(arguments.output, dtype=torch.float32), 200))
     print("random init", evaluate(make_vision_encoder(), 200))
     print("raw pixels ", evaluate_pixels(200))

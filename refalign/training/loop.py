@@ -37,6 +37,7 @@ from refalign.training.measures import Meter, measure_gradient_norms
 from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models
 from refalign.training.optim import (
     Ema,
+    clip_apart,
     clip_gradients,
     count_steps,
     learning_rate_at,
@@ -211,7 +212,8 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
         run.optimizer = make_optimizer(run.models, training)
     norms = _split_norms(run, step, batches)
     terms, sums = zip(*(_backward(run, batch) for batch in batches), strict=True)
-    grad_norm = clip_gradients(run.models, training.clip_grad_norm)
+    clip = clip_apart if run.config.objective.stop_gradient else clip_gradients
+    grad_norm = clip(run.models, training.clip_grad_norm)
     # A sum with one NaN is NaN on every rank: this one collective is also the agreement on finiteness.
     told = sums[0].new_tensor([run.is_told()])
     summed = run.ranks.sum(torch.cat([torch.stack(terms).sum(0), torch.stack(sums).sum(0), told]))

@@ -111,6 +111,15 @@ def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def clip_apart(module: nn.Module, max_norm: float) -> Tensor:
+    """Each child's gradients by themselves; returns the largest norm.
+
+    A stop-gradient control needs it: clipped together, large gradients of the projectors would slow the Transformer down.
+    """
+    trained = [child for child in module.children() if any(each.requires_grad for each in child.parameters())]
+    return torch.stack([clip_gradients(child, max_norm) for child in trained]).max()
+
+
 class Ema:
     """Exponential moving average of a module's trained weights, in their own type and sharding."""
 

@@ -50,6 +50,20 @@ def config(base: Path) -> RunConfig:
     return make_config(base, ema_decay=0.5)
 
 
+def test_a_stop_gradient_run_ends_with_the_transformer_of_a_run_without_alignment(
+    base: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Clipped hard, so that the projectors' gradients would show in the Transformer if they were clipped together."""
+    exports = {}
+    for alignment, stopped in (("none", False), ("reference_alignment", True), ("reference_alignment", False)):
+        config = make_config(base, clip_grad_norm=0.01)
+        objective = config.objective.model_copy(update={"alignment": alignment, "stop_gradient": stopped})
+        folder = tmp_path / f"{alignment}-{stopped}"
+        train(config.model_copy(update={"objective": objective}), shards=shards, folder=folder)
+        exports[alignment, stopped] = load_export(folder)
+    assert exports["none", False] == exports["reference_alignment", True] != exports["reference_alignment", False]
+
+
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(config: RunConfig, shards: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, shards=shards, folder=whole)["resumed_from"] == 0

@@ -1,0 +1,234 @@
+"""What the study's JSONs say: settings chosen on the pilot, power, go or no-go, paired differences with intervals, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study_arms import (
+    ARMS,
+    CENTRE,
+    CONFUSION_BETWEEN,
+    FIDELITY_ABOVE_CHANCE,
+    FIDELITY_BELOW,
+    PRIMARY,
+    SMALLEST_WORTH,
+    Settings,
+)
+from study_run import load_result
+
+from refalign.evaluation.bootstrap import Interval, count_seeds, hierarchical_bootstrap, smallest_seen
+from refalign.evaluation.confusion import CONFUSED
+from refalign.toy.benchmark import OPTIONS
+
+Result = dict[str, Any]
+Clip = dict[str, Any]
+
+
+def _confusion(clip: Clip) -> float | None:
+    fates = clip.get("fates") or []
+    return float(np.mean([fate in CONFUSED for fate in fates])) if clip["subjects"] > 1 and fates else None
+
+
+SCORES: dict[str, Callable[[Clip], float | None]] = {
+    "fidelity": lambda clip: clip.get("fidelity"),
+    "confusion": _confusion,
+    "copy_paste": lambda clip: clip.get("copy_paste"),
+    "pose": lambda clip: clip.get("pose"),
+    "text": lambda clip: clip.get("text"),
+    "chance": lambda clip: clip.get("chance"),
+}
+"""Score of one clip; None where it was not measured. ``fidelity`` decides, ``chance`` is what others' looks would score."""
+
+
+def load_results(folder: Path) -> list[Result]:
+    """All finished results, in the order of their names."""
+    return [record for path in sorted((folder / "results").glob("*.json")) if (record := load_result(path)) is not None]
+
+
+def find_clips(result: Result, step: int | None = None, guidance: float | None = None) -> list[Clip]:
+    """Clips of one evaluation: by default the last step at the preset's guidance, which the primary endpoint reads."""
+    step = result["budget"]["steps"] if step is None else step
+    guidance = OPTIONS["reference_guidance_scale"] if guidance is None else guidance
+    found = (each for each in result["evaluations"] if (each["step"], each["reference_guidance"]) == (step, guidance))
+    return next(found)["records"]
+
+
+def average(clips: Sequence[Clip], score: str) -> float:
+    """Mean of a score over the clips that have it; NaN where none has."""
+    values = [value for clip in clips if (value := SCORES[score](clip)) is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def summarise_job(result: Result) -> dict[str, float]:
+    """Every score at the endpoint, for a tracker."""
+    values = {name: average(find_clips(result), name) for name in SCORES}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def settings_of(result: Result) -> Settings:
+    return Settings(**result["job"]["settings"])
+
+
+def choose_settings(results: Iterable[Result]) -> dict[str, Settings]:
+    """For every arm the settings with the highest unspoken fidelity over the pilot's seeds; the centre where equal."""
+    scores: dict[str, dict[Settings, list[float]]] = {}
+    for result in results:
+        if result["job"]["phase"] == "pilot":
+            of_arm = scores.setdefault(result["job"]["arm"], {})
+            of_arm.setdefault(settings_of(result), []).append(average(find_clips(result), "fidelity"))
+    return {
+        arm: max(each, key=lambda settings: (float(np.mean(each[settings])), settings == CENTRE)) for arm, each in scores.items()
+    }
+
+
+def pair(treated: Sequence[Result], control: Sequence[Result], score: str) -> np.ndarray | None:
+    """Treated less control, [S, P], over the seeds and prompts that both have; None for fewer than two seeds."""
+    by_seed = [{each["job"]["seed"]: find_clips(each) for each in side} for side in (treated, control)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if len(seeds) < 2:
+        return None
+    rows = []
+    for seed in seeds:
+        first, second = ({clip["key"]: SCORES[score](clip) for clip in side[seed]} for side in by_seed)
+        rows.append({key: first[key] - second[key] for key in first if first[key] is not None and second.get(key) is not None})
+    keys = sorted(set().union(*rows))
+    return np.array([[row.get(key, np.nan) for key in keys] for row in rows])
+
+
+def compare(treated: Sequence[Result], control: Sequence[Result], score: str) -> Interval | None:
+    """Interval of a paired difference; None where too little is there."""
+    gains = pair(treated, control, score)
+    try:
+        return None if gains is None else hierarchical_bootstrap(gains)
+    except ValueError:
+        return None
+
+
+def check_world(none: Sequence[Result]) -> dict[str, Any]:
+    """Go or no-go, on the arm without alignment."""
+    clips = [clip for result in none for clip in find_clips(result)]
+    fidelity, chance, confusion = (average(clips, name) for name in ("fidelity", "chance", "confusion"))
+    goes = (
+        FIDELITY_ABOVE_CHANCE * chance <= fidelity <= FIDELITY_BELOW and CONFUSION_BETWEEN[0] <= confusion <= CONFUSION_BETWEEN[1]
+    )
+    return {"go": bool(goes), "fidelity": fidelity, "chance": chance, "confusion": confusion, "runs": len(none)}
+
+
+def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Seeds that the primary comparison needs for `SMALLEST_WORTH`, from the spread between the seeds that are there."""
+    sides = {arm: [each for each in results if each["job"]["arm"] == arm] for arm in ("ra", "none")}
+    common = {settings_of(each) for each in sides["ra"]} & {settings_of(each) for each in sides["none"]}
+    intervals = [
+        compare(*([each for each in sides[arm] if settings_of(each) == settings] for arm in ("ra", "none")), "fidelity")
+        for settings in sorted(common, key=lambda each: each.name)
+    ]
+    known = [each for each in intervals if each is not None]
+    if not known:
+        return None
+    deviation = float(np.sqrt(np.mean([each.between_seeds**2 for each in known])))
+    return {
+        "deviation_between_seeds": deviation,
+        "effect": SMALLEST_WORTH,
+        "seeds_wanted": count_seeds(SMALLEST_WORTH, deviation),
+        "seen_by_8_seeds": smallest_seen(8) * deviation,
+    }
+
+
+def analyse(results: Sequence[Result]) -> dict[str, Any]:
+    """All that the report says, as plain values."""
+    main = [result for result in results if result["job"]["phase"] == "main"]
+
+    def arm(name: str, references: str = "cross_pair") -> list[Result]:
+        return [each for each in main if (each["job"]["arm"], each["job"]["references"]) == (name, references)]
+
+    arms = {}
+    for references in ("cross_pair", "in_pair"):
+        for name in ARMS:
+            if runs := arm(name, references):
+                clips = [clip for run in runs for clip in find_clips(run)]
+                arms[f"{name}/{references}"] = {
+                    "seeds": len(runs),
+                    "means": {score: average(clips, score) for score in SCORES},
+                    "against_none": {
+                        score: _plain(compare(runs, arm("none", references), score)) for score in SCORES if name != "none"
+                    },
+                }
+    seeds = {each["job"]["seed"]: each["transformer_sha256"] for each in arm("none")}
+    stopped = [
+        each["transformer_sha256"] == seeds[each["job"]["seed"]] for each in arm("stop_gradient") if each["job"]["seed"] in seeds
+    ]
+    primary = compare(arm("ra"), arm("none"), "fidelity")
+    world = check_world(arm("none")) if arm("none") else None
+    return {
+        "primary": PRIMARY,
+        "verdict": give_verdict(primary, world),
+        "difference": _plain(primary),
+        "world": world,
+        "positive_control": {
+            name: _plain(compare(arm("none"), arm("none", "in_pair"), name)) for name in ("fidelity", "copy_paste")
+        },
+        "a_a": _plain(compare(arm("none_again"), arm("none"), "fidelity")),
+        "stop_gradient_equals_none": {"pairs": len(stopped), "equal": sum(stopped)},
+        "arms": arms,
+        "chosen": {name: asdict(settings) for name, settings in choose_settings(results).items()},
+        "power": estimate_power([each for each in results if each["job"]["phase"] == "pilot"]),
+        "separability": measure_separability(main),
+        "cost": count_cost(results),
+    }
+
+
+def give_verdict(primary: Interval | None, world: dict[str, Any] | None) -> str:
+    """One sentence that a reader can rely on, whatever it says."""
+    if primary is None or world is None:
+        return "Nothing is decided: fewer than two paired seeds of RA and none."
+    told = (
+        f"{primary.mean:+.3f} [{primary.low:+.3f}, {primary.high:+.3f}] over {primary.seeds} seeds and {primary.prompts} prompts"
+    )
+    if not world["go"]:
+        return (
+            f"No-go: without alignment fidelity is {world['fidelity']:.3f} (chance {world['chance']:.3f}) and confusion "
+            f"{world['confusion']:.3f}, so the world or the budget is wrong and the difference {told} says nothing."
+        )
+    if primary.covers_zero:
+        return f"Undecided: the difference in unspoken fidelity is {told}, which covers zero."
+    return f"RA {'helps' if primary.mean > 0 else 'harms'}: the difference in unspoken fidelity is {told}."
+
+
+def measure_separability(results: Sequence[Result]) -> dict[str, Any]:
+    """Mean over runs of each arm of what its blocks tell apart, before and after, best block by retrieval after."""
+    told: dict[str, Any] = {}
+    for name in ARMS:
+        runs = [each["separability"] for each in results if each["job"]["arm"] == name and each.get("separability")]
+        if runs:
+            means = {
+                side: [
+                    {key: float(np.mean([run[side][block][key] for run in runs])) for key in each}
+                    for block, each in enumerate(runs[0][side])
+                ]
+                for side in ("before", "after")
+            }
+            best = int(np.argmax([block["retrieval"] for block in means["after"]]))
+            told[name] = {"block": best, "before": means["before"][best], "after": means["after"][best]}
+    return told
+
+
+def count_cost(results: Sequence[Result]) -> dict[str, float]:
+    """Hours spent, and seconds per step and clip."""
+    if not results:
+        return {}
+    costs = [result["costs"] for result in results]
+    return {
+        "runs": len(results),
+        "hours": sum(cost["train_s"] + cost["make_s"] + cost["judge_s"] for cost in costs) / 3600,
+        "step_s": float(np.median([result["step_s"] for result in results])),
+        "clip_s": sum(cost["make_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
+        "judged_clip_s": sum(cost["judge_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
+    }
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else {name: round(value, 5) for name, value in asdict(interval).items()}
