@@ -143,6 +143,8 @@ class EvaluationConfig(Section):
     """Strength of the references."""
     negative_prompt: str = ""
     """The null text of guidance."""
+    separability_subjects: Annotated[int, Field(ge=0)] = 24
+    """Held-out subjects whose reference tokens are compared, block by block, before and after training; 0 for none."""
     gate: GateConfig = GateConfig()
     """When a challenger becomes champion."""
     opens2v_evaluator: str | None = None

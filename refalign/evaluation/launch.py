@@ -5,6 +5,7 @@ Every video is a part of the step: a killed evaluation goes on with the next one
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from refalign.steps import Step
 LABELS = ("before", "after")
 """The base model and the trained one, at the same seeds."""
 _EMBED_BATCH = 32
+_PICTURES_PER_SUBJECT = 3  # at the most, for separability
 _PICTURES = ("own", "other", "targets")
 """Of a video: its references, strangers', and its references' subjects as its own clip shows them (None where it gave them)."""
 
@@ -39,6 +41,8 @@ def run_evaluation(config: RunConfig, *, step: Step, steps: Mapping[str, Step]) 
     trained = str(steps["train"].folder / train["export"])
     sources = {"before": (config.models.base, config.models.base_revision), "after": (trained, None)}
     plan = plan_videos(samples, pictures, sources)
+    if config.evaluation.separability_subjects:
+        plan |= plan_separability(sources, steps["shards"].folder, split)
     records = run_parts(step, plan, EvaluationActor, config, label="evaluate")
     return step.commit(make_manifest(step, samples, split, plan, records, train))
 
@@ -72,8 +76,16 @@ def plan_videos(
     }
 
 
+def plan_separability(sources: Mapping[str, tuple[str, str | None]], shards: Path, split: str) -> dict[str, dict[str, Any]]:
+    """A part per model: how far it tells the split's subjects apart."""
+    return {
+        _separability_name(label): {"label": label, "source": source, "revision": revision, "shards": str(shards), "split": split}
+        for label, (source, revision) in sources.items()
+    }
+
+
 class EvaluationActor:
-    """One pipeline at a time and the vision encoder; makes and scores one video per call."""
+    """One pipeline at a time and the vision encoder; makes and scores one video per call, or measures a Transformer."""
 
     def __init__(self, config: RunConfig) -> None:
         import torch
@@ -93,9 +105,11 @@ class EvaluationActor:
         self.embeddings: dict[str, Any] = {}
 
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
-        """Generates, scores and writes one video."""
+        """Generates, scores and writes one video, or writes the separability of one model."""
         import numpy as np
 
+        if "shards" in work:
+            return self._measure_separability(step, name, work)
         pictures = [read_image(step.parts_folder / picture) for picture in work["own"]]
         frames = self.maker.make(work["source"], work["prompt"], pictures, work["seed"], revision=work["revision"])
         windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
@@ -111,6 +125,25 @@ class EvaluationActor:
         def write(path: Path) -> dict[str, Any]:
             write_mp4(path, frames, self.config.video.fps)
             return record
+
+        return step.write_part(name, write)
+
+    def _measure_separability(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
+        from refalign.evaluation.separability import collect_references, describe
+        from refalign.shards.reader import ShardIndex
+
+        index = ShardIndex.open(Path(work["shards"]), work["split"])
+        references = collect_references(index, self.config.evaluation.separability_subjects, _PICTURES_PER_SUBJECT)
+        measured = None
+        if references is not None:
+            transformer = self.maker.open(work["source"], work["revision"]).transformer
+            block = min(self.config.objective.alignment_blocks, len(transformer.blocks)) - 1
+            options = {"max_text_tokens": self.config.models.max_text_tokens, "picture_block": block}
+            measured = describe(transformer, references, index, **options)
+
+        def write(path: Path) -> dict[str, Any]:
+            path.write_text(json.dumps(measured))
+            return {"label": work["label"], "separability": measured}
 
         return step.write_part(name, write)
 
@@ -156,6 +189,10 @@ def _target_name(sample: ChosenSample, number: int) -> str:
     return f"target-{sample.key}-{number}.png"
 
 
+def _separability_name(label: str) -> str:
+    return f"separability-{label}.json"
+
+
 def _video_name(label: str, sample: ChosenSample) -> str:
     return f"{label}-{sample.key}.mp4"
 
@@ -169,7 +206,8 @@ def make_manifest(
     train: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the step recorded: per sample its prompt, files (relative to the step's folder) and scores, and their averages."""
-    scores_of = {record["part"]: record["scores"] for record in records}
+    scores_of = {record["part"]: record["scores"] for record in records if "scores" in record}
+    separability = {record["label"]: record["separability"] for record in records if record.get("separability")}
     entries: list[dict[str, Any]] = []
     for sample in samples:
         references = [
@@ -196,5 +234,6 @@ def make_manifest(
         "samples": entries,
         "scores": {label: average_scores([entry["scores"][label] for entry in entries]) for label in LABELS},
         "validation": train.get("validation", {}),
+        "separability": separability,
         "measured": MEASURED,
     }

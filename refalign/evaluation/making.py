@@ -27,7 +27,7 @@ class VideoMaker:
         import torch
 
         video, evaluation = self.config.video, self.config.evaluation
-        videos = self._open(source, revision)(
+        videos = self.open(source, revision)(
             prompt=prompt,
             references=list(references),
             num_frames=video.num_frames,
@@ -42,7 +42,7 @@ class VideoMaker:
         )
         return videos.frames[0].numpy()
 
-    def _open(self, source: str, revision: str | None) -> Any:
+    def open(self, source: str, revision: str | None) -> Any:
         """The pipeline. On a GPU its parts are moved there in turn, so that the largest one decides what fits."""
         import torch
 

@@ -141,6 +141,37 @@ def measure(features: Features, subjects: Sequence[object]) -> dict[str, float]:
     }
 
 
+def describe(
+    transformer: Any, references: References, index: ShardIndex, *, max_text_tokens: int, picture_block: int
+) -> dict[str, Any]:
+    """Every block's measures, and one block's references in the plane; plain values.
+
+    The video is noise and the prompt is empty: what tells subjects apart can only be their pictures.
+
+    Args:
+        index: whose empty prompt and length of videos are used.
+        picture_block: whose features are projected.
+    """
+    prompt = index.load_null_prompt()
+    width = index.read(0).tensors["prompt_embeds"].shape[1]
+    prompt = torch.zeros(0, width) if prompt is None else prompt[:max_text_tokens].float()
+    prompt = torch.nn.functional.pad(prompt, (0, 0, 0, max_text_tokens - len(prompt)))
+    features = block_features(
+        transformer,
+        references.latents,
+        references.foreground,
+        prompt_embeds=prompt.expand(len(references.latents), -1, -1),
+        num_latent_frames=index.entries[0].shape[1],
+    )
+    names = list(dict.fromkeys(references.subjects))
+    return {
+        "blocks": [{name: round(value, 5) for name, value in measure(each, references.subjects).items()} for each in features],
+        "picture_block": picture_block,
+        "points": project(features[picture_block]).round(3).tolist(),
+        "subjects": [names.index(name) for name in references.subjects],
+    }
+
+
 def project(features: Features, seed: int = 0) -> Float[np.ndarray, "N 2"]:
     """t-SNE of the references in the plane, for a picture; neighbourhoods mean something, distances and axes do not."""
     from sklearn.manifold import TSNE

@@ -78,8 +78,8 @@ def _write_shard(path, split, clips, caption, cross_pair):
         count = len(references)
         tensors = {
             "latents": np.zeros((16, 3, 12, 12), np.float16),
-            "prompt_embeds": np.zeros((2, 8), np.float16),
-            "reference_latents": np.zeros((count, 16, 12, 12), np.float16),
+            "prompt_embeds": np.zeros((2, 96), np.float16),
+            "reference_latents": np.random.default_rng(len(samples)).normal(size=(count, 16, 12, 12)).astype(np.float16),
             "target_tokens": np.zeros((count, 36, 8), np.float16),
             "foreground": np.ones((count, 36), np.float16),
             "content": np.ones((count, 36), np.float16),
@@ -128,6 +128,8 @@ def make_evaluate(output, prompt="a red ball", class_name="ball"):
     for label in ("before", "after"):
         step.write_part(f"{label}-clip.mp4", write_video)
     step.write_part("reference-clip-0.png", write_picture)
+    measured = {"retrieval": 0.5, "chance": 0.2, "gap": 0.1, "silhouette": 0.0}
+    told = {"blocks": [measured] * 3, "picture_block": 2, "points": [[0, 0], [1, 1], [2, 0], [3, 1]], "subjects": [0, 0, 1, 1]}
     sample = {
         "key": "clip", "prompt": prompt, "seed": 0,
         "references": [
@@ -141,6 +143,7 @@ def make_evaluate(output, prompt="a red ball", class_name="ball"):
         {
             "folder": str(step.parts_folder), "num_samples": 1, "held_out": True, "split": "validation", "samples": [sample],
             "scores": {"before": averages, "after": averages}, "validation": {}, "measured": "Fidelity: a cosine.",
+            "separability": {"before": told, "after": told},
         }
     )  # fmt: skip
     return step

@@ -7,7 +7,7 @@ import pytest
 import torch
 from make_run import make_shards, make_subjects, make_train
 
-from refalign.evaluation.launch import EvaluationActor, make_manifest, plan_videos, write_references
+from refalign.evaluation.launch import EvaluationActor, make_manifest, plan_separability, plan_videos, write_references
 from refalign.evaluation.samples import choose_samples
 from refalign.models.wan import load_transformer
 from refalign.pictures import read_image
@@ -21,7 +21,7 @@ def evaluated(tmp_path_factory):
     output = tmp_path_factory.mktemp("evaluation")
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c"})
+    shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c", "b": "d"})
     train = make_train(output)
     export = train.folder / "export"
     shutil.copytree(config.models.base, export)
@@ -30,9 +30,10 @@ def evaluated(tmp_path_factory):
     trained.save_pretrained(export / "transformer")
 
     step = Step.make(output, "evaluate", 0)
-    samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c"]).folder, count=2, seed=3)
+    samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c", "d"]).folder, count=2, seed=3)
     pictures = {sample.key: write_references(step, sample) for sample in samples}
-    plan = plan_videos(samples, pictures, {"before": (config.models.base, None), "after": (str(export), None)})
+    sources = {"before": (config.models.base, None), "after": (str(export), None)}
+    plan = plan_videos(samples, pictures, sources) | plan_separability(sources, shards.folder, split)
     actor = EvaluationActor(config)
     records = [actor.make_part(step, name, work) for name, work in plan.items()]
     return step, actor, plan, records, make_manifest(step, samples, split, plan, records, train.load_manifest())
@@ -55,10 +56,23 @@ def test_each_sample_has_playable_videos_of_both_models(evaluated):
 
 def test_scores_compare_with_references_the_video_was_not_given(evaluated):
     _, _, plan, _, manifest = evaluated
-    assert all(not set(work["own"]) & set(work["other"]) and work["other"] for work in plan.values())
+    videos = [work for work in plan.values() if "own" in work]
+    assert len(videos) == 4 and all(not set(work["own"]) & set(work["other"]) and work["other"] for work in videos)
     for averages in manifest["scores"].values():
         assert set(averages) == {"fidelity", "chance", "own_above_other", "copy_paste"}
         assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1
+
+
+def test_separability_is_measured_of_both_models_on_held_out_pictures(evaluated):
+    _, actor, _, records, manifest = evaluated
+    told = manifest["separability"]
+    for side in ("before", "after"):
+        assert len(told[side]["blocks"]) == 9 and told[side]["picture_block"] == actor.config.objective.alignment_blocks - 1
+        assert told[side]["subjects"] == [0, 0, 1, 1] and len(told[side]["points"]) == 4
+        assert all(block["chance"] == pytest.approx(1 / 3, abs=1e-5) for block in told[side]["blocks"])
+    # The trained model differs in its last layer alone: the blocks' own tokens are those of the base.
+    assert told["before"]["blocks"] == told["after"]["blocks"]
+    assert len([record for record in records if "scores" in record]) == 4
 
 
 def test_the_same_seed_makes_the_same_video(evaluated, tmp_path):

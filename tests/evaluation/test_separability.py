@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from make_run import make_shards
 
-from refalign.evaluation.separability import block_features, measure, project
+from refalign.evaluation.separability import block_features, collect_references, measure, project
 from refalign.models.wan import load_transformer
 from refalign.presets import toy_tiny
+from refalign.shards.reader import ShardIndex
 
 
 def make_features(spread, subjects=6, each=4):
@@ -39,6 +41,19 @@ def test_the_picture_has_a_place_for_each_reference_and_repeats():
     features, _ = make_features(0.1)
     places = project(features)
     assert places.shape == (24, 2) and np.array_equal(places, project(features))
+
+
+def test_pictures_that_samples_pair_are_of_one_subject(tmp_path):
+    cross_pair = {"a": "b", "b": "c", "d": "e"}
+    shards = make_shards(tmp_path, {"train": ["a", "b", "c", "d", "f"]}, cross_pair=cross_pair)
+    references = collect_references(ShardIndex.open(shards.folder, "train"), 5, 3)
+    assert references is not None
+    assert references.subjects == ("a-s0",) * 3 + ("d-s0",) * 2, "f has one picture, a is b is c"
+    assert references.latents.shape == (5, 16, 12, 12) and references.foreground.shape == (5, 36)
+    few = collect_references(ShardIndex.open(shards.folder, "train"), 5, 2)
+    assert few is not None and few.subjects == ("a-s0",) * 2 + ("d-s0",) * 2
+    alone = make_shards(tmp_path / "alone", {"train": ["a", "f"]}, cross_pair={"a": "b"})
+    assert collect_references(ShardIndex.open(alone.folder, "train"), 5, 3) is None
 
 
 def test_features_are_of_the_reference_and_of_its_foreground():

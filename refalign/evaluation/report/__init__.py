@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refalign.evaluation.report import html, sections
+from refalign.evaluation.report import html, sections, separability
 from refalign.steps import Step, write_bytes
 
 _STORY = ("subjects", "pairs", "shards", "train", "evaluate", "register")
@@ -43,6 +43,7 @@ def make_page(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
         _make_head(summary, steps),
         sections.make_samples(summary, steps),
         sections.make_scores(summary),
+        separability.make_separability(summary),
         sections.make_training(summary, steps),
         sections.make_data_flow(summary),
         sections.make_sheets(steps),

@@ -82,6 +82,31 @@ def make_histogram(values: Sequence[float], *, bins: int = 24, label: str) -> st
     return "".join([*parts, "</svg>"])
 
 
+def make_scatter(points: Sequence[Sequence[float]], groups: Sequence[int], *, label: str) -> str:
+    """An SVG of places in the plane, those of one group joined and in one colour; a group is also a number to read."""
+    if not points:
+        return ""
+    (x_low, x_high), (y_low, y_high) = (_span([point[axis] for point in points]) for axis in (0, 1))
+    places = [
+        (
+            round(_RIGHT + (x - x_low) / (x_high - x_low) * (_WIDTH - 2 * _RIGHT), 1),
+            round(_TOP + (y_high - y) / (y_high - y_low) * (_HEIGHT - 2 * _TOP), 1),
+        )
+        for x, y in points
+    ]
+    members: dict[int, list[tuple[float, float]]] = {}
+    for place, group in zip(places, groups, strict=True):
+        members.setdefault(group, []).append(place)
+    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
+    for number, (group, mine) in enumerate(members.items()):
+        colour = f"hsl({number * 137 % 360} 65% 42%)"  # the golden angle: neighbours in number are far apart in hue
+        path = " ".join(f"{x},{y}" for x, y in mine)
+        parts.append(f'<polyline points="{path}" style="stroke:{colour};stroke-width:.6;opacity:.5"/>')
+        dots = "".join(f'<circle cx="{x}" cy="{y}" r="3"/>' for x, y in mine)
+        parts.append(f'<g style="fill:{colour}"><title>subject {group}</title>{dots}</g>')
+    return "".join([*parts, "</svg>"])
+
+
 def smooth(points: Points) -> list[tuple[float, float]]:
     """Centred running mean over a twentieth of the points; what it hides stays visible as the raw line behind it."""
     half = max(1, len(points) // 40)
