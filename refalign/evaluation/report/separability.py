@@ -40,8 +40,8 @@ def make_separability(summary: Mapping[str, Any]) -> str:
     ]
     subjects = next(iter(sides.values()))["subjects"]
     intro = (
-        f'<p class="soft">{len(subjects)} pictures of {len(set(subjects))} held-out subjects, each alone beside noise and without '
-        "text, as the mean of the Transformer's own tokens over the subject. No projector is involved. Over the blocks: blue "
+        f'<p class="soft">{len(subjects)} pictures of {len(set(subjects))} held-out subjects, each alone beside noise and '
+        "without text, as the mean of the Transformer's own tokens over the subject. No projector is involved. Over the blocks: blue "
         "trained, orange the base model.</p>"
     )
     table = html.table((f"block {block}", *(_SIDES[side] for side in sides)), rows)
