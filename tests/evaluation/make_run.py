@@ -103,7 +103,8 @@ def make_train(output, steps=40):
     for number in range(steps + 1):
         terms = {"total": 2 * math.exp(-number / 20), "flow_matching": 1 / (1 + number), "pull": 0.9 - number / 100, "push": 0.2}
         record = {"step": number, "stage": "stage1" if number <= steps // 2 else "stage2"}
-        record |= terms | {"learning_rate": 1e-3, "grad_norm": 1.0} if number else {}
+        record |= terms | {"learning_rate": 1e-3, "grad_norm": 1.0, "flow_matching/q1": 0.5} if number else {}
+        record |= {"flow_matching/q4": 0.1} if number % 3 == 1 else {}
         if number % 20 == 0:
             record |= {f"validation/{name}": value for name, value in terms.items()}
         append_record(step.folder / FILE_NAME, record)

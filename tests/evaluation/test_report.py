@@ -5,14 +5,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from make_run import make_evaluate, make_shards, make_subjects, make_train
+from make_report import make_finished_run
 
 from refalign.evaluation.report import make_page, make_report
 from refalign.evaluation.report.charts import Line, format_number, make_chart, nice_ticks, smooth
-from refalign.presets import toy
+from refalign.evaluation.report.sections import make_scores
 from refalign.steps import Step
 
-HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 VOID = {"meta", "link", "img"}
 
 
@@ -42,32 +41,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Folder, steps and summary of a finished run whose texts are hostile."""
-    output = tmp_path_factory.mktemp("run")
-    made = (
-        make_subjects(output, ["a", "b"], caption=HOSTILE),
-        make_shards(output, {"train": ["a"], "validation": ["b"]}, caption=HOSTILE),
-        make_train(output),
-        make_evaluate(output, prompt=HOSTILE, class_name=HOSTILE),
-    )
-    steps = {step.name: step for step in made}
-    for name in ("pairs", "register"):
-        steps[name] = Step.make(output, name, 0)
-        steps[name].commit({})
-    level = {"planned": 3, "written": 1, "filtered": {"TOO_SHORT": 1}, "quarantined": {HOSTILE: 1}}
-    summary = {
-        "story": "0123456789ab", "output": str(output), "config": toy().model_dump(mode="json"),
-        "videos": 3, "clips": 2, "subjects": 2,
-        "references": 2, "pairs": 0, "samples": {"train": 1, "validation": 1}, "digest": "d" * 16,
-        "counts": {"subjects.video": level},
-        "filtered": level["filtered"], "quarantined": level["quarantined"], "seconds": {"start-up": 20.0, "train": 60.0},
-        "outcomes": [{"level": "video", "item": HOSTILE, "reason": "UNREADABLE", "message": HOSTILE}],
-        "train": steps["train"].load_manifest(), "evaluation": steps["evaluate"].load_manifest(), "untrained": HOSTILE,
-        "model": {
-            "name": "refalign", "version": "1", "alias": "challenger", "uri": "models:/refalign@challenger", "card": HOSTILE,
-            "licenses": {HOSTILE: 2}, "example": {"prompt": HOSTILE, "references": ["it's.png"]}, "tracking_uri": "sqlite:///db",
-        },
-    }  # fmt: skip
-    return output, steps, summary
+    return make_finished_run(tmp_path_factory.mktemp("run"))
 
 
 def test_report_holds_videos_pictures_and_curves(run):
@@ -77,7 +51,7 @@ def test_report_holds_videos_pictures_and_curves(run):
     assert path == output / "report.html"
     assert page.count("data:video/mp4;base64,") == 2
     assert page.count("data:image/png;base64,") == 1 and page.count("data:image/jpeg;base64,") == 2
-    assert page.count("<svg") == 11 and page.count("held-out") >= 4
+    assert page.count("<svg") == 12 and page.count("held-out") >= 4
     for words in (
         "Sample videos",
         "Scores",
@@ -90,6 +64,20 @@ def test_report_holds_videos_pictures_and_curves(run):
         "TOO_SHORT",
     ):
         assert words in page
+
+
+def test_scores_have_intervals_of_paired_differences():
+    def sample(before, after):
+        return {"scores": {"before": {"fidelity": before}, "after": {"fidelity": after}}}
+
+    def show(samples):
+        scores = {"before": {"fidelity": 0.5}, "after": {"fidelity": 0.6}}
+        return make_scores({"evaluation": {"scores": scores, "samples": samples}})
+
+    told = show([sample(0.5, 0.6), sample(0.4, 0.6), sample(0.3, 0.6), sample(0.2, None)])
+    assert "+0.200 [-0.048, +0.448]" in told  # t test of .1, .2, .3
+    assert "+0.100 [+0.100, +0.100]" in show([sample(0.25, 0.35), sample(0.5, 0.6)]).replace("+0.1000", "+0.100")
+    assert "[" not in show([sample(0.5, 0.6)])
 
 
 def test_hostile_texts_stay_texts(run):

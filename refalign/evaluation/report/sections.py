@@ -39,6 +39,7 @@ _LEVELS = {
     "shards.clip": "clips encoded",
 }
 _CURVES_WITH_FEW_POINTS = 30
+_QUARTERS = ("q1", "q2", "q3", "q4")
 
 
 def make_tiles(summary: Summary) -> str:
@@ -89,16 +90,36 @@ def make_scores(summary: Summary) -> str:
     if not any(scores.values()):
         return ""
     names = {"fidelity": "Fidelity", "chance": "Chance", "own_above_other": "Own above other", "copy_paste": "Copy-paste"}
+    samples = evaluation.get("samples", [])
     rows = [
-        (html.text(label), *(html.number((scores.get(side) or {}).get(name)) for side in ("before", "after")))
+        (
+            html.text(label),
+            *(html.number((scores.get(side) or {}).get(name)) for side in ("before", "after")),
+            _make_difference(samples, name),
+        )
         for name, label in names.items()
     ]
-    few = f"Videos on each side: {len(evaluation.get('samples', []))}. With so few, a small difference is luck."
+    few = (
+        f"Videos on each side: {len(samples)}. The difference is of pairs at one prompt and seed, with the 95% interval of a "
+        "paired t test over prompts: what covers zero may be luck."
+    )
     return html.section(
         "Scores",
-        html.table(("", "base model", "trained"), rows),
+        html.table(("", "base model", "trained", "difference"), rows),
         f'<p class="soft">{html.text(evaluation.get("measured", ""))} {html.text(few)}</p>',
     )
+
+
+def _make_difference(samples: list[Mapping[str, Any]], name: str) -> str:
+    """Trained less base over the prompts where both were scored; a dash for fewer than two."""
+    from scipy import stats
+
+    pairs = [[(sample.get("scores", {}).get(side) or {}).get(name) for side in ("before", "after")] for sample in samples]
+    gains = [after - before for before, after in pairs if before is not None and after is not None]
+    if len(gains) < 2:
+        return html.number(None)
+    mean, reach = sum(gains) / len(gains), stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+    return f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}]"
 
 
 def make_training(summary: Summary, steps: Steps) -> str:
@@ -121,6 +142,7 @@ def make_training(summary: Summary, steps: Steps) -> str:
         charts.append(html.figure(svg, label) if svg else "")
     if not any(charts):
         return ""
+    charts.append(_make_levels(records))
     validation = (summary.get("train") or {}).get("validation") or {}
     rows = [(html.text(name), html.number(ends["first"]), html.number(ends["last"])) for name, ends in validation.items()]
     intro = (
@@ -229,6 +251,18 @@ def make_provenance(summary: Summary, steps: Steps) -> str:
         "<h3>Steps</h3>" + html.table(("step", "folder", "seconds"), took, numbers_from=2) if took else "",
         html.folded("All settings", html.settings_table(flatten(summary["config"]))) if summary.get("config") else "",
     )
+
+
+def _make_levels(records: list[dict[str, Any]]) -> str:
+    """The flow matching term by noise level: an average over all levels moves with which of them were drawn."""
+    lines = []
+    for name in _QUARTERS:
+        key = f"flow_matching/{name}"
+        points = [(record["step"], record[key]) for record in records if isinstance(record.get(key), int | float)]
+        lines.append(Line(smooth(points) if points else points, name))
+    label = "Flow matching by timestep: quarters of [0, 1000], from the lightest (least noise) to the darkest (most)"
+    svg = make_chart(lines, label=label)
+    return html.figure(svg, label) if svg else ""
 
 
 def _make_sample_card(sample: Mapping[str, Any], folder: Path) -> str:

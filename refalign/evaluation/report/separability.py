@@ -39,10 +39,15 @@ def make_separability(summary: Mapping[str, Any]) -> str:
         for name in (*_MEASURES, "chance")
     ]
     subjects = next(iter(sides.values()))["subjects"]
+    shown = f"{len(subjects)} pictures of {len(set(subjects))} held-out subjects"
     intro = (
-        f'<p class="soft">{len(subjects)} pictures of {len(set(subjects))} held-out subjects, each alone beside noise and '
-        "without text, as the mean of the Transformer's own tokens over the subject. No projector is involved. Over the blocks: blue "
-        "trained, orange the base model.</p>"
+        f"{shown}, each alone beside noise and without text, as the mean of the Transformer's own tokens over the subject. "
+        "No projector is involved. Over the blocks: blue trained, orange the base model."
     )
     table = html.table((f"block {block}", *(_SIDES[side] for side in sides)), rows)
-    return html.section("Are subjects told apart?", intro, table, f'<div class="charts">{"".join(charts)}</div>')
+    return html.section(
+        "Are subjects told apart?",
+        f'<p class="soft">{html.text(intro)}</p>',
+        table,
+        f'<div class="charts">{"".join(charts)}</div>',
+    )
