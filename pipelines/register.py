@@ -1,7 +1,8 @@
-"""Registers the evaluated model with MLflow; promote, rollback and list look after the champion.
+"""Registers the evaluated model with MLflow; promote, ask, rollback and list look after the champion.
 
-promote compares the model of this output folder with the champion, and makes it champion if evaluation.gate allows it; rollback
-gives the alias back to the champion before. Without an action the register step runs; the steps before it must be done.
+promote compares the model of this output folder with the champion, and makes it champion if evaluation.gate allows it; ask
+writes a page on which people choose between the two without knowing which is which; rollback gives the alias back to the champion
+before. Without an action the register step runs; the steps before it must be done.
 """
 
 import sys
@@ -15,7 +16,7 @@ from refalign.cli import leave, load_config, make_parser, run_command  # noqa: E
 def main() -> None:
     """Parses the flags, does what was asked and says what came of it."""
     parser = make_parser(__doc__)
-    parser.add_argument("action", nargs="?", choices=["promote", "rollback", "list"], help="default: register")
+    parser.add_argument("action", nargs="?", choices=["promote", "ask", "rollback", "list"], help="default: register")
     arguments = parser.parse_args()
 
     def register() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from refalign.evaluation.blind import Votes
 from refalign.sections import GateConfig
 
 BETTER_IS_HIGHER = {"fidelity": True, "confusion": False, "copy_paste": False}
@@ -51,20 +52,35 @@ class Decision:
     passed: bool
     reason: str
     comparisons: tuple[Comparison, ...]
+    votes: Votes | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
 
 
-def decide(champion: Scores, challenger: Scores, rule: GateConfig, *, seed: int = 0) -> Decision:
-    """Applies the rule.
+def decide(champion: Scores, challenger: Scores, rule: GateConfig, *, seed: int = 0, votes: Votes | None = None) -> Decision:
+    """Applies the rule to the scores, and then to the votes where it asks for any.
 
     Args:
         champion: prompt -> scores; several seeds of one prompt are averaged before.
         challenger: likewise. Prompts that only one of the two has are not compared.
         seed: of the resampling.
+        votes: what people chose, if they were asked.
     """
+    decision = replace(_decide_by_scores(champion, challenger, rule, seed), votes=votes)
+    if not decision.passed or rule.min_vote_share is None:
+        return decision
+    needed = f"evaluation.gate.min_vote_share={rule.min_vote_share}"
+    if votes is None:
+        return replace(decision, passed=False, reason=f"undecided: no votes, and {needed} asks for them; {decision.reason}")
+    told = f"{votes.share:.3f} of the votes over {votes.prompts} prompts, 95% bound {votes.low:.3f}"
+    if votes.low < rule.min_vote_share:
+        return replace(decision, passed=False, reason=f"people do not prefer it: {told}, {needed}")
+    return replace(decision, reason=f"{decision.reason}; {told}")
+
+
+def _decide_by_scores(champion: Scores, challenger: Scores, rule: GateConfig, seed: int) -> Decision:
     comparisons = _correct([each for name in BETTER_IS_HIGHER if (each := compare(name, champion, challenger, rule, seed))])
     fidelity = next((each for each in comparisons if each.score == "fidelity"), None)
     if fidelity is None or fidelity.prompts < rule.min_prompts:

@@ -1,15 +1,17 @@
 """Promotion: the champion's videos are made as the challenger's were, and the gate's word becomes the registry's."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from make_run import make_shards, make_subjects, make_train
+from make_run import make_evaluate, make_shards, make_subjects, make_train
 
-from refalign.champion import run_list, run_promote, run_rollback
+from refalign.champion import run_ask, run_list, run_promote, run_rollback
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
-from refalign.evaluation.champion import score_champion
+from refalign.evaluation.blind import place_challenger, read_votes
+from refalign.evaluation.champion import name_comparison, score_champion
 from refalign.evaluation.launch import run_evaluation
 from refalign.models.wan import load_transformer
 from refalign.presets import toy_tiny
@@ -40,6 +42,21 @@ def test_a_champion_is_scored_on_the_same_videos_as_its_challenger(tmp_path):
     assert after["a"]["copy_paste"] is not None and after["b"]["copy_paste"] is None
     before = {sample["key"]: sample["scores"]["before"] for sample in evaluated["samples"]}
     assert before != after
+
+
+def test_a_first_challenger_is_asked_about_against_the_base_model(registry, tmp_path, capsys):
+    _, config, (first, _) = registry
+    evaluate = make_evaluate(tmp_path)
+    register = Step.make(tmp_path, "register", 0)
+    register.commit({"name": "nobody", "version": first})
+    write_json(tmp_path / "summary.json", {"folders": {step.name: step.folder.name for step in (evaluate, register)}})
+    run_ask(config, tmp_path)
+    comparison = name_comparison(config, evaluate, None)
+    path = tmp_path / f"ask-{comparison}.html"
+    assert str(path) in capsys.readouterr().out and path.read_text().count("data:video/mp4") == 2
+    votes = {"comparison": comparison, "answers": {"clip": place_challenger(comparison, "clip")}}
+    (tmp_path / "answers.json").write_text(json.dumps(votes))
+    assert read_votes(tmp_path / "answers.json", comparison, ["clip"]).share == 1
 
 
 @pytest.fixture(scope="module")
