@@ -163,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     if arguments.command == "report":
         command = "python benchmarks/study.py main; python benchmarks/study.py report"
-        print(write_report(load_results(arguments.output), arguments.output, command))
+        not_run = load_json(str(arguments.output / "not_run.json")) or {}
+        print(write_report(load_results(arguments.output), arguments.output, command, not_run))
         return
     if arguments.shards is None:
         parser.error("--shards is needed")

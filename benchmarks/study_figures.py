@@ -12,18 +12,22 @@ from study_report import Result, analyse, average, find_clips
 _SCORES = ("fidelity", "confusion", "copy_paste", "pose", "text")
 
 
-def write_report(results: list[Result], output: Path, command: str) -> str:
-    """Writes ``report.md``, ``report.json`` and ``report.png``; returns the verdict."""
+def write_report(results: list[Result], output: Path, command: str, not_run: dict[str, str] | None = None) -> str:
+    """Writes ``report.md``, ``report.json`` and ``report.png``; returns the verdict.
+
+    Args:
+        not_run: arm -> why there is nothing of it.
+    """
     from refalign.writing import write_bytes, write_json
 
     told = analyse(results)
     write_json(output / "report.json", told)
-    write_bytes(output / "report.md", make_text(told, command).encode())
+    write_bytes(output / "report.md", make_text(told, command, not_run or {}).encode())
     draw(results, told, output / "report.png")
     return told["verdict"]
 
 
-def make_text(told: dict[str, Any], command: str) -> str:
+def make_text(told: dict[str, Any], command: str, not_run: dict[str, str]) -> str:
     """Markdown: the verdict first, then what it stands on."""
     lines = [f"# Does reference alignment help?\n\n**{told['verdict']}**\n\nPrimary endpoint, written before the main runs: "]
     lines[0] += f"{told['primary']}\n"
@@ -34,7 +38,8 @@ def make_text(told: dict[str, Any], command: str) -> str:
     lines.append(
         "\nBelow each mean: the paired difference to `none` with its 95% interval. Arms that are not listed were not run.\n"
     )
-    lines.append("## Controls\n")
+    lines += [f"- {arm} was not run: {reason}" for arm, reason in not_run.items() if f"{arm}/cross_pair" not in told["arms"]]
+    lines.append("\n## Controls\n")
     lines.append(f"- Go or no-go: {_values(told['world'])}")
     lines.append(f"- A/A (none against none with other seeds), fidelity: {_interval(told['a_a'])}")
     for score, each in told["positive_control"].items():

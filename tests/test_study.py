@@ -169,9 +169,11 @@ def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
     assert told["stop_gradient_equals_none"] == {"pairs": 6, "equal": 6}
     assert analyse(make_study(-0.15))["verdict"].startswith("RA harms")
     assert analyse(make_study(0.0))["verdict"].startswith("Undecided")
-    assert write_report(make_study(0.15), tmp_path, "make it") == told["verdict"]
+    not_run = {"repa": "no frames here", "ra": "an old reason"}
+    assert write_report(make_study(0.15), tmp_path, "make it", not_run) == told["verdict"]
     text = (tmp_path / "report.md").read_text()
     assert told["verdict"] in text and "ra | cross_pair" in text and "in 6 of 6 seeds" in text and "make it" in text
+    assert "repa was not run: no frames here" in text and "old reason" not in text
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
