@@ -227,6 +227,8 @@ def track(place: Place, job: Job, record: dict[str, Any], folder: Path) -> None:
     from study_report import summarise_job
 
     mlflow.set_tracking_uri(place.tracking)
+    if mlflow.get_experiment_by_name("study") is None:  # files go beside the results, not into whatever folder this runs in
+        mlflow.create_experiment("study", artifact_location=str((place.output / "artifacts").resolve()))
     mlflow.set_experiment("study")
     with mlflow.start_run(run_name=job.name, tags={"phase": job.phase, "arm": job.arm}):
         mlflow.log_params({**asdict(job.settings), "arm": job.arm, "references": job.references, "seed": job.seed})

@@ -7,7 +7,6 @@ looks, not for whoever computes.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refalign.errors import ArtifactError
+from refalign.texts import parse_json_object
 
 Side = Literal["left", "right"]
 _ANSWERS = ("left", "right", "same")
@@ -98,13 +98,17 @@ def read_votes(source: Path, comparison: str, keys: Sequence[str]) -> Votes:
 
 def _load_answers(file: Path, comparison: str, keys: Sequence[str]) -> Mapping[str, str]:
     try:
-        exported = json.loads(file.read_text())
-        about, answers = exported["comparison"], dict(exported["answers"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        exported = parse_json_object(file.read_bytes())
+        about, answers = exported["comparison"], exported["answers"]
+        if not isinstance(answers, dict):
+            raise ValueError(f"answers are a {type(answers).__name__}, expected an object")
+    except (OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{file}: no exported answers ({error!r}); export them from the page again.") from error
     if about != comparison:
-        raise ArtifactError(f"{file}: answers about comparison {about}, not {comparison}; make the page again and ask again.")
-    if strange := [f"{key}: {answer}" for key, answer in answers.items() if key not in keys or answer not in _ANSWERS]:
+        raise ArtifactError(
+            f"{file}: answers about comparison {str(about)[:100]}, not {comparison}; make the page again and ask again."
+        )
+    if strange := [f"{key}: {answer}"[:100] for key, answer in answers.items() if key not in keys or answer not in _ANSWERS]:
         raise ArtifactError(
             f"{file}: {strange[0]!r} is no answer to a prompt of this comparison; export them from the page again."
         )

@@ -61,6 +61,9 @@ def test_a_second_person_is_no_second_prompt(tmp_path):
         ('{"comparison": "c1", "answers": {"clip0": "up"}}', "clip0: up"),
         ('{"comparison": "c1"', "no exported answers"),
         ("[]", "no exported answers"),
+        ('{"comparison": "c1", "answers": 3}', "no exported answers"),
+        ('{"comparison": "c1", "answers": {"clip0": []}}', "clip0: "),
+        ("[" * 100_000, "nested too deeply"),
         ('{"comparison": "c1", "answers": {}}', "no answers; open the page"),
     ],
 )
