@@ -6,8 +6,8 @@
 
 What is compared and what decides is in ``study_arms.py``. One JSON per arm, seed, kind of references and settings; what is there
 is not made again, so that any command goes on after a kill. It needs torch, diffusers, transformers, numpy, safetensors, pydantic
-and jaxtyping; a GPU is used where there is one. Clips are judged with ultralytics and SciPy: without them they wait, and the same
-command on another machine only judges.
+and jaxtyping; a GPU is used where there is one. Clips are judged with ultralytics, SciPy and scikit-learn: without them they
+wait, and the same command on another machine only judges.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def run_phase(arguments: argparse.Namespace) -> None:
             print(f"stopped after {arguments.hours} hours; the same command goes on", flush=True)
             return
         judged = run_job(place, load_preset("toy"), job, budget)
-        told = "done" if judged else "clips wait for a machine with ultralytics"
+        told = "done" if judged else "clips wait for a machine with judges"
         print(f"{number}/{len(todo)} {job.name}: {told}, {time.monotonic() - started:.0f} s so far", flush=True)
 
 

@@ -1,7 +1,7 @@
 """One job of the study: train, evaluate at several steps, write one JSON. What is done is never done again.
 
 The training folder holds checkpoints and generated clips until the JSON is there. Where the judges cannot be loaded (no
-ultralytics), clips wait for a machine that has them: the same command there only judges.
+ultralytics, SciPy or scikit-learn), clips wait for a machine that has them: the same command there only judges.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from refalign.training.optim import Ema
 from refalign.training.records import read_records
 from refalign.writing import write_json
 
+_JUDGING = ("ultralytics", "scipy", "sklearn")
 _REFERENCES = (24, 3)
 """Held-out subjects, and references of each, whose separability is measured."""
 
@@ -108,9 +109,9 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
         costs["make_s"] += seconds
         costs["clips"] += len(chosen)
         evaluations.append(({"step": step, "reference_guidance": scale}, clips, chosen))
-    facts["separability"] = measure_references(place, config, build, width, models.transformer)
-    if find_spec("ultralytics") is None:
+    if any(find_spec(name) is None for name in _JUDGING):
         return False
+    facts["separability"] = measure_references(place, config, build, width, models.transformer)
     started = time.perf_counter()
     judged = [{**point, "records": judge_clips(place, clips, chosen)} for point, clips, chosen in evaluations]
     costs["judge_s"] = time.perf_counter() - started

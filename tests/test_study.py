@@ -12,7 +12,7 @@ from study_arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilo
 from study_arms import make_config as make_job_config
 from study_figures import write_report
 from study_report import analyse, choose_settings, give_verdict
-from study_run import Place, digest_weights, is_done, load_result
+from study_run import Place, digest_weights, is_done, load_result, run_job
 from study_targets import derive_shards, shuffle_targets
 
 from refalign.errors import ArtifactError
@@ -110,7 +110,10 @@ def test_only_a_whole_result_counts_as_done(tmp_path):
     for half in ("", whole[:20], whole[:-1], json.dumps({"evaluations": []})):
         path.write_text(half)
         assert not is_done(place, job) and load_result(path) is None
+        with pytest.raises(KeyError, match="own"):  # begins: there are no shards here
+            run_job(place, make_config("nowhere"), job, BUDGET)
     path.write_text(whole)
+    assert run_job(place, make_config("nowhere"), job, BUDGET), "nothing is run, nothing is asked for"
     assert is_done(place, job) and not is_done(place, make_job("ra", 1)) and not is_done(place, make_job("none"))
 
 

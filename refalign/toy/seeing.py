@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from refalign.models.yolo import Detector, load_detector
 from refalign.toy.judges import Judge, Reading, cut_crops
@@ -72,6 +71,8 @@ def assign(
     Args:
         questions: per wanted subject what it is known by; the other questions count ``tie_break`` times as much.
     """
+    from scipy.optimize import linear_sum_assignment  # making clips does without SciPy, judging them does not
+
     if not seen:
         return [None] * len(truths)
     pairs = zip(truths, questions, strict=True)
