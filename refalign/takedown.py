@@ -329,8 +329,8 @@ def _sweep(steps: list[Step]) -> None:
 
 def _forget_reports(output: Path, steps: dict[str, Step]) -> None:
     """Reports hold pictures, and the summary counts: the next run writes them again."""
-    for name in REPORTS:
-        (output / name).unlink(missing_ok=True)
+    for path in (*(output / name for name in REPORTS), *output.glob("ask-*.html")):
+        path.unlink(missing_ok=True)
     summary = load_summary(output)
     if summary is None:
         return
