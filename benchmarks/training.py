@@ -178,7 +178,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe_machine()
-    config = load_preset("toy")
+    config = load_preset("toy_from_base")
     stage = config.training.stages[0].model_copy(update={"steps": arguments.rounds + WARM_UP})
     never = {"validate_every": 10**6, "checkpoint_every": 10**6, "stages": (stage,)}
     config = config.model_copy(update={"training": config.training.model_copy(update=never)})

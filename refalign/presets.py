@@ -30,7 +30,15 @@ _NEGATIVE_PROMPT = (
 
 
 def toy() -> RunConfig:
-    """The embedded default: sprite videos and tiny models of the real classes, minutes on two cores."""
+    """The embedded default: sprite videos, tiny models of the real classes, and a short stage 2 after the shipped stage 1."""
+    config = toy_from_base()
+    _, stage2 = config.training.stages
+    training = config.training.model_copy(update={"stages": (stage2,), "start_from": str(_TOY_WEIGHTS / "stage1")})
+    return config.model_copy(update={"training": training})
+
+
+def toy_from_base() -> RunConfig:
+    """`toy` with both stages of the recipe, from the shipped text-to-video model."""
     half = PoolConfig(cpus=0.5)
     return RunConfig(
         models=ModelsConfig(
@@ -54,13 +62,13 @@ def toy() -> RunConfig:
         training=TrainingConfig(
             stages=(
                 StageConfig(name="stage1", steps=60, learning_rate=1e-3),
-                StageConfig(name="stage2", steps=30, learning_rate=2e-4, cross_pair_fraction=1.0),
+                StageConfig(name="stage2", steps=40, learning_rate=3e-5, cross_pair_fraction=1.0),
             ),
             global_batch=8,
             micro_batch=8,
             warmup_steps=5,
-            checkpoint_every=45,
-            validate_every=45,
+            checkpoint_every=20,
+            validate_every=20,
         ),
         evaluation=EvaluationConfig(num_inference_steps=20, guidance_scale=4.0, reference_guidance_scale=3.0),
         # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
@@ -69,8 +77,8 @@ def toy() -> RunConfig:
 
 
 def toy_tiny() -> RunConfig:
-    """`toy` with few videos and few steps: the end-to-end test."""
-    config = toy()
+    """`toy_from_base` with few videos and few steps: the end-to-end test."""
+    config = toy_from_base()
     training = config.training.model_copy(
         update={
             "stages": (
@@ -135,7 +143,7 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
     )
 
 
-_FUNCTIONS = (toy, toy_tiny, wan2_1_1_3b, wan2_1_14b)
+_FUNCTIONS = (toy, toy_from_base, toy_tiny, wan2_1_1_3b, wan2_1_14b)
 PRESETS: dict[str, Callable[[], RunConfig]] = {preset.__name__: preset for preset in _FUNCTIONS}
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from refalign.config import apply_overrides, make_fingerprint
 from refalign.errors import ConfigError
-from refalign.presets import PRESETS, load_preset, toy
+from refalign.presets import PRESETS, load_preset, toy, toy_from_base
 
 
 def test_every_preset_is_complete_and_round_trips():
@@ -12,11 +12,13 @@ def test_every_preset_is_complete_and_round_trips():
 
 
 def test_overrides_reach_nested_fields_and_list_items():
-    config = apply_overrides(toy(), ["training.stages.1.steps=7", "models.base=some/model", "objective.stop_gradient=true"])
+    config = apply_overrides(
+        toy_from_base(), ["training.stages.1.steps=7", "models.base=some/model", "objective.stop_gradient=true"]
+    )
     assert config.training.stages[1].steps == 7
     assert config.models.base == "some/model"
     assert config.objective.stop_gradient is True
-    assert toy().training.stages[1].steps != 7, "a preset is never changed in place"
+    assert toy_from_base().training.stages[1].steps != 7, "a preset is never changed in place"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
 
 ``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: the recipe's first
 stage from there, with references and reference alignment; the text encoder is frozen. Both read the same shards, made by the
-ordinary steps from a world of sprites of the split ``train``. Interrupted, either goes on where it stood.
+ordinary steps from a world of sprites of the split ``train``. Interrupted, either goes on where it stood, as long as ``--work``
+is there; without it, ``--init`` goes on from the weights in ``--output``, with new moments of the optimizer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,16 +52,16 @@ class JointModels(TrainedModels):
         return self.text(inputs_embeds=prompt_embeds, attention_mask=mask).last_hidden_state * mask[..., None]
 
 
-def build_joint(config: RunConfig, vision_width: int, *, text_encoder: Path | None) -> JointModels:
-    """The models of ``base`` (a new text encoder, trained) or ``stage1`` (that of ``text_encoder``, frozen)."""
+def build_joint(config: RunConfig, vision_width: int, *, text_encoder: Path | None, frozen: bool = False) -> JointModels:
+    """The models, with a new text encoder or that of a folder; the rows of its vocabulary stay: the shards hold them."""
     from transformers import UMT5EncoderModel
 
     models = build_models(config, vision_width)
-    if text_encoder is not None:
-        text = UMT5EncoderModel.from_pretrained(text_encoder, dtype=torch.float32).eval().requires_grad_(False)
-    else:
+    if text_encoder is None:
         text = make_text_encoder(len(make_tokenizer()))
-        text.shared.requires_grad_(False)  # the shards hold its rows
+    else:
+        text = UMT5EncoderModel.from_pretrained(text_encoder, dtype=torch.float32).eval()
+    (text if frozen else text.shared).requires_grad_(False)
     return JointModels(models, text)
 
 
@@ -112,7 +114,7 @@ def make_config(settings: dict[str, Any], stage: StageConfig, **training: Any) -
         "validation_samples": 64,
         "keep_checkpoints": 1,
     }
-    config = apply_overrides(load_preset("toy"), _as_assignments(settings))
+    config = apply_overrides(load_preset("toy_from_base"), _as_assignments(settings))
     return config.model_copy(update={"training": config.training.model_copy(update=recipe | training)})
 
 
@@ -121,7 +123,7 @@ def make_shards(settings: dict[str, Any], work: Path) -> Path:
     chosen = [part for text in _as_assignments(settings) for part in ("--set", text)]
     for name in ("subjects", "pairs", "shards"):
         script = str(PIPELINES / f"{name}.py")
-        subprocess.run([sys.executable, script, "--preset", "toy", "--output", str(work), *chosen], check=True)
+        subprocess.run([sys.executable, script, "--preset", "toy_from_base", "--output", str(work), *chosen], check=True)
     return work / json.loads((work / "summary.json").read_text())["folders"]["shards"]
 
 
@@ -129,7 +131,7 @@ def _as_assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items()]
 
 
-def run_training(config: RunConfig, shards: Path, folder: Path, text_encoder: Path | None) -> None:
+def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[..., JointModels]) -> None:
     """Trains in this process, with matrix products in bfloat16.
 
     Attention by plain matrix products: torch's fused kernel spends more time in its bfloat16 backward pass than all the rest of
@@ -143,7 +145,7 @@ def run_training(config: RunConfig, shards: Path, folder: Path, text_encoder: Pa
 
     # Without the cache: it would keep the first step's weights in bfloat16 for as long as this context lasts.
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
-        train(config, shards=shards, folder=folder, log=log, build=partial(build_joint, text_encoder=text_encoder))
+        train(config, shards=shards, folder=folder, log=log, build=build)
 
 
 def load_averages(config: RunConfig, folder: Path) -> JointModels:
@@ -159,14 +161,16 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
     return models
 
 
-def train_base(weights: Path, work: Path, steps: int, output: Path) -> None:
-    """Text to video from scratch; writes ``wan/transformer`` and ``wan/text_encoder``."""
+def train_base(weights: Path, work: Path, steps: int, output: Path, init: bool) -> None:
+    """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there."""
     make_raw_base(weights, work / "raw_base")
     stage = StageConfig(name="base", steps=steps, learning_rate=1e-3, schedule="cosine")
     settings = make_settings(weights, work)
-    config = make_config(settings, stage, drop_text=0.0, drop_references=0.9, drop_both=0.1)
+    start = copy_start(output / "wan", work / "base_start") if init else None
+    config = make_config(settings, stage, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
-    run_training(config, make_shards(settings, work), work / "base", None)
+    build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None)
+    run_training(config, make_shards(settings, work), work / "base", build)
     export_base(config, work, output)
 
 
@@ -175,20 +179,25 @@ def export_base(config: RunConfig, work: Path, output: Path) -> None:
     models = load_averages(config, work / "base")
     save_half(models.transformer, output / "wan" / "transformer")
     save_half(models.text, output / "wan" / "text_encoder")
-    write_export_settings(output / "wan", load_preset("toy"), base_is_copied=True)
+    write_export_settings(output / "wan", load_preset("toy_from_base"), base_is_copied=True)
 
 
-def train_stage1(weights: Path, work: Path, steps: int, output: Path) -> None:
-    """The recipe's first stage from the shipped base; writes ``stage1/export/transformer`` and its projectors."""
+def copy_start(model: Path, start: Path) -> str:
+    """A folder to start from as a training run leaves it, of a model's Transformer."""
+    shutil.copytree(model / "transformer", start / "export" / "transformer", dirs_exist_ok=True)
+    return str(start)
+
+
+def train_stage1(weights: Path, work: Path, steps: int, output: Path, init: bool) -> None:
+    """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there."""
     from safetensors.torch import load_file, save_file
 
-    stage = StageConfig(name="stage1", steps=steps, learning_rate=8e-4, schedule="cosine", cross_pair_fraction=0.5)
+    stage = StageConfig(name="stage1", steps=steps, learning_rate=8e-4, schedule="cosine")
     settings = make_settings(weights, work)
     shards = make_shards(settings, work)
-    start = work / "stage1_start"
-    shutil.copytree(weights / "wan" / "transformer", start / "export" / "transformer", dirs_exist_ok=True)
-    config = make_config(settings, stage, start_from=str(start))
-    run_training(config, shards, work / "stage1", weights / "wan" / "text_encoder")
+    start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
+    build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
+    run_training(make_config(settings, stage, start_from=start), shards, work / "stage1", build)
 
     from refalign.models.wan import load_transformer
 
@@ -204,10 +213,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/toy_weights"), help="shards and checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, help="the models to build on")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
+    parser.add_argument("--init", action="store_true", help="go on from the weights in --output")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run = train_base if arguments.stage == "base" else train_stage1
-    run(arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output)
+    run(arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve(), arguments.init)
 
 
 if __name__ == "__main__":

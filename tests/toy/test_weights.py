@@ -26,7 +26,7 @@ def test_all_weights_are_half_precision_safetensors_and_small():
     assert sum(path.stat().st_size for path in files) <= 32e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl", ".pth")]
     tensors = [path for path in files if path.suffix == ".safetensors"]
-    assert len(tensors) == 7
+    assert len(tensors) == 9
     for path in tensors:
         with safe_open(path, "pt") as file:
             kinds = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118 (no mapping)
