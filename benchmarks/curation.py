@@ -2,7 +2,7 @@
 
     python benchmarks/curation.py --videos 240 --rounds 3
 
-Measured side by side, interleaved, on the subjects step and the shards step together, from the first committed part to the last
+Measured side by side, interleaved, on the subjects step and the shards step together, from an early committed part to the last
 (start-up and model loading are left out on both sides):
 
 * efficiency: the sequential script on one core, over twice the pipeline with two actors;
@@ -29,6 +29,8 @@ from story import sum_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 VIDEOS_PER_PART, SAMPLES_PER_SHARD = 6, 6
+WARM_UP = 4
+"""Commits before the clock starts: by then all actors have loaded their models."""
 
 
 def make_config(videos: Path, threads: int, actors: int) -> Any:
@@ -153,8 +155,8 @@ def _memory_of(pid: int) -> int:
 
 
 def _seconds_between_commits(output: Path, step: str, counted: str) -> float:
-    """Seconds per clip from the first commit to the last, over what was committed after the first."""
-    commits = sorted(output.glob(f"{step}-*/parts/*.json"), key=lambda path: path.stat().st_mtime)
+    """Seconds per clip from the commit that ends the warm-up to the last, over what was committed after it."""
+    commits = sorted(output.glob(f"{step}-*/parts/*.json"), key=lambda path: path.stat().st_mtime)[WARM_UP - 1 :]
     counts = [json.loads(path.read_text())[counted] for path in commits]
     sizes = [count if isinstance(count, int) else len(count) for count in counts]
     return (commits[-1].stat().st_mtime - commits[0].stat().st_mtime) / sum(sizes[1:])

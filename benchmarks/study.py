@@ -65,7 +65,7 @@ def make_shards(arguments: argparse.Namespace, kind: str) -> Path:
         return derive_shards(arguments.shards, target, kind, shuffle_targets)
     if arguments.subjects is None:
         raise ConfigError(f"targets of kind {kind!r} are made from the crops of the subjects step; give --subjects.")
-    config, clips = load_preset("toy"), load_clips(arguments.subjects)
+    config, clips = load_preset("toy_from_base"), load_clips(arguments.subjects)
     print(f"making targets of kind {kind!r}, once", flush=True)
     if kind == "frames":
         return derive_shards(arguments.shards, target, kind, encode_frames(clips, load_encoder(arguments, "own"), config))
@@ -130,7 +130,7 @@ def run_phase(arguments: argparse.Namespace) -> None:
         if time.monotonic() - started > arguments.hours * 3600:
             print(f"stopped after {arguments.hours} hours; the same command goes on", flush=True)
             return
-        judged = run_job(place, load_preset("toy"), job, budget)
+        judged = run_job(place, load_preset("toy_from_base"), job, budget)
         told = "done" if judged else "clips wait for a machine with judges"
         print(f"{number}/{len(todo)} {job.name}: {told}, {time.monotonic() - started:.0f} s so far", flush=True)
 

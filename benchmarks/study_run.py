@@ -89,7 +89,7 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
         return True
     arm_shards, folder = place.shards[ARMS[job.arm].targets], place.folder(job)
     config = make_config(base, job, budget, str(place.start))
-    build = partial(build_joint, text_encoder=place.start / "text_encoder") if place.raw_prompts else build_models
+    build = partial(build_joint, text_encoder=place.start / "text_encoder", frozen=True) if place.raw_prompts else build_models
     started = time.perf_counter()
     with mixed_precision():
         train(config, shards=arm_shards, folder=folder, build=build)

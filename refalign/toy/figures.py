@@ -69,7 +69,7 @@ def measure_models(weights: Path, per_tier: int, sheets: Path | None) -> Iterato
             if sheets:
                 chosen = np.linspace(0, len(cases) - 1, min(SHEET_CLIPS, len(cases))).round().astype(int)
                 strips = [np.asarray(Image.open(places[1] / f"{cases[number].key}.png")) for number in chosen]
-                save_sheet(strips, sheets / f"{name}.png", columns=1)
+                save_sheet(strips, sheets / f"{name}.png", columns=2)
         yield name, summarise(records)
 
 
