@@ -23,7 +23,7 @@ from refalign.config import RunConfig
 from refalign.errors import ConfigError
 from refalign.geometry import TOKEN_PX, latent_shape, token_grid
 from refalign.models.loading import load_model_config
-from refalign.shards.estimate import count_parts
+from refalign.shards.estimate import TEXT_BYTES_PER_TOKEN, count_parts
 from refalign.storage import describe_bytes
 from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory
 from refalign.training.sizes import PEAK_FLOPS, ModelSizes, PassSizes, count_flops
@@ -49,7 +49,6 @@ _WAN = {
     "freq_dim": 256,
     "patch_size": [1, 2, 2],
 }
-_BYTES_PER_TEXT_TOKEN = 4  # as `refalign.shards.estimate` counts them
 
 
 @dataclass(frozen=True)
@@ -279,7 +278,7 @@ def _count_references(config: RunConfig, data: DataSet) -> float:
 def _count_storage(config: RunConfig, data: DataSet, transformer: Mapping[str, Any], vision: Mapping[str, Any]) -> float:
     samples = max(1, round(data.clips * data.kept))
     references = round(samples * _count_references(config, data))
-    text = round(samples * data.caption_tokens * _BYTES_PER_TEXT_TOKEN)
+    text = round(samples * data.caption_tokens * TEXT_BYTES_PER_TOKEN)
     work = {"clips": range(samples), "references": references, "caption_bytes": text}
     return sum(count_parts({"all": work}, config, transformer, vision).values())
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
+from local_cluster import find_ports
+
+from tests.serving import serving
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores crawl
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -44,14 +41,7 @@ def s3():
     """A client of moto's S3 server; its address and keys stand in the environment, as a user's would."""
     import boto3
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    (port,) = find_ports(1)
     endpoint = f"http://127.0.0.1:{port}"
     said = {
         "AWS_ENDPOINT_URL": endpoint,
@@ -60,24 +50,8 @@ def s3():
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    try:
-        wait_for(endpoint)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in said.items():
-                patch.setenv(name, value)
-            yield boto3.client("s3", endpoint_url=endpoint)
-    finally:
-        os.kill(server.pid, signal.SIGTERM)
-        server.wait(20)
-
-
-def wait_for(endpoint, seconds=60):
-    """Until the server answers."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=2).read()
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with serving(command, f"{endpoint}/moto-api/"), pytest.MonkeyPatch.context() as patch:
+        for name, value in said.items():
+            patch.setenv(name, value)
+        yield boto3.client("s3", endpoint_url=endpoint)

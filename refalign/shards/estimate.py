@@ -16,7 +16,7 @@ from refalign.steps import Step
 from refalign.storage import check_disk_space, describe_bytes
 
 _LARGE_BYTES = 20 * 2**40
-_TEXT_BYTES_PER_TOKEN = 4  # of English in UMT5's vocabulary
+TEXT_BYTES_PER_TOKEN = 4  # of English in UMT5's vocabulary
 _SHEET_BYTES_PER_PX = 0.35  # JPEG
 _PICTURE_BYTES_PER_PX = 0.75  # PNG on white: 0.2 to 0.8 of photographs at 480 x 832 px, 1.1 of drawings at 96 x 96
 _JSON_BYTES, _JSON_BYTES_PER_REFERENCE = 250, 245
@@ -88,7 +88,7 @@ def count_parts(
         clips, references = len(work["clips"]), work.get("references", 0)
         if not clips:
             continue  # an earlier version's
-        tokens = clips + work["caption_bytes"] / _TEXT_BYTES_PER_TOKEN
+        tokens = clips + work["caption_bytes"] / TEXT_BYTES_PER_TOKEN
         tokens = min(tokens, clips * models.max_text_tokens)
         sizes[name] = clips * clip_bytes + references * reference_bytes + tokens * text_bytes + _TAR_END_BYTES
     return sizes

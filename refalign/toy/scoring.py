@@ -26,6 +26,7 @@ WHITE = 250
 """A reference's background has no channel below it."""
 
 Record = dict[str, Any]
+Shown = list[str | None] | None
 
 
 def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
@@ -37,11 +38,7 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
     the mean of its neighbours, in [0, 1].
     """
     subjects = case.plan.subjects
-    truths = [encode_truth(subject.identity, subject.pose) for subject in subjects]
-    told = [(*(SPOKEN_ATTRIBUTES if subject.named else ()), "pose") for subject in subjects]
-    found = assign(seen, truths, told)
-    wanted = [[VOCABULARIES[name][truth[name]] for name in HIDDEN_ATTRIBUTES] for truth in truths]
-    shown = [None if each is None else [each.reading.answers[name] for name in HIDDEN_ATTRIBUTES] for each in found]
+    truths, found, wanted, shown = _match(case, seen)
     spoken = [
         each is not None and each.reading.answers[name] == VOCABULARIES[name][truth[name]]
         for each, truth, subject in zip(found, truths, subjects, strict=True)
@@ -64,7 +61,7 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
     }
     if case.given:
         record |= {
-            "fidelity": float(np.mean([_agree(mine, theirs) for mine, theirs in zip(shown, wanted, strict=True)])),
+            "fidelity": _fidelity(shown, wanted),
             "fates": find_fates(shown, wanted),
             "interference": interference(shown, wanted).round(3).tolist(),
             **_compare_pictures(case, clip, found),
@@ -76,11 +73,22 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
 
 def measure_fidelity(case: Case, seen: Sequence[Seen]) -> float:
     """The share of hidden attributes alone; with another's looks (`refalign.toy.cases.shuffle_references`) it is chance."""
-    truths = [encode_truth(subject.identity, subject.pose) for subject in case.plan.subjects]
-    told = [(*(SPOKEN_ATTRIBUTES if subject.named else ()), "pose") for subject in case.plan.subjects]
+    _, _, wanted, shown = _match(case, seen)
+    return _fidelity(shown, wanted)
+
+
+def _match(case: Case, seen: Sequence[Seen]) -> tuple[list[dict[str, int]], list[Seen | None], list[list[str]], list[Shown]]:
+    """Of each subject: its truth, who was found for it, and the hidden attributes wanted and shown."""
+    subjects = case.plan.subjects
+    truths = [encode_truth(subject.identity, subject.pose) for subject in subjects]
+    told = [(*(SPOKEN_ATTRIBUTES if subject.named else ()), "pose") for subject in subjects]
     found = assign(seen, truths, told)
     wanted = [[VOCABULARIES[name][truth[name]] for name in HIDDEN_ATTRIBUTES] for truth in truths]
     shown = [None if each is None else [each.reading.answers[name] for name in HIDDEN_ATTRIBUTES] for each in found]
+    return truths, found, wanted, shown
+
+
+def _fidelity(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> float:
     return float(np.mean([_agree(mine, theirs) for mine, theirs in zip(shown, wanted, strict=True)]))
 
 

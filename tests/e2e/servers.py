@@ -2,18 +2,16 @@
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from local_cluster import find_ports
 
+from tests.serving import serving
+
 ROOT = Path(__file__).resolve().parents[2]
-_START_TIMEOUT_S = 300
 _NOT_ROOT = {"user": "nobody", "group": "nogroup"} if os.geteuid() == 0 else {}
 """PostgreSQL refuses to run as root."""
 
@@ -78,21 +76,6 @@ def mlflow_server(folder, database):
     )
     address = f"http://127.0.0.1:{port}"
     folder.mkdir()
-    with (folder / "log").open("w") as log:
-        command = ["sh", str(ROOT / "infra/mlflow/start.sh")]
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        _wait_for(address + "/health", server, folder / "log")
+    command = ["sh", str(ROOT / "infra/mlflow/start.sh")]
+    with serving(command, f"{address}/health", log=folder / "log", cwd=folder, env=environment):
         yield address, password
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
-
-
-def _wait_for(address, server, log):
-    end = time.monotonic() + _START_TIMEOUT_S
-    while True:
-        with suppress(OSError):
-            return urllib.request.urlopen(address, timeout=5).close()
-        assert server.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(1)

@@ -4,11 +4,7 @@ import base64
 import io
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,11 +12,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from local_cluster import find_ports
 
 from refalign.pictures import encode_png
 from refalign.presets import toy_tiny
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun
+from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 300
@@ -35,33 +33,16 @@ def address(tmp_path):
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
     story = StoryRun.open(config, output=tmp_path, fingerprint="a" * 12)
     registered = register_model(story, config, key="toy", export_folder=config.models.base, card="card", tags={})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = find_ports(1)
+    url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--timeout", str(_PATIENCE_S)]
     # It starts uvicorn by name, which an environment that was not activated does not have on its path.
     told = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     told |= {"MLFLOW_TRACKING_URI": story.uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
-    log = tmp_path / "server.log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ | told, cwd=tmp_path, start_new_session=True
-        )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(2 * _PATIENCE_S):
-                assert server.poll() is None, log.read_text()
-                try:
-                    urllib.request.urlopen(f"{url}/ping", timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield url
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGTERM)
-                server.wait(60)
+    options = {"log": tmp_path / "server.log", "env": os.environ | told, "cwd": tmp_path}
+    with serving(command, f"{url}/ping", seconds=_PATIENCE_S, **options):
+        yield url
 
 
 def post(url, rows, **params):

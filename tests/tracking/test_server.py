@@ -1,45 +1,29 @@
 """The same story against a real MLflow server, whose files no client can see: everything goes over HTTP."""
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 
 import numpy as np
 import pytest
+from local_cluster import find_ports
 
 from refalign.presets import toy_tiny
 from refalign.tracking.metrics import MetricLogger
 from refalign.tracking.registry import register_model, resolve_model
 from refalign.tracking.run import StoryRun
+from tests.serving import serving
 
 
 @pytest.fixture
 def server(tmp_path):
     """Address of a server on this machine; ended, with its workers, after the test."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = find_ports(1)
+    address = f"http://127.0.0.1:{port}"
     store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "store")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store]
     quiet = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, env=quiet)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            assert process.poll() is None, "the server ended by itself"
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2).close()
-                break
-            except OSError:
-                time.sleep(0.5)
+    with serving(command, f"{address}/health", env=quiet):
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 def test_a_story_over_http_is_one_run_one_version_and_comes_back(server, tmp_path, monkeypatch):
