@@ -175,8 +175,8 @@ class TrainingConfig(Section):
     """Linear layers of each block, of both attentions and of the feed-forward, that get an adapter."""
     context_parallel: Count = 1
     """Ranks that share the tokens of each sample, a divisor of all ranks, of the heads and of the tokens of a frame."""
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """AdamW, or torchao's with moments of 8 bits."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """AdamW; torchao's with moments of 8 bits; or Muon for the matrices of the blocks, which needs fewer steps from scratch."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     """AdamW weight decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from refalign.training.optim import orthogonalise
 
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 """Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
 _AVERAGE_DECAY = 0.99
-_ITERATION = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the odd quintic polynomial that drives singular values to about 1 (Source: Keller Jordan, "Muon", 2024)."""
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then each kernel's update is made nearly orthogonal as a matrix [out, in * taps].
 
-    torch's own ``Muon`` takes matrices only; this one flattens kernels of convolutions.
+    The Transformer's (`refalign.training.optim.Muon`) takes matrices only; this one flattens kernels of convolutions.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
@@ -40,21 +40,9 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["velocity"] = torch.zeros_like(parameter)
                 state["velocity"].mul_(group["momentum"]).add_(parameter.grad)
-                update = orthogonalise((parameter.grad + group["momentum"] * state["velocity"]).flatten(1))
+                update = orthogonalise((parameter.grad + group["momentum"] * state["velocity"]).flatten(1)[None])[0]
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
-
-
-def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest orthogonal matrix, roughly: singular values end between about 0.7 and 1.2."""
-    first, third, fifth = _ITERATION
-    wide = matrix.shape[0] <= matrix.shape[1]
-    value = matrix if wide else matrix.T
-    value = value / (value.norm() + 1e-7)
-    for _ in range(iterations):
-        gram = value @ value.T
-        value = first * value + (third * gram + fifth * gram @ gram) @ value
-    return value if wide else value.T
 
 
 def split_parameters(model: nn.Module, *, smallest_side: int = 8) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -80,8 +80,11 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     odd = {"stages": stages, "global_batch": 3, "micro_batch": 3}  # three samples cannot be dealt to two ranks
     train_worker(make_settings(make_config(base, **odd), shards, tmp_path / "whole"))
     split = make_config(base, **odd, num_workers=2, context_parallel=2, activation_checkpointing="full")
+    muon = make_config(base, optimizer="muon", micro_batch=2)  # its matrices are gathered for their update
+    train_worker(make_settings(muon, shards, tmp_path / "one-muon"))
     launches = []
-    for name, settings in (("two", config), ("resumed", config), ("replicated", replicated), ("split", split)):
+    runs = (("two", config), ("resumed", config), ("replicated", replicated), ("split", split), ("two-muon", muon))
+    for name, settings in runs:
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps(make_settings(settings, shards, tmp_path / name)))
         launches.append(str(path))
@@ -105,10 +108,11 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
         for key, weight in weights[0].items():
             torch.testing.assert_close(weights[1][key], weight, rtol=1e-3, atol=1e-5)
     assert all(("grad_norm/alignment" in line) == (line["step"] in (2, 4, 6)) for line in other)
-    whole, shared = (read_records(tmp_path / name / "metrics.jsonl") for name in ("whole", "split"))
-    for mine, theirs in zip(whole, shared, strict=True):
-        for term in (key for key in mine if key in TERMS or key.startswith("validation/")):
-            assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-7), (mine["step"], term)
+    for pair in (("whole", "split"), ("one-muon", "two-muon")):
+        whole, shared = (read_records(tmp_path / name / "metrics.jsonl") for name in pair)
+        for mine, theirs in zip(whole, shared, strict=True):
+            for term in (key for key in mine if key in TERMS or key.startswith("validation/")):
+                assert theirs[term] == pytest.approx(mine[term], rel=1e-5, abs=1e-7), (mine["step"], term)
     # And back: what two ranks saved, one rank loads.
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / step)

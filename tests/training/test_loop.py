@@ -64,7 +64,9 @@ def test_a_stop_gradient_run_ends_with_the_transformer_of_a_run_without_alignmen
     assert exports["none", False] == exports["reference_alignment", True] != exports["reference_alignment", False]
 
 
-def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(config: RunConfig, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(base: Path, shards: Path, tmp_path: Path, optimizer: str) -> None:
+    config = make_config(base, ema_decay=0.5, optimizer=optimizer)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, shards=shards, folder=whole)["resumed_from"] == 0
     # Before any checkpoint; inside the first stage; between the stages; inside the second.
