@@ -17,7 +17,7 @@ from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
 from refalign.geometry import check_geometry
-from refalign.models.loading import check_local, identify_model
+from refalign.models.loading import ENCODERS, check_local, identify_model
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space
 from refalign.summary import describe_step
@@ -155,7 +155,8 @@ class Story:
         from refalign.shards.launch import run_shards
 
         models = self.config.models
-        encoders = (models.encoder_dtype, models.max_text_tokens, identify_model(models.base, models.base_revision))
+        frozen = identify_model(models.base, models.base_revision, parts=ENCODERS)
+        encoders = (models.encoder_dtype, models.max_text_tokens, frozen)
         recipe = (self.config.shards, *encoders, self.steps["subjects"].recipe)
         step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint, recipe=recipe)
         self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
@@ -166,6 +167,8 @@ class Story:
         data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint)
         if config.training.start_from:
             data += (identify_model(config.training.start_from),)
+        else:
+            data += (identify_model(config.models.base, config.models.base_revision, parts=("transformer",)),)
         step = self._make_step("train", settings, config.objective, config.seed, *data)
         if self.check:
             self.manifests["train"] = self._check_train(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,23 @@ def check_local(source: str, setting: str) -> None:
         raise ArtifactError(f"{setting}={source}: nothing is there; give a folder in the hub's layout, or a hub id.")
 
 
-def identify_model(source: str, revision: str | None = None) -> str:
+ENCODERS = ("vae", "text_encoder", "tokenizer")
+"""The frozen parts of a base model, which shards are made with."""
+
+
+def identify_model(source: str, revision: str | None = None, *, parts: Sequence[str] = ()) -> str:
     """What a fingerprint says of a model: the content of a local one, id and revision of a hub's.
 
     Weights that were trained again in the same folder are another model.
+
+    Args:
+        parts: subfolders that count; none: all of it.
     """
     path = Path(source).expanduser()
     if not path.exists():
         return f"{source}@{revision}"
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    folders = [path / part for part in parts] or [path]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file()) if path.is_dir() else [path]
     return make_fingerprint([[file.relative_to(path).as_posix(), digest_sampled(str(file))] for file in files])
 
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from refalign.errors import ArtifactError
-from refalign.models.loading import check_local, identify_model, load_pretrained, looks_local
+from refalign.models.loading import ENCODERS, check_local, identify_model, load_pretrained, looks_local
 
 PROGRAM = """
 from transformers import DINOv3ViTModel
@@ -84,3 +84,14 @@ def test_identity_is_content_or_id_and_revision(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert identify_model(str(tmp_path)) != before
     assert identify_model("org/name", "abc") == "org/name@abc"
+
+
+def test_identity_of_parts_knows_no_other_part(tmp_path):
+    for part in ("vae", "transformer"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "model.safetensors").write_bytes(b"one")
+    whole, frozen = identify_model(str(tmp_path)), identify_model(str(tmp_path), parts=ENCODERS)
+    (tmp_path / "transformer" / "model.safetensors").write_bytes(b"two")
+    assert identify_model(str(tmp_path)) != whole and identify_model(str(tmp_path), parts=ENCODERS) == frozen
+    (tmp_path / "vae" / "model.safetensors").write_bytes(b"two")
+    assert identify_model(str(tmp_path), parts=ENCODERS) != frozen
