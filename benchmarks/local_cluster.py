@@ -6,12 +6,15 @@ Every process belongs to a group that was started here and is ended by its own i
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -75,7 +78,8 @@ class LocalCluster:
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._head_attempts = self._head_cpus = 0
         self._numbers = itertools.count()
-        self._cpus: dict[subprocess.Popen[bytes], int] = {}
+        self._offers: dict[subprocess.Popen[bytes], tuple[int, dict[str, float]]] = {}
+        self._disks: list[str] = []
         self._logs: dict[subprocess.Popen[bytes], Path] = {}
         self._head_flags = [f"--{name}={port}" for name, port in ports.items()]
 
@@ -86,11 +90,14 @@ class LocalCluster:
         flags = ["--head", "--dashboard-host=127.0.0.1", f"--num-cpus={num_cpus}", *self._head_flags]
         self.head = self._start("head", *flags)
 
-    def add_node(self, num_cpus: int = 1) -> subprocess.Popen[bytes]:
-        """One more raylet."""
-        node = self._start(f"node{next(self._numbers)}", f"--address={self.address}", f"--num-cpus={num_cpus}")
+    def add_node(self, num_cpus: int = 1, resources: dict[str, float] | None = None) -> subprocess.Popen[bytes]:
+        """One more raylet, which may offer custom resources."""
+        # A node that starts clears the folder of unpacked jobs; on a shared disk that would be its neighbours' too.
+        self._disks.append(tempfile.mkdtemp(prefix="ray-"))  # short: Ray puts sockets below it
+        offers = [f"--num-cpus={num_cpus}", f"--resources={json.dumps(resources or {})}", f"--temp-dir={self._disks[-1]}"]
+        node = self._start(f"node{next(self._numbers)}", f"--address={self.address}", *offers)
         self.nodes.append(node)
-        self._cpus[node] = num_cpus
+        self._offers[node] = num_cpus, resources or {}
         return node
 
     def mend(self) -> None:
@@ -102,7 +109,7 @@ class LocalCluster:
             self.start_head(self._head_cpus)
         for node in [node for node in self.nodes if node.poll() is not None]:
             self.nodes.remove(node)
-            self.add_node(self._cpus.pop(node))
+            self.add_node(*self._offers.pop(node))
 
     def wait(self, num_nodes: int) -> None:
         """Returns when so many nodes, the head among them, have said that they run."""
@@ -124,10 +131,10 @@ class LocalCluster:
         self._logs[node] = path
         return node
 
-    def find_processes(self, name: str) -> list[psutil.Process]:
-        """Processes below any node whose command line contains ``name``."""
+    def find_processes(self, name: str, *nodes: subprocess.Popen[bytes]) -> list[psutil.Process]:
+        """Processes below the given nodes, or any, whose command line contains ``name``."""
         found = []
-        for node in self._all_nodes():
+        for node in nodes or self._all_nodes():
             if node.poll() is None:
                 found += [each for each in psutil.Process(node.pid).children(recursive=True) if name in _command_of(each)]
         return found
@@ -150,6 +157,8 @@ class LocalCluster:
                 for process in alive:
                     process.kill()
                 node.wait()
+        for disk in self._disks:
+            shutil.rmtree(disk, ignore_errors=True)
 
 
 def _has_lost_its_raylet(node: subprocess.Popen[bytes]) -> bool:

@@ -267,6 +267,8 @@ class PoolConfig(Section):
     """CPUs of one actor."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs of one actor; fractions share a device."""
+    resources: dict[str, Positive] = {}
+    """Custom Ray resources of one actor, which place it on the nodes that offer them."""
     min_actors: Count = 1
     """Actors that are kept while there is work."""
     max_actors: Count = 1
@@ -286,6 +288,8 @@ class ClusterConfig(Section):
     """CPUs of one training rank."""
     worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     """GPUs of one training rank."""
+    worker_resources: dict[str, Positive] = {}
+    """Custom Ray resources of one training rank."""
     threads: Count = 2
     """Compute threads of each actor and rank."""
 

@@ -160,7 +160,7 @@ def _make_trainer(settings: Settings, config: RunConfig) -> Any:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     cluster, training = config.cluster, config.training
     uses_gpu = cluster.worker_gpus > 0
-    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {})
+    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {}) | cluster.worker_resources
     ranks = (training.min_workers, training.num_workers) if training.min_workers else training.num_workers
     return TorchTrainer(
         _ray_worker,

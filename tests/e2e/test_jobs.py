@@ -4,11 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from chaos_curation import check_accounts, digest_output
+from chaos_training import describe_run, find_run, load_records, watch
 from local_cluster import RAY, local_cluster
 
 from tests.e2e.conftest import ROOT
+
+PLACED = {
+    **{f"cluster.{pool}.resources": '{"curation": 0.1}' for pool in ("subjects", "pairs", "shards", "evaluate")},
+    "cluster.worker_resources": '{"training": 0.1}',
+    "training.checkpoint_every": 2,
+}
+"""Settings that send actors to one node and ranks to another; none of them changes a byte of the output."""
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +31,11 @@ def client(tmp_path_factory):
 def submit(client: dict[str, str], *entrypoint: str) -> subprocess.CompletedProcess:
     command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, *entrypoint]
     return subprocess.run(command, cwd=ROOT, env=client, capture_output=True, text=True, timeout=900)
+
+
+def digest_tars(output: Path) -> dict[str, str]:
+    """The shards alone: rows of the steps before them hold the paths of the videos, which each output has for itself."""
+    return {name: digest for name, digest in digest_output(output).items() if name.endswith(".tar")}
 
 
 def test_a_submitted_job_goes_on_from_what_the_command_line_made(client, story, tmp_path):
@@ -42,3 +57,33 @@ def test_a_failed_job_fails(client):
     done = submit(client, "pipelines/full.py", "--input", "/nowhere/at/all")
     assert done.returncode == 1
     assert "nowhere" in done.stdout + done.stderr
+
+
+@pytest.mark.heavy
+def test_a_job_survives_the_loss_of_a_node_in_curation_and_of_one_in_training(story, tmp_path):
+    """Each kind of work has a node of its own, which dies in the middle of it and is replaced."""
+    undisturbed, *_ = story
+    output, log = tmp_path / "run", tmp_path / "job.log"
+    flags = [part for name, value in PLACED.items() for part in ("--set", f"{name}={value}")]
+    command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "pipelines/full.py"]
+    with local_cluster(tmp_path / "cluster", head_cpus=1) as cluster, log.open("wb") as file:
+        nodes = {kind: cluster.add_node(1, {kind: 1}) for kind in ("curation", "training")}
+        cluster.wait(3)
+        environment = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
+        command += ["--preset", "toy_tiny", "--output", str(output), *flags]
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        at_work = {
+            "curation": ("MapWorker", lambda: any(output.glob("shards-*/attempts/*"))),
+            "training": ("RayTrainWorker", lambda: len(load_records(output)) > 8),
+        }
+        for kind, (process, has_begun) in at_work.items():
+            assert watch(job, cluster, has_begun), log.read_text()[-4000:]
+            assert cluster.find_processes(process, nodes[kind]) == cluster.find_processes(process) != []
+            cluster.kill_node(nodes[kind])
+            cluster.add_node(1, {kind: 1})
+        watch(job, cluster, lambda: False)
+        assert job.returncode == 0, log.read_text()[-4000:]
+    assert digest_tars(output) == digest_tars(undisturbed) != {}
+    assert check_accounts(output) == check_accounts(undisturbed)
+    runs = [describe_run(find_run(each), tmp_path / "aside.pt") for each in (output, undisturbed)]
+    assert runs[0] == runs[1] and runs[0]["steps"] == list(range(25))
