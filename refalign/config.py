@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from refalign.errors import ConfigError
 from refalign.sections import (
+    ClusterConfig,
     Count,
     CurationConfig,
     EvaluationConfig,
@@ -120,6 +121,8 @@ class ObjectiveConfig(Section):
     """Control: train the projectors alone; the transformer sees only flow matching."""
     shift: Positive = 5.0
     """Sigma shift of the training timesteps."""
+    timestep_weights: Literal["bell", "uniform"] = "bell"
+    """How much the velocity counts at each timestep: w(t) as published, which is 0 in pure noise, or all alike."""
 
 
 class StageConfig(Section):
@@ -260,38 +263,6 @@ class TrackingConfig(Section):
     """MLflow experiment."""
     model_name: str = "refalign"
     """Registered model that new versions are added to."""
-
-
-class PoolConfig(Section):
-    cpus: Positive = 1.0
-    """CPUs of one actor."""
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs of one actor; fractions share a device."""
-    resources: dict[str, Positive] = {}
-    """Custom Ray resources of one actor, which place it on the nodes that offer them."""
-    min_actors: Count = 1
-    """Actors that are kept while there is work."""
-    max_actors: Count = 1
-    """Actors at the most; Ray adds them while parts wait and the cluster has room."""
-
-
-class ClusterConfig(Section):
-    subjects: PoolConfig = PoolConfig()
-    """Actors that decode, detect and embed."""
-    pairs: PoolConfig = PoolConfig()
-    """Actors that match subjects; they need no GPU."""
-    shards: PoolConfig = PoolConfig()
-    """Actors that encode."""
-    evaluate: PoolConfig = PoolConfig()
-    """Actors that make and score videos."""
-    worker_cpus: Positive = 1.0
-    """CPUs of one training rank."""
-    worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs of one training rank."""
-    worker_resources: dict[str, Positive] = {}
-    """Custom Ray resources of one training rank."""
-    threads: Count = 2
-    """Compute threads of each actor and rank."""
 
 
 class RunConfig(Section):

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refalign.config import ClusterConfig, PoolConfig, RunConfig
+from refalign.config import ClusterConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
+from refalign.sections import PoolConfig
 from refalign.steps import Step
 from refalign.telemetry import count_part
 

@@ -157,3 +157,35 @@ class EvaluationConfig(Section):
     def describe_videos(self) -> dict[str, Any]:
         """The settings that decide the videos, not those that only judge them."""
         return self.model_dump(mode="json", exclude={"gate", "opens2v_evaluator"})
+
+
+class PoolConfig(Section):
+    cpus: Positive = 1.0
+    """CPUs of one actor."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one actor; fractions share a device."""
+    resources: dict[str, Positive] = {}
+    """Custom Ray resources of one actor, which place it on the nodes that offer them."""
+    min_actors: Count = 1
+    """Actors that are kept while there is work."""
+    max_actors: Count = 1
+    """Actors at the most; Ray adds them while parts wait and the cluster has room."""
+
+
+class ClusterConfig(Section):
+    subjects: PoolConfig = PoolConfig()
+    """Actors that decode, detect and embed."""
+    pairs: PoolConfig = PoolConfig()
+    """Actors that match subjects; they need no GPU."""
+    shards: PoolConfig = PoolConfig()
+    """Actors that encode."""
+    evaluate: PoolConfig = PoolConfig()
+    """Actors that make and score videos."""
+    worker_cpus: Positive = 1.0
+    """CPUs of one training rank."""
+    worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one training rank."""
+    worker_resources: dict[str, Positive] = {}
+    """Custom Ray resources of one training rank."""
+    threads: Count = 2
+    """Compute threads of each actor and rank."""

@@ -45,19 +45,22 @@ def make_inference_sigmas(num_steps: int, shift: float = 5.0) -> Float[Tensor, "
     return shift_sigmas(torch.linspace(1.0, 0.0, num_steps + 1)[:-1], shift)
 
 
-def make_training_schedule(shift: float = 5.0, num_timesteps: int = 1000) -> TrainingSchedule:
+def make_training_schedule(shift: float = 5.0, num_timesteps: int = 1000, *, bell: bool = True) -> TrainingSchedule:
     """Noise levels and weights of training: w(t) = exp(-2 ((t - 500) / 1000)^2), minus its minimum, scaled to mean 1.
 
     Args:
         shift: as in inference; 1 leaves the levels evenly spaced.
         num_timesteps: how many levels; one is drawn uniformly for each sample.
+        bell: False: all weights are 1, so that what only a prompt can tell, in pure noise, counts like the rest.
 
     Source: the published training scheduler (DiffSynth). A step there draws one level; ours draws one per sample.
     """
     sigmas = make_inference_sigmas(num_timesteps, shift)
     timesteps = sigmas * num_timesteps
-    bell = torch.exp(-2 * ((timesteps - num_timesteps / 2) / num_timesteps) ** 2)
-    raised = bell - bell.min()
+    if not bell:
+        return TrainingSchedule(sigmas, timesteps, torch.ones_like(sigmas))
+    heights = torch.exp(-2 * ((timesteps - num_timesteps / 2) / num_timesteps) ** 2)
+    raised = heights - heights.min()
     return TrainingSchedule(sigmas, timesteps, raised * (num_timesteps / raised.sum()))
 
 

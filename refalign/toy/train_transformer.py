@@ -107,6 +107,8 @@ def make_config(settings: dict[str, Any], stage: StageConfig, **training: Any) -
         "start_from": None,
         "global_batch": 16,
         "micro_batch": 16,
+        "optimizer": "muon",
+        "compile": True,
         "warmup_steps": 200,
         "ema_decay": 0.995,
         "checkpoint_every": 500,
@@ -164,7 +166,7 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
 def train_base(weights: Path, work: Path, steps: int, output: Path, init: bool) -> None:
     """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there."""
     make_raw_base(weights, work / "raw_base")
-    stage = StageConfig(name="base", steps=steps, learning_rate=1e-3, schedule="cosine")
+    stage = StageConfig(name="base", steps=steps, learning_rate=1.5e-3, schedule="cosine")
     settings = make_settings(weights, work)
     start = copy_start(output / "wan", work / "base_start") if init else None
     config = make_config(settings, stage, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
@@ -192,7 +194,7 @@ def train_stage1(weights: Path, work: Path, steps: int, output: Path, init: bool
     """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there."""
     from safetensors.torch import load_file, save_file
 
-    stage = StageConfig(name="stage1", steps=steps, learning_rate=8e-4, schedule="cosine")
+    stage = StageConfig(name="stage1", steps=steps, learning_rate=1e-3, schedule="cosine")
     settings = make_settings(weights, work)
     shards = make_shards(settings, work)
     start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")

@@ -169,7 +169,8 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     models = (build_empty_models if build is build_models and not ranks.is_first else build)(config, shapes.vision_width)
     check_shapes(shapes, config, models.transformer.config)
     models.spread(config, ranks)
-    schedule = make_training_schedule(config.objective.shift, NUM_TIMESTEPS)
+    objective = config.objective
+    schedule = make_training_schedule(objective.shift, NUM_TIMESTEPS, bell=objective.timestep_weights == "bell")
     schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
     sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.data_rank, ranks.data_size)

@@ -54,9 +54,9 @@ class Muon(torch.optim.AdamW):
 
         M = 0.95 M + 0.05 G;    W = W - lr (0.8 sqrt(max(n, m)) U V^T + wd W),    U S V^T = 0.05 G + 0.95 M
 
-    At 0.2 a matrix takes steps of AdamW's usual size (arXiv 2502.16982); four times as large ones served it best at the toy's size,
-    while the weights that stay with AdamW, a text encoder's above all, do not bear them. A sharded matrix is gathered for its
-    update, so that every number of ranks takes the same step.
+    At 0.2 a matrix takes steps of AdamW's usual size (arXiv 2502.16982). At the toy's size steps four times as large served the
+    matrices best, while the weights that stay with AdamW, a text encoder's above all, did not bear them. A sharded matrix is
+    gathered for its update, so that every number of ranks takes the same step.
 
     Source: Keller Jordan, "Muon", 2024. torch's own takes neither the other weights, nor shards.
     """

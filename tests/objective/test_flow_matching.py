@@ -61,3 +61,9 @@ def test_flow_matching_equals_loops_and_reduces_each_sample_alone():
 def test_flow_matching_is_float32_for_bfloat16_predictions():
     velocity, target = torch.randn(2, 4, 4), torch.randn(2, 4, 4)
     assert flow_matching_loss(velocity.bfloat16(), target, torch.ones(2)).dtype == torch.float32
+
+
+def test_without_the_bell_all_levels_count_alike() -> None:
+    bell, uniform = make_training_schedule(3.0), make_training_schedule(3.0, bell=False)
+    assert torch.equal(bell.sigmas, uniform.sigmas) and torch.equal(bell.timesteps, uniform.timesteps)
+    assert torch.equal(uniform.weights, torch.ones(1000)) and float(bell.weights[0]) == 0.0
