@@ -1,15 +1,11 @@
 """Trains the toy's ``AutoencoderKLWan``: first on crops of single frames, then on whole clips, in one run.
 
     python -m refalign.toy.train_vae --steps 2500 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
-    python -m refalign.toy.train_vae --steps 4000 --decoder-only --init refalign/toy/weights/wan/vae
     python -m refalign.toy.train_vae --steps 0            # only measures what is shipped
 
 A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, cheaply;
 the other slices start at zero and learn from clips. At the end the latents' mean and standard
 deviation per channel are measured and written into the config, so that normalised latents have mean 0 and variance 1.
-
-With ``--decoder-only`` the latents stay what they are, so that Transformers trained on them stay valid; the decoder then also
-learns to forgive a little noise on them, as a Transformer leaves it.
 """
 
 from __future__ import annotations
@@ -23,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,8 +33,6 @@ KL_WEIGHT = 3e-5
 EDGE_WEIGHT = 0.5
 CLIP_SHARE = 0.55
 """Share of the steps, the last ones, that train on clips, but for every fifth."""
-LATENT_NOISE = 0.15
-"""Of the decoder alone: largest noise on its input, in standard deviations of each channel."""
 
 
 def prepare(vae: Any) -> None:
@@ -102,28 +95,13 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
 def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """Loss and PSNR (dB) of one batch, [B, 3, F, H, W] in [-1, 1]."""
     posterior = vae.encode(pixels).latent_dist
-    loss, squared = pixel_loss(decode_unclamped(vae, posterior.sample(generator)), pixels)
-    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return loss + KL_WEIGHT * divergence, float(10 * torch.log10(4 / squared))
-
-
-def decoder_loss(vae: Any, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """The same of the decoder alone: the encoder gets no gradient, and half of the batches come with noise on their latents."""
-    with torch.no_grad():
-        latents = vae.encode(pixels).latent_dist.mode()
-    level = max(0.0, LATENT_NOISE * (2 * float(torch.rand((), generator=generator)) - 1))
-    deviations = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    noisy = latents + level * deviations * torch.randn(latents.shape, generator=generator)
-    loss, squared = pixel_loss(decode_unclamped(vae, noisy), pixels)
-    return loss, float(10 * torch.log10(4 / squared))
-
-
-def pixel_loss(output: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """(Loss, mean squared error) of a reconstruction; the loss counts values, large errors and edges."""
+    output = decode_unclamped(vae, posterior.sample(generator))
     error = output - pixels
     edges = sum(torch.diff(error, dim=axis).abs().mean() for axis in (-1, -2))
+    divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     squared = error.square().mean()
-    return error.abs().mean() + 4 * squared + EDGE_WEIGHT * edges, squared.detach()
+    loss = error.abs().mean() + 4 * squared + EDGE_WEIGHT * edges + KL_WEIGHT * divergence
+    return loss, float(10 * torch.log10(4 / squared.detach()))
 
 
 def make_batch(step: int, *, clips: bool) -> Tensor:
@@ -197,33 +175,19 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50, 0.01 + 0.99 * 2 * (1 - step / steps))
 
 
-def start(init: Path | None, *, decoder_only: bool) -> TrainingState:
-    """A new VAE, that of a folder of weights with new moments, or a run's state."""
-    vae: Any = make_vae()
-    if init and init.is_dir():
-        vae = AutoencoderKLWan.from_pretrained(init).float()
-    else:
-        prepare(vae)
-    if decoder_only:
-        vae.requires_grad_(False)
-        vae.decoder.requires_grad_(True)
-        vae.post_quant_conv.requires_grad_(True)
-    state = TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98)))
-    if init and not init.is_dir():
-        state.load(init)
-    return state
-
-
-def train(state: TrainingState, steps: int, checkpoint: Path, output: Path, *, save_every: int, decoder_only: bool) -> None:
+def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int) -> None:
     """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics."""
-    vae: Any = state.model
-    measure = decoder_loss if decoder_only else reconstruction_loss
+    vae = make_vae()
+    prepare(vae)
+    state = TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98)))
+    if init:
+        state.load(init)
     started, psnrs = time.monotonic(), []
     while (step := state.step) < steps:
         vae.train()
-        pixels = make_batch(step, clips=(decoder_only or step >= (1 - CLIP_SHARE) * steps) and step % 5 > 0)
+        pixels = make_batch(step, clips=step >= (1 - CLIP_SHARE) * steps and step % 5 > 0)
         with two_dimensional_convolutions():
-            loss, psnr = measure(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
+            loss, psnr = reconstruction_loss(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
             loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         state.advance(learning_rate_factor(step, steps))
@@ -235,32 +199,30 @@ def train(state: TrainingState, steps: int, checkpoint: Path, output: Path, *, s
         if state.step % save_every == 0 or state.step == steps:
             state.save(checkpoint)
             print(f"step {state.step} held-out {evaluate(state.averaged, 8, 8)}", flush=True)
-            export(state.averaged, output, decoder_only=decoder_only)
+            export(state.averaged, output)
 
 
-def export(averaged: Any, output: Path, *, decoder_only: bool) -> None:
-    """Writes a copy in half precision, with fresh latent statistics if the encoder was trained."""
-    fresh: Any = AutoencoderKLWan.from_config(averaged.config)
+def export(averaged: Any, output: Path) -> None:
+    """Writes a copy in half precision with fresh latent statistics."""
+    fresh = make_vae()
     fresh.load_state_dict(averaged.state_dict())
-    if not decoder_only:
-        write_latent_statistics(fresh.eval())
+    write_latent_statistics(fresh.eval())
     save_half(fresh, output)
 
 
 def main() -> None:
+    from diffusers import AutoencoderKLWan
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2500, help="total number of steps; 0 only measures --output")
     parser.add_argument("--save-every", type=int, default=600, help="steps between checkpoints and exports")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vae.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from, or a folder of weights")
-    parser.add_argument("--decoder-only", action="store_true", help="leave the encoder, and so the latents, as they are")
+    parser.add_argument("--init", type=Path, help="training state to continue from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        state = start(arguments.init, decoder_only=arguments.decoder_only)
-        options = {"save_every": arguments.save_every, "decoder_only": arguments.decoder_only}
-        train(state, arguments.steps, arguments.checkpoint, arguments.output, **options)
+        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, save_every=arguments.save_every)
     print(evaluate(AutoencoderKLWan.from_pretrained(arguments.output).float(), 100, 100))
 
 
