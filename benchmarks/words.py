@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from recording import describe_machine, write_result
 from torch import Tensor
 
@@ -71,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     machine = describe_machine()
-    vae = VideoVAE(AutoencoderKLWan.from_pretrained(WEIGHTS_FOLDER / "wan" / "vae").float())
+    vae = VideoVAE.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
     sizes = [measure(vae, heights_px, arguments.clips) for heights_px in SIZES_PX]
     write_result("words", {"place": PLACE, "clips": arguments.clips, "sizes": sizes}, machine)
 

@@ -164,11 +164,10 @@ class Story:
     def _train(self) -> None:
         config = self.config
         settings = config.training.model_dump(mode="json", exclude=_TRAINING_KNOBS)
-        data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint)
+        base = identify_model(config.models.base, config.models.base_revision, parts=("transformer",))
+        data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint, base)
         if config.training.start_from:
             data += (identify_model(config.training.start_from),)
-        else:
-            data += (identify_model(config.models.base, config.models.base_revision, parts=("transformer",)),)
         step = self._make_step("train", settings, config.objective, config.seed, *data)
         if self.check:
             self.manifests["train"] = self._check_train(step)

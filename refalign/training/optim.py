@@ -119,8 +119,8 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
     if training.optimizer == "adamw8bit":
         return _make_adamw8bit(parameters, options)
     if training.optimizer == "muon":
-        matrices = [each for name, each in named.items() if ".blocks." in name and each.ndim == 2]
-        others = [each for name, each in named.items() if not (".blocks." in name and each.ndim == 2)]
+        is_matrix = {name: ".blocks." in name and each.ndim == 2 for name, each in named.items()}
+        matrices, others = ([each for name, each in named.items() if is_matrix[name] is kind] for kind in (True, False))
         optimizer = Muon(matrices, others, **options)
         for matrix in matrices:
             optimizer.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix)}
