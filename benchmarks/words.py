@@ -21,20 +21,19 @@ from refalign.models.vae import VideoVAE
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.identities import attributes_of
 from refalign.toy.rendering import render_scene
-from refalign.toy.scenes import HEIGHT_RANGE_PX, ScenePlan, make_scene
+from refalign.toy.scenes import GROUNDS_PX, HEIGHTS_PX, ScenePlan, make_scene
 
 PLACE = "meadow"
-SIZES_PX = (HEIGHT_RANGE_PX, (55.0, 66.0), (68.0, 82.0))
-"""Ranges of a creature's standing height; the first is today's."""
-GROUND_PX = {False: (70.0, 91.0), True: (82.0, 94.0)}
-"""Rows that feet stand on, for creatures of today's size and for larger ones, which would leave the frame otherwise."""
+SIZES_PX = (HEIGHTS_PX[1], (38.0, 47.0))
+"""Ranges of a lone creature's standing height: today's, and those of creatures of two fifths of the frame."""
+GROUNDS_PX_OF_SIZE = (GROUNDS_PX[1], (70.0, 91.0))
 
 
-def resize(plan: ScenePlan, heights_px: tuple[float, float]) -> ScenePlan:
-    """The scene's first frame with its subject's height and ground moved from today's ranges to others."""
+def resize(plan: ScenePlan, size: int) -> ScenePlan:
+    """The scene's first frame with its subject's height and ground moved from today's ranges to those of number ``size``."""
     (subject,) = plan.subjects
-    height = np.interp(subject.height_px[0], HEIGHT_RANGE_PX, heights_px)
-    ground = np.interp(subject.ground_px, GROUND_PX[False], GROUND_PX[heights_px != HEIGHT_RANGE_PX])
+    height = np.interp(subject.height_px[0], SIZES_PX[0], SIZES_PX[size])
+    ground = np.interp(subject.ground_px, GROUNDS_PX_OF_SIZE[0], GROUNDS_PX_OF_SIZE[size])
     subject = replace(subject, height_px=(float(height),) * 2, ground_px=float(ground))
     return replace(plan, subjects=(subject,), num_frames=1)
 
@@ -49,9 +48,9 @@ def find_explained(latents: Tensor, words: list[str]) -> float:
     return 1 - float(within.square().mean() / latents.var(0).mean())
 
 
-def measure(vae: VideoVAE, heights_px: tuple[float, float], clips: int) -> dict[str, Any]:
+def measure(vae: VideoVAE, size: int, clips: int) -> dict[str, Any]:
     """Variance of the latents, and the share of it that each kind of word explains."""
-    plans = [resize(make_scene([5, number], num_subjects=1, background=PLACE), heights_px) for number in range(clips)]
+    plans = [resize(make_scene([5, number], num_subjects=1, background=PLACE), size) for number in range(clips)]
     latents = torch.cat([vae.encode(torch.from_numpy(render_scene(plan).frames)[None]).flatten(1) for plan in plans])
     subjects = [plan.subjects[0] for plan in plans]
     looks = [attributes_of(subject.identity) for subject in subjects]
@@ -61,7 +60,7 @@ def measure(vae: VideoVAE, heights_px: tuple[float, float], clips: int) -> dict[
         "pose": [str(subject.pose) for subject in subjects],
     }
     explained = {name: round(find_explained(latents, each), 4) for name, each in words.items()}
-    return {"heights_px": heights_px, "variance": round(float(latents.var(0).mean()), 4), "explained": explained}
+    return {"heights_px": SIZES_PX[size], "variance": round(float(latents.var(0).mean()), 4), "explained": explained}
 
 
 def main() -> None:
@@ -71,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = describe_machine()
     vae = VideoVAE.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
-    sizes = [measure(vae, heights_px, arguments.clips) for heights_px in SIZES_PX]
+    sizes = [measure(vae, size, arguments.clips) for size in range(len(SIZES_PX))]
     write_result("words", {"place": PLACE, "clips": arguments.clips, "sizes": sizes}, machine)
 
 

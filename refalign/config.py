@@ -136,6 +136,8 @@ class StageConfig(Section):
     """After warm-up: hold the peak (published), or fall to 1% of it along a cosine by the end of the stage."""
     cross_pair_fraction: Fraction = 0.0
     """Chance that a subject's reference comes from another clip where one exists."""
+    latent_frames: Count | None = None
+    """Train on the first so many latent frames of each clip; 1 trains on images, which the VAE encodes as first frames."""
 
 
 def _name_recompute(value: Any) -> Any:

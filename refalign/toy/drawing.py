@@ -178,7 +178,7 @@ def _posture(state: PoseState, swing: float, form: BodyForm) -> dict[str, float]
         pivot = LEG_LENGTH + form.height / 2
         return {"tilt_deg": 82.0, "squash": 1.0 + 0.02 * swing, "pivot_height": pivot, "lift": form.width / 2 - pivot}
     if state.pose == "jumping":
-        return {"lift": 0.3 * abs(math.sin(math.pi * state.phase)), "squash": 0.94 + 0.12 * abs(math.sin(math.pi * state.phase))}
+        return {"lift": 0.22 * abs(math.sin(math.pi * state.phase)), "squash": 0.94 + 0.12 * abs(math.sin(math.pi * state.phase))}
     if state.pose == "dancing":
         return {"tilt_deg": 17.0 * swing, "lift": 0.05 * abs(swing), "pivot_height": 0.1}
     if state.pose == "walking":

@@ -32,11 +32,10 @@ SHEET_COLUMNS, SHEET_IDENTITIES, SHEET_CLIPS = 8, 64, 12
 
 def measure_weights(weights: Path, items: int) -> Iterator[tuple[str, Figures]]:
     """(model, figures), each over ``items`` held-out pictures, clips or identities."""
-    from diffusers import AutoencoderKLWan
     from transformers import DINOv3ViTModel
 
     yield "detector", train_detector.evaluate(weights / "detector", items)
-    vae: Any = AutoencoderKLWan.from_pretrained(weights / "wan" / "vae").float()
+    vae = train_vae.load_vae(weights / "wan" / "vae")
     yield "vae", train_vae.evaluate(vae, items, items)
     vision = DINOv3ViTModel.from_pretrained(weights / "dinov3", dtype=torch.float32)
     yield "vision encoder", measure_vision.evaluate(vision, items)

@@ -65,13 +65,25 @@ def make_transformer(seed: int = SEED) -> Any:
 
 
 def make_vae(seed: int = SEED) -> Any:
-    """Wan's VAE with its own strides (4 in time, 8 in space) and 16 channels, base width 12: 1.5 M parameters."""
+    """Wan's VAE with the strides (4 in time, 8 in space) and 16 channels of Wan 2.1, on patches of 2 x 2 px as that of Wan 2.2.
+
+    4.2 M parameters. Measured against base width 12 without patches (1.5 M): encoding takes 0.65 of the time, training 0.55.
+    """
     import torch
     from diffusers import AutoencoderKLWan
 
     torch.manual_seed(seed)
     return AutoencoderKLWan(
-        base_dim=12, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, latents_mean=[0.0] * 16, latents_std=[1.0] * 16
+        base_dim=24,
+        z_dim=16,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        patch_size=2,
+        in_channels=12,
+        out_channels=12,
+        latents_mean=[0.0] * 16,
+        latents_std=[1.0] * 16,
     )
 
 

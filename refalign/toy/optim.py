@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from refalign.models.loading import load_tensors
 from refalign.training.optim import orthogonalise
 
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
@@ -99,7 +100,13 @@ class TrainingState:
         path.with_suffix(".new").replace(path)
 
     def load(self, path: Path) -> None:
-        """Goes on from what `save` wrote."""
+        """Goes on from what `save` wrote; from a folder of exported weights only those, as the start of a new run."""
+        if path.is_dir():
+            (file,) = path.glob("*.safetensors")
+            weights = load_tensors(file)
+            self.model.load_state_dict({name: weights[name].to(each.dtype) for name, each in self.model.state_dict().items()})
+            self.averaged.load_state_dict(self._source.state_dict())
+            return
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self._averaged.load_state_dict(state["averaged"])

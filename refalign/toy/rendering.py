@@ -12,8 +12,8 @@ from refalign.toy.drawing import GROUND_FROM_TOP, SUPERSAMPLING, PoseState, draw
 from refalign.toy.scenes import FRAME_SIZE_PX, PAN_PX, ScenePlan, SubjectPlan
 
 _HORIZON_PX = 54
-HOLD = 2
-"""Frames that each drawing is shown for, after the first frame: animation "on twos"."""
+HOLD = 4
+"""Frames that each drawing is shown for, after the first frame: those that share a latent frame of the VAE show one drawing."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RenderedScene:
 
 
 def render_scene(plan: ScenePlan) -> RenderedScene:
-    """Draws every frame of a scene with its ground truth; after the first, each drawing is held for ``HOLD`` frames."""
+    """Draws every frame of a scene with its ground truth; after the first, one drawing stands for ``HOLD`` frames: the last."""
     scale, size = SUPERSAMPLING, FRAME_SIZE_PX
     place = _paint_place(plan)
     num_subjects = len(plan.subjects)
@@ -45,7 +45,8 @@ def render_scene(plan: ScenePlan) -> RenderedScene:
         if index and (index - 1) % HOLD:
             frames[index], whole[:, index] = frames[index - 1], whole[:, index - 1]
             continue
-        progress = index / max(1, plan.num_frames - 1)
+        shown_until = min(-(-index // HOLD) * HOLD, plan.num_frames - 1)
+        progress = shown_until / max(1, plan.num_frames - 1)
         left = round(_between(plan.pan_px, progress) * scale)
         canvas = place.crop((left, 0, left + size * scale, size * scale)).convert("RGBA")
         for number, subject in enumerate(plan.subjects):

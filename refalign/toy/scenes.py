@@ -16,8 +16,10 @@ FRAME_SIZE_PX = 96
 NUM_FRAMES = 9
 FPS = 16
 MAX_SUBJECTS = 3
-HEIGHT_RANGE_PX = (38.0, 47.0)
-"""Standing height with a companion or alone; a cast of three is a tenth smaller, so that it fits side by side."""
+HEIGHTS_PX: dict[int, tuple[float, float]] = {1: (56.0, 66.0), 2: (45.0, 53.0), 3: (36.0, 43.0)}
+"""Range of the standing height, by the number of subjects: as large as fits side by side."""
+GROUNDS_PX: dict[int, tuple[float, float]] = {1: (86.0, 94.0), 2: (77.0, 92.0), 3: (70.0, 91.0)}
+"""Range of the row that feet stand on, by the number of subjects: low enough that nobody jumps out of the frame."""
 PAN_PX = 6
 """The camera's largest travel over a shot."""
 
@@ -125,7 +127,7 @@ def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, 
     plans = []
     for member, (identity, slot) in enumerate(zip(cast, slots, strict=True)):
         pose: Pose = "walking" if crossing and member == 0 else POSES[int(rng.integers(len(POSES)))]
-        height = float(rng.uniform(*HEIGHT_RANGE_PX)) * (0.9 if count == MAX_SUBJECTS else 1.0)
+        height = float(rng.uniform(*HEIGHTS_PX[count]))
         growth = float(rng.uniform(0.95, 1.06))
         start = FRAME_SIZE_PX * (slot + 0.5) / count + float(rng.uniform(-0.1, 0.1)) * FRAME_SIZE_PX / count
         towards = FRAME_SIZE_PX * (slots[1] + 0.5) / count if crossing and member == 0 else None
@@ -139,7 +141,7 @@ def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, 
                 pose=pose,
                 named=bool(rng.random() < 0.6),
                 x_px=(_inside(start, margin), _inside(end, margin)),
-                ground_px=float(rng.uniform(70, 91)),
+                ground_px=float(rng.uniform(*GROUNDS_PX[count])),
                 height_px=(height, height * growth),
                 yaw=(0.9 if end > start else -0.9, 0.7 if end > start else -0.7) if pose == "walking" else yaw,
                 phase=float(rng.uniform()),

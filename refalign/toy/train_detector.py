@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600, help="total number of steps; 0 only measures --output")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_detector.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
     parser.add_argument("--output", type=Path, help="default: the recipe's folder among the shipped weights")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

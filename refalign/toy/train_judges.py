@@ -37,7 +37,7 @@ from refalign.toy.judges import (
 )
 from refalign.toy.optim import TrainingState, make_optimizers
 from refalign.toy.sampling import sample_clip, sample_clutter
-from refalign.toy.train_vae import pass_through, to_pixels
+from refalign.toy.train_vae import load_vae, pass_through, to_pixels
 
 SEED = 50
 HELDOUT_SEED = 51
@@ -58,13 +58,6 @@ class Subject:
     crops: np.ndarray
     truth: dict[str, int]
     visible: float
-
-
-def load_vae(folder: Path) -> Any:
-    """The VAE whose round trip the reader gets used to."""
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan.from_pretrained(folder).float().eval().requires_grad_(False)
 
 
 def blur(vae: Any, frames: np.ndarray) -> np.ndarray:
@@ -227,7 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000, help="total number of steps; 0 only measures --output")
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints and exports")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_judge.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
     parser.add_argument("--vae", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae", help="VAE whose round trip is learned")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "judges" / "reader")
     arguments = parser.parse_args()

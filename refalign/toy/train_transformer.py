@@ -100,13 +100,25 @@ def make_settings(weights: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def make_config(settings: dict[str, Any], stage: StageConfig, **training: Any) -> RunConfig:
-    """The toy preset on the large world, with one stage."""
+def make_stages(name: str, steps: int, learning_rate: float, image_share: float) -> tuple[StageConfig, ...]:
+    """First images, at the peak learning rate, then clips, with a falling one.
+
+    Words and references tell what is to be seen in one frame already, and one frame costs half as much.
+    """
+    images = round(image_share * steps)
+    then = StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine")
+    if not images:
+        return (then,)
+    return StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1), then
+
+
+def make_config(settings: dict[str, Any], stages: tuple[StageConfig, ...], **training: Any) -> RunConfig:
+    """The toy preset on the large world, with other stages."""
     recipe = {
-        "stages": (stage,),
+        "stages": stages,
         "start_from": None,
-        "global_batch": 16,
-        "micro_batch": 16,
+        "global_batch": 32,
+        "micro_batch": 32,
         "optimizer": "muon",
         "compile": True,
         "warmup_steps": 200,
@@ -163,13 +175,13 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
     return models
 
 
-def train_base(weights: Path, work: Path, steps: int, output: Path, init: bool) -> None:
+def train_base(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
     """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there."""
     make_raw_base(weights, work / "raw_base")
-    stage = StageConfig(name="base", steps=steps, learning_rate=1.5e-3, schedule="cosine")
+    stages = make_stages("base", steps, 1.5e-3, image_share)
     settings = make_settings(weights, work)
     start = copy_start(output / "wan", work / "base_start") if init else None
-    config = make_config(settings, stage, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
+    config = make_config(settings, stages, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
     build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None)
     run_training(config, make_shards(settings, work), work / "base", build)
@@ -190,16 +202,16 @@ def copy_start(model: Path, start: Path) -> str:
     return str(start)
 
 
-def train_stage1(weights: Path, work: Path, steps: int, output: Path, init: bool) -> None:
+def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
     """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there."""
     from safetensors.torch import load_file, save_file
 
-    stage = StageConfig(name="stage1", steps=steps, learning_rate=1e-3, schedule="cosine")
+    stages = make_stages("stage1", steps, 1e-3, image_share)
     settings = make_settings(weights, work)
     shards = make_shards(settings, work)
     start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
-    run_training(make_config(settings, stage, start_from=start), shards, work / "stage1", build)
+    run_training(make_config(settings, stages, start_from=start), shards, work / "stage1", build)
 
     from refalign.models.wan import load_transformer
 
@@ -211,7 +223,8 @@ def train_stage1(weights: Path, work: Path, steps: int, output: Path, init: bool
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("base", "stage1"))
-    parser.add_argument("--steps", type=int, required=True, help="total number of optimizer steps, of 16 clips each")
+    parser.add_argument("--steps", type=int, required=True, help="total number of optimizer steps, of 32 samples each")
+    parser.add_argument("--image-share", type=float, default=0.7, help="share of the steps, the first ones, on single frames")
     parser.add_argument("--work", type=Path, default=Path("runs/toy_weights"), help="shards and checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, help="the models to build on")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
@@ -219,7 +232,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run = train_base if arguments.stage == "base" else train_stage1
-    run(arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve(), arguments.init)
+    places = arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve()
+    run(*places, init=arguments.init, image_share=arguments.image_share)
 
 
 if __name__ == "__main__":

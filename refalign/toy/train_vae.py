@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from refalign.models.vae import convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vae, save_half
 from refalign.toy.optim import TrainingState, make_optimizers
@@ -31,6 +29,8 @@ SEED = 30
 HELDOUT_SEED = 31
 KL_WEIGHT = 3e-5
 EDGE_WEIGHT = 0.5
+DECODER_PEAK = 0.3
+"""Learning rate of a decoder trained alone, over that of a whole VAE: at 1 it forgot more than it learned."""
 CLIP_SHARE = 0.55
 """Share of the steps, the last ones, that train on clips, but for every fifth."""
 
@@ -48,40 +48,10 @@ def prepare(vae: Any) -> None:
     vae.quant_conv.bias.data[vae.config.z_dim :] = -6.0
 
 
-@contextmanager
-def two_dimensional_convolutions() -> Iterator[None]:
-    """Within it, Wan's causal convolutions run as two-dimensional ones over stacked frames: the same numbers, in less time.
-
-    A lone first frame meets the last temporal slice of the kernel only. Measured on one core, forward and backward: a batch of
-    images 1.5 times, a clip of 96 x 96 px 2.7 times as fast.
-    """
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-
-    original = WanCausalConv3d.forward
-
-    def forward(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if self.kernel_size[0] == 1 or self.stride[0] > 1:
-            return original(self, x, cache_x)
-        left, right, top, bottom, past, _ = self._padding
-        if x.shape[2] == 1 and cache_x is None:
-            planes = functional.pad(x[:, :, 0], (left, right, top, bottom))
-            return functional.conv2d(planes, self.weight[:, :, -1], self.bias)[:, :, None]
-        frames = functional.pad(x if cache_x is None else torch.cat([cache_x, x], 2), (0, 0, 0, 0, past, 0))
-        frames = frames[:, :, -(x.shape[2] + past) :].transpose(1, 2)
-        batch, length = x.shape[0], x.shape[2]
-        stacked = torch.cat([frames[:, tap : tap + length] for tap in range(past + 1)], 2).flatten(0, 1)
-        weight = self.weight.transpose(1, 2).flatten(1, 2)
-        return functional.conv2d(stacked, weight, self.bias, padding=(top, left)).unflatten(0, (batch, length)).transpose(1, 2)
-
-    WanCausalConv3d.forward = forward
-    try:
-        yield
-    finally:
-        WanCausalConv3d.forward = original
-
-
 def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
     """Decodes without the final clamp, beyond which no gradient would come back."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
     features, pieces = vae.post_quant_conv(latents), []
     vae.clear_cache()
     for index in range(latents.shape[2]):
@@ -89,14 +59,14 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
         piece = features[:, :, index : index + 1]
         pieces.append(vae.decoder(piece, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0))
     vae.clear_cache()
-    return torch.cat(pieces, 2)
+    return unpatchify(torch.cat(pieces, 2), vae.config.patch_size)
 
 
 def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
     """Loss and PSNR (dB) of one batch, [B, 3, F, H, W] in [-1, 1]."""
     posterior = vae.encode(pixels).latent_dist
     output = decode_unclamped(vae, posterior.sample(generator))
-    error = output - pixels
+    error = output.float() - pixels
     edges = sum(torch.diff(error, dim=axis).abs().mean() for axis in (-1, -2))
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     squared = error.square().mean()
@@ -126,6 +96,13 @@ def _sample_picture(number: int, rng: np.random.Generator) -> np.ndarray:
     return sample_reference(SEED, number) if rng.random() < 0.25 else sample_frame(SEED, number).frame
 
 
+def load_vae(folder: Path) -> Any:
+    """A saved VAE for measuring: float32, frozen."""
+    from diffusers import AutoencoderKLWan
+
+    return convolve_planes(AutoencoderKLWan.from_pretrained(folder).float().eval().requires_grad_(False))
+
+
 def evaluate(vae: Any, num_clips: int, num_references: int) -> dict[str, float]:
     """Held-out PSNR (dB, of values clamped to [-1, 1], averaged over items): clips and single references."""
     vae.eval()
@@ -146,8 +123,7 @@ def to_pixels(frames: np.ndarray) -> Tensor:
 @torch.no_grad()
 def pass_through(vae: Any, pixels: Tensor) -> Tensor:
     """Encodes and decodes [B, 3, F, H, W] in [-1, 1]."""
-    with two_dimensional_convolutions():
-        return vae.decode(vae.encode(pixels).latent_dist.mode()).sample
+    return vae.decode(vae.encode(pixels).latent_dist.mode()).sample
 
 
 def _psnr(vae: Any, frames: np.ndarray) -> float:
@@ -161,8 +137,7 @@ def write_latent_statistics(vae: Any, num_clips: int = 24) -> None:
     latents = []
     for number in range(num_clips):
         for frames in (sample_clip(SEED + 2, number).frames, sample_reference(SEED + 2, number)[None]):
-            with two_dimensional_convolutions():
-                latents.append(vae.encode(to_pixels(frames)).latent_dist.mode()[0].flatten(1))
+            latents.append(vae.encode(to_pixels(frames)).latent_dist.mode()[0].flatten(1))
     values = torch.cat(latents, 1)
     vae.register_to_config(
         latents_mean=[round(float(value), 4) for value in values.mean(1)],
@@ -175,22 +150,30 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50, 0.01 + 0.99 * 2 * (1 - step / steps))
 
 
-def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int) -> None:
-    """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics."""
-    vae = make_vae()
+def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int, decoder_only: bool) -> None:
+    """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics.
+
+    ``decoder_only`` leaves the latents what they are, so that Transformers of earlier weights still fit; from the first step on,
+    it trains on clips.
+    """
+    vae = convolve_planes(make_vae())
     prepare(vae)
     state = TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98)))
     if init:
         state.load(init)
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    clip_share, peak = (1.0, DECODER_PEAK) if decoder_only else (CLIP_SHARE, 1.0)
     started, psnrs = time.monotonic(), []
     while (step := state.step) < steps:
         vae.train()
-        pixels = make_batch(step, clips=step >= (1 - CLIP_SHARE) * steps and step % 5 > 0)
-        with two_dimensional_convolutions():
+        pixels = make_batch(step, clips=step >= (1 - clip_share) * steps and step % 5 > 0)
+        with torch.autocast("cpu", torch.bfloat16):
             loss, psnr = reconstruction_loss(vae, pixels, torch.Generator().manual_seed(SEED * 1_000_000 + step))
             loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        state.advance(learning_rate_factor(step, steps))
+        state.advance(peak * learning_rate_factor(step, steps))
         psnrs.append(psnr)
         if state.step % 100 == 0:
             figures = f"loss {float(loss.detach()):.4f} PSNR {np.mean(psnrs):.2f} dB"
@@ -199,31 +182,36 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save
         if state.step % save_every == 0 or state.step == steps:
             state.save(checkpoint)
             print(f"step {state.step} held-out {evaluate(state.averaged, 8, 8)}", flush=True)
-            export(state.averaged, output)
+            export(state.averaged, output, keep_statistics=decoder_only)
 
 
-def export(averaged: Any, output: Path) -> None:
-    """Writes a copy in half precision with fresh latent statistics."""
-    fresh = make_vae()
+def export(averaged: Any, output: Path, *, keep_statistics: bool) -> None:
+    """Writes a copy in half precision, with fresh latent statistics or those that ``output`` has."""
+    fresh = convolve_planes(make_vae())
     fresh.load_state_dict(averaged.state_dict())
-    write_latent_statistics(fresh.eval())
+    if keep_statistics:
+        config = load_vae(output).config
+        fresh.register_to_config(latents_mean=config.latents_mean, latents_std=config.latents_std)
+    else:
+        write_latent_statistics(fresh.eval())
     save_half(fresh, output)
 
 
 def main() -> None:
-    from diffusers import AutoencoderKLWan
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2500, help="total number of steps; 0 only measures --output")
     parser.add_argument("--save-every", type=int, default=600, help="steps between checkpoints and exports")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vae.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae")
+    parser.add_argument("--decoder-only", action="store_true", help="go on from --output without a change to its latents")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
-        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, save_every=arguments.save_every)
-    print(evaluate(AutoencoderKLWan.from_pretrained(arguments.output).float(), 100, 100))
+        init = arguments.init or (arguments.output if arguments.decoder_only else None)
+        options = {"save_every": arguments.save_every, "decoder_only": arguments.decoder_only}
+        train(arguments.steps, arguments.checkpoint, init, arguments.output, **options)
+    print(evaluate(load_vae(arguments.output), 100, 100))
 
 
 if __name__ == "__main__":

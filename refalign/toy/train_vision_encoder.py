@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=900, help="total number of steps; 0 only measures --output")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vision.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from")
+    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "dinov3")
     parser.add_argument("--supervised", action="store_true", help="contrast creatures by label: the study's upper bound")
     arguments = parser.parse_args()

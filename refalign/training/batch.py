@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from refalign.config import ObjectiveConfig, RunConfig, TrainingConfig
+from refalign.config import ObjectiveConfig, RunConfig, StageConfig, TrainingConfig
 from refalign.geometry import VAE_STRIDE_PX
 from refalign.pictures import decode_image
 from refalign.shards.mixture import Mixture, make_order
@@ -103,7 +103,7 @@ class BatchMaker:
         training = self.config.training
         pairs = self.order.global_batch((step - 1) * training.global_batch, training.global_batch)
         draws = [make_draw(self.config.seed, position, training) for position, _ in pairs]
-        return self._make(pairs, draws, locate_step(training, step).stage.cross_pair_fraction)
+        return self._make(pairs, draws, locate_step(training, step).stage)
 
     def make_validation(self) -> list[Batch]:
         """This rank's part of the fixed validation batch: the first samples, noise levels spread over the schedule."""
@@ -111,17 +111,18 @@ class BatchMaker:
         samples = count_validation_samples(self.index, training, self.num_ranks)
         pairs = [(number, number % len(self.index)) for number in range(samples)]
         draws = [make_validation_draw(self.config.seed, number, samples, training) for number in range(samples)]
-        return self._make(pairs, draws, cross_pair_fraction=0.0)
+        stage = training.stages[-1].model_copy(update={"cross_pair_fraction": 0.0})
+        return self._make(pairs, draws, stage)
 
-    def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], cross_pair_fraction: float) -> list[Batch]:
+    def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], stage: StageConfig) -> list[Batch]:
         planned = [
-            Planned(position, index, draw, _bucket_of(self.index, index, draw))
+            Planned(position, index, draw, _bucket_of(self.index, index, draw, stage.latent_frames))
             for (position, index), draw in zip(pairs, draws, strict=True)
         ]
         groups = plan_forwards(planned, self.num_ranks, self.config.training.micro_batch)[self.rank]
-        return [self._read(group, cross_pair_fraction) for group in groups]
+        return [self._read(group, stage) for group in groups]
 
-    def _read(self, group: Sequence[Planned], cross_pair_fraction: float) -> Batch:
+    def _read(self, group: Sequence[Planned], stage: StageConfig) -> Batch:
         parts = []
         objective = self.config.objective
         samples = self.index.read_many([item.index for item in group])
@@ -131,9 +132,8 @@ class BatchMaker:
                 prompt_embeds = prompt_embeds[:0] if self.null_prompt is None else self.null_prompt
             parts.append(
                 {
-                    **_noise_part(sample, item.draw),
-                    **_reference_part(sample, item.draw, cross_pair_fraction, objective),
-                    **({FRAME_TOKENS: unpack_tokens(sample.tensors, FRAME_TOKENS)} if objective.alignment == "repa" else {}),
+                    **_video_part(sample, item.draw, objective, stage.latent_frames),
+                    **_reference_part(sample, item.draw, stage.cross_pair_fraction, objective),
                     "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
@@ -242,15 +242,20 @@ def choose_references(
     return chosen
 
 
-def _bucket_of(index: ShardIndex, number: int, draw: Draw) -> tuple[int, ...]:
+def _bucket_of(index: ShardIndex, number: int, draw: Draw, latent_frames: int | None) -> tuple[int, ...]:
     entry = index.entries[number]
-    return (*entry.shape, max(1, entry.subjects) if draw.keep_references else 1)
+    channels, frames, height, width = entry.shape
+    subjects = max(1, entry.subjects) if draw.keep_references else 1
+    return channels, min(frames, latent_frames or frames), height, width, subjects
 
 
-def _noise_part(sample: Sample, draw: Draw) -> dict[str, Tensor]:
-    latents = sample.tensors["latents"].float()
+def _video_part(sample: Sample, draw: Draw, objective: ObjectiveConfig, latent_frames: int | None) -> dict[str, Tensor]:
+    latents = sample.tensors["latents"][:, :latent_frames].float()
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(draw.noise_seed))
-    return {"latents": latents, "noise": noise, "timestep_index": torch.tensor(draw.timestep_index)}
+    part = {"latents": latents, "noise": noise, "timestep_index": torch.tensor(draw.timestep_index)}
+    if objective.alignment == "repa":
+        part[FRAME_TOKENS] = unpack_tokens(sample.tensors, FRAME_TOKENS)[:latent_frames]
+    return part
 
 
 def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, objective: ObjectiveConfig) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from diffusers import AutoencoderKLWan
 
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.text import TextEncoder, pad_prompt_embeds
-from refalign.models.vae import VideoVAE
+from refalign.models.vae import VideoVAE, convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 
 WAN = str(WEIGHTS_FOLDER / "wan")
@@ -73,6 +73,24 @@ def test_latents_are_the_normalised_mode(vae):
     for channel in range(16):
         mean, std = vae.model.config.latents_mean[channel], vae.model.config.latents_std[channel]
         torch.testing.assert_close(latents[:, channel], (mode[:, channel] - mean) / std)
+
+
+def test_convolutions_in_planes_give_the_numbers_of_those_in_three_dimensions():
+    torch.manual_seed(1)
+    model = AutoencoderKLWan(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1).eval()
+    pixels = torch.rand(2, 3, 9, 32, 32) * 2 - 1
+
+    @torch.no_grad()
+    def run() -> list[torch.Tensor]:
+        latents = model.encode(pixels).latent_dist.mode()
+        return [latents, model.encode(pixels[:, :, :1]).latent_dist.mode(), model.decode(latents).sample]
+
+    expected = run()
+    convolve_planes(model)
+    assert "forward" in vars(model.decoder.conv_in)
+    for planes, volumes in zip(run(), expected, strict=True):
+        torch.testing.assert_close(planes, volumes, rtol=1e-3, atol=1e-4)
+        assert not torch.equal(planes, volumes), "the fast way was not taken"
 
 
 def test_images_are_encoded_each_alone_as_one_frame_videos(vae):

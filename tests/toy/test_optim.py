@@ -1,6 +1,7 @@
 """Muon over kernels finds a minimum, and a training resumes from its file."""
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from refalign.toy.optim import Muon, TrainingState, make_optimizers, split_parameters
@@ -45,3 +46,16 @@ def test_a_training_resumed_from_its_file_is_the_uninterrupted_one(tmp_path):
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole["0.weight"], whole["averaged.0.weight"])
+
+
+def test_a_training_may_start_from_exported_weights(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    state = TrainingState(model, make_optimizers(model))
+    exported = {name: torch.randn(tensor.shape).half() for name, tensor in model.state_dict().items()}
+    exported["1.num_batches_tracked"] = torch.tensor(7)
+    save_file(exported, tmp_path / "model.safetensors")
+    state.load(tmp_path)
+    assert state.step == 0
+    for name, tensor in exported.items():
+        assert torch.equal(state.model.state_dict()[name], tensor.to(state.model.state_dict()[name].dtype)), name
+        assert torch.equal(state.averaged.state_dict()[name], state.model.state_dict()[name]), name

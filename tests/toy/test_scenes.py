@@ -11,7 +11,7 @@ from refalign.toy.drawing import POSES
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, attributes_of, likeness_of, split_of
 from refalign.toy.rendering import boxes_of, render_scene
 from refalign.toy.sampling import sample_frame
-from refalign.toy.scenes import FRAME_SIZE_PX, MAX_SUBJECTS, NUM_FRAMES, make_scene
+from refalign.toy.scenes import FRAME_SIZE_PX, HEIGHTS_PX, MAX_SUBJECTS, NUM_FRAMES, make_scene
 
 SCENES = [make_scene([7, number]) for number in range(60)]
 
@@ -79,14 +79,15 @@ def test_who_stands_lower_occludes_and_masks_never_overlap():
 
 
 def test_creatures_are_large_enough_to_read():
-    heights = []
-    for plan in SCENES[:20]:
+    heights = {count: [] for count in HEIGHTS_PX}
+    for plan in SCENES[:40]:
         shot = render_scene(plan)
         upright = [number for number, subject in enumerate(plan.subjects) if subject.pose != "sleeping"]
         boxes = shot.boxes_xyxy_px[upright][shot.visible_fraction[upright] > 0.99]
-        heights += (boxes[:, 3] - boxes[:, 1]).tolist()
-    assert np.quantile(heights, 0.02) >= 30 and np.quantile(heights, 0.98) <= 62
-    assert 36 <= np.median(heights) <= 50
+        heights[len(plan.subjects)] += (boxes[:, 3] - boxes[:, 1]).tolist()
+    assert all(np.quantile(values, 0.02) >= 30 for values in heights.values())
+    for count, aim in {1: 0.65, 2: 0.54, 3: 0.45}.items():
+        assert float(np.median(heights[count])) / FRAME_SIZE_PX == pytest.approx(aim, abs=0.05)
 
 
 def test_number_pose_and_likeness_of_subjects_vary():

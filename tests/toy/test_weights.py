@@ -9,16 +9,14 @@ from safetensors import safe_open
 
 from refalign.toy import WEIGHTS_FOLDER, measure_vision, train_vae
 from refalign.toy.captions import caption_words, make_caption
-from refalign.toy.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
+from refalign.toy.initial_weights import MAX_PROMPT_TOKENS, make_vision_encoder, replace_folder
 from refalign.toy.scenes import make_scene
 from refalign.toy.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry
 
 
 @pytest.fixture(scope="module")
 def vae():
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan.from_pretrained(WEIGHTS_FOLDER / "wan" / "vae").float().eval()
+    return train_vae.load_vae(WEIGHTS_FOLDER / "wan" / "vae")
 
 
 def test_all_weights_are_half_precision_safetensors_and_small():
@@ -69,7 +67,7 @@ def test_the_vae_reconstructs_heldout_clips(vae):
     assert figures["clip_psnr_db"] > VAE_CLIP_PSNR_DB and figures["reference_psnr_db"] > VAE_REFERENCE_PSNR_DB, figures
 
 
-VAE_CLIP_PSNR_DB, VAE_REFERENCE_PSNR_DB = 20.0, 22.5
+VAE_CLIP_PSNR_DB, VAE_REFERENCE_PSNR_DB = 22.0, 23.5
 """A little below the figures of the weights' README, which are over more items."""
 
 
@@ -84,20 +82,6 @@ def test_normalised_latents_have_unit_variance(vae):
     mean, std = (torch.tensor(values)[:, None] for values in (vae.config.latents_mean, vae.config.latents_std))
     normalised = (torch.cat(latents, 1) - mean) / std
     assert 0.7 < float(normalised.var(1).mean()) < 1.4 and float(normalised.mean(1).abs().max()) < 0.6
-
-
-def test_fast_convolutions_give_the_same_numbers():
-    vae = make_vae()
-    train_vae.prepare(vae)
-    for parameter in vae.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    pixels = torch.rand(2, 3, 9, 32, 32) * 2 - 1
-    with torch.no_grad():
-        expected = vae.encode(pixels).latent_dist.mode()
-        with train_vae.two_dimensional_convolutions():
-            torch.testing.assert_close(vae.encode(pixels).latent_dist.mode(), expected, rtol=1e-3, atol=1e-4)
-            decoded = train_vae.decode_unclamped(vae, expected)
-        torch.testing.assert_close(decoded.clamp(-1, 1), vae.decode(expected).sample, rtol=1e-3, atol=1e-4)
 
 
 def test_the_vision_encoder_beats_random_init_and_raw_pixels():

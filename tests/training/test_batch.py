@@ -52,6 +52,24 @@ def test_steps_leave_no_gap_and_repeat_nothing(shards: Path) -> None:
     assert Counter(keys) == {entry.key: 2 for entry in index.entries}  # 40 samples are two epochs of 20
 
 
+def test_a_stage_of_images_sees_the_first_latent_frame_of_the_same_samples(shards: Path) -> None:
+    index = ShardIndex.open(shards, "train")
+    config = make_config("none", global_batch=12, micro_batch=12)
+    (clips, *rest) = config.training.stages
+    stages = (clips.model_copy(update={"name": "images", "latent_frames": 1}), clips, *rest)
+    maker = BatchMaker(index, config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})}))
+    images, videos = maker.make_step(1), BatchMaker(index, config).make_step(1)
+    assert {batch.latents.shape[2] for batch in images} == {1}
+    whole = {key: latents for batch in videos for key, latents in zip(batch.keys, batch.latents, strict=True)}
+    assert len(whole) == 12
+    for batch in images:
+        assert batch.noise.shape == batch.latents.shape
+        for key, latents in zip(batch.keys, batch.latents, strict=True):
+            torch.testing.assert_close(latents, whole.pop(key)[:, :1], rtol=0, atol=0)
+    assert not whole
+    assert {batch.latents.shape[2] for batch in maker.make_step(clips.steps + 1)} == {batch.latents.shape[2] for batch in videos}
+
+
 def test_a_forward_pass_has_one_shape_and_one_number_of_references(shards: Path) -> None:
     maker = BatchMaker(ShardIndex.open(shards, "train"), make_config("none", global_batch=20, micro_batch=20))
     batches = maker.make_step(1)
