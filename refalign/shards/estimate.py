@@ -18,7 +18,7 @@ from refalign.storage import check_disk_space, describe_bytes
 _LARGE_BYTES = 20 * 2**40
 TEXT_BYTES_PER_TOKEN = 4  # of English in UMT5's vocabulary
 _SHEET_BYTES_PER_PX = 0.35  # JPEG
-_PICTURE_BYTES_PER_PX = 0.75  # PNG on white: 0.2 to 0.8 of photographs at 480 x 832 px, 1.1 of drawings at 96 x 96
+_PICTURE_BYTES_PER_PX = 0.75  # PNG on white: 0.2 to 0.8 of photographs at 480 x 832 px, more than 1 of drawings at 96 x 96
 _JSON_BYTES, _JSON_BYTES_PER_REFERENCE = 250, 245
 _HEADER_BYTES = 480  # of a safetensors file with these tensors
 _TAR_BYTES = 3 * (512 + 256)  # header and mean padding of a sample's three members

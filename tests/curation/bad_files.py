@@ -85,7 +85,7 @@ SCRIPT = b"ffconcat version 1.0\nfile good-0.mp4\n"
 
 def make_files(good, frames):
     """Name to (maker of the file at a path, the reason it ends with: empty where its clips are written)."""
-    long = np.concatenate([frames, frames[::-1], frames])
+    long = np.concatenate([frames, frames[::-1]] * 3)
     data = good.read_bytes()
 
     def put(change):
@@ -148,7 +148,7 @@ def make_files(good, frames):
         "rotated.mp4": (put(lambda d: patch(d, b"tkhd", 40, *ROTATED)), ""),
         "ten-bit.mkv": (made(frames, kind="matroska", pix_fmt="yuv420p10le"), ""),
         "full-colour.mp4": (made(frames, pix_fmt="yuv444p"), ""),
-        "variable.mkv": (made(long, kind="matroska", times_ms=np.cumsum(np.tile([20, 90, 50], 9))), ""),
+        "variable.mkv": (made(long, kind="matroska", times_ms=np.cumsum(np.tile([20, 90, 50], len(long) // 3))), ""),
         "late-start.mkv": (made(frames, kind="matroska", times_ms=5000 + np.arange(9) * 62.5), ""),
         "sub.mp4/inside.mp4": (put(bytes), ""),
         "-rf.mp4": (put(bytes), ""),
