@@ -1,6 +1,6 @@
 """Trains the toy's text encoder and Transformer with the project's own pipeline and training loop.
 
-    python -m refalign.toy.train_transformer base   --work runs/toy_weights --steps 10000
+    python -m refalign.toy.train_transformer base   --work runs/toy_weights --steps 5600
     python -m refalign.toy.train_transformer stage1 --work runs/toy_weights --steps 4000
 
 ``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: the recipe's first

@@ -1,7 +1,8 @@
 """Trains the toy's ``AutoencoderKLWan``: first on crops of single frames, then on whole clips, in one run.
 
-    python -m refalign.toy.train_vae --steps 2500 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
-    python -m refalign.toy.train_vae --steps 0            # only measures what is shipped
+    python -m refalign.toy.train_vae --steps 5700 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
+    python -m refalign.toy.train_vae --decoder-only --steps 3600   # goes on without a change to the latents
+    python -m refalign.toy.train_vae --steps 0                     # only measures what is shipped
 
 A Wan VAE sees a lone frame through the last temporal slice of each kernel. So that slice is trained first, cheaply;
 the other slices start at zero and learn from clips. At the end the latents' mean and standard
