@@ -24,16 +24,17 @@ from refalign.toy.rendering import render_scene
 from refalign.toy.scenes import GROUNDS_PX, HEIGHTS_PX, ScenePlan, make_scene
 
 PLACE = "meadow"
-SIZES_PX = (HEIGHTS_PX[1], (38.0, 47.0))
-"""Ranges of a lone creature's standing height: today's, and those of creatures of two fifths of the frame."""
-GROUNDS_PX_OF_SIZE = (GROUNDS_PX[1], (70.0, 91.0))
+TODAY = HEIGHTS_PX[1], GROUNDS_PX[1]
+"""Ranges of a lone creature's standing height and of the row that its feet stand on."""
+SIZES = (TODAY, ((38.0, 47.0), (70.0, 91.0)))
+"""Today's, and those of creatures of two fifths of the frame."""
 
 
-def resize(plan: ScenePlan, size: int) -> ScenePlan:
-    """The scene's first frame with its subject's height and ground moved from today's ranges to those of number ``size``."""
+def resize(plan: ScenePlan, heights_px: tuple[float, float], grounds_px: tuple[float, float]) -> ScenePlan:
+    """The scene's first frame with its subject's height and ground moved from today's ranges to others."""
     (subject,) = plan.subjects
-    height = np.interp(subject.height_px[0], SIZES_PX[0], SIZES_PX[size])
-    ground = np.interp(subject.ground_px, GROUNDS_PX_OF_SIZE[0], GROUNDS_PX_OF_SIZE[size])
+    height = np.interp(subject.height_px[0], TODAY[0], heights_px)
+    ground = np.interp(subject.ground_px, TODAY[1], grounds_px)
     subject = replace(subject, height_px=(float(height),) * 2, ground_px=float(ground))
     return replace(plan, subjects=(subject,), num_frames=1)
 
@@ -48,9 +49,9 @@ def find_explained(latents: Tensor, words: list[str]) -> float:
     return 1 - float(within.square().mean() / latents.var(0).mean())
 
 
-def measure(vae: VideoVAE, size: int, clips: int) -> dict[str, Any]:
+def measure(vae: VideoVAE, size: tuple[tuple[float, float], tuple[float, float]], clips: int) -> dict[str, Any]:
     """Variance of the latents, and the share of it that each kind of word explains."""
-    plans = [resize(make_scene([5, number], num_subjects=1, background=PLACE), size) for number in range(clips)]
+    plans = [resize(make_scene([5, number], num_subjects=1, background=PLACE), *size) for number in range(clips)]
     latents = torch.cat([vae.encode(torch.from_numpy(render_scene(plan).frames)[None]).flatten(1) for plan in plans])
     subjects = [plan.subjects[0] for plan in plans]
     looks = [attributes_of(subject.identity) for subject in subjects]
@@ -60,7 +61,7 @@ def measure(vae: VideoVAE, size: int, clips: int) -> dict[str, Any]:
         "pose": [str(subject.pose) for subject in subjects],
     }
     explained = {name: round(find_explained(latents, each), 4) for name, each in words.items()}
-    return {"heights_px": SIZES_PX[size], "variance": round(float(latents.var(0).mean()), 4), "explained": explained}
+    return {"heights_px": size[0], "variance": round(float(latents.var(0).mean()), 4), "explained": explained}
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = describe_machine()
     vae = VideoVAE.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
-    sizes = [measure(vae, size, arguments.clips) for size in range(len(SIZES_PX))]
+    sizes = [measure(vae, size, arguments.clips) for size in SIZES]
     write_result("words", {"place": PLACE, "clips": arguments.clips, "sizes": sizes}, machine)
 
 

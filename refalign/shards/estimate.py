@@ -18,7 +18,8 @@ from refalign.storage import check_disk_space, describe_bytes
 _LARGE_BYTES = 20 * 2**40
 TEXT_BYTES_PER_TOKEN = 4  # of English in UMT5's vocabulary
 _SHEET_BYTES_PER_PX = 0.35  # JPEG
-_PICTURE_BYTES_PER_PX = 0.75  # PNG on white: 0.2 to 0.8 of photographs at 480 x 832 px, more than 1 of drawings at 96 x 96
+_PICTURE_BYTES, _PICTURE_BYTES_PER_PX = 1000, 0.75
+"""PNG on white: 0.2 to 0.8 a px of photographs at 480 x 832 px; small pictures take more a px, drawings of 96 x 96 px over 1."""
 _JSON_BYTES, _JSON_BYTES_PER_REFERENCE = 250, 245
 _HEADER_BYTES = 480  # of a safetensors file with these tensors
 _TAR_BYTES = 3 * (512 + 256)  # header and mean padding of a sample's three members
@@ -106,5 +107,6 @@ def _count_bytes(config: RunConfig, channels: int, vision_width: int) -> tuple[f
     if shards.frame_tokens:
         clip += frames * rows * columns * token
     shares = 2 * 2 * rows * columns  # foreground and content
-    target = rows * columns * token if shards.targets == "stored" else _PICTURE_BYTES_PER_PX * video.height_px * video.width_px
+    picture = _PICTURE_BYTES + _PICTURE_BYTES_PER_PX * video.height_px * video.width_px
+    target = rows * columns * token if shards.targets == "stored" else picture
     return clip, frame + shares + target + shown + _JSON_BYTES_PER_REFERENCE

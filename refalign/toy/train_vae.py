@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refalign.models.vae import convolve_planes
+from refalign.models.vae import VideoVAE, convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vae, save_half
 from refalign.toy.optim import TrainingState, make_optimizers
@@ -101,7 +101,7 @@ def load_vae(folder: Path) -> Any:
     """A saved VAE for measuring: float32, frozen."""
     from diffusers import AutoencoderKLWan
 
-    return convolve_planes(AutoencoderKLWan.from_pretrained(folder).float().eval().requires_grad_(False))
+    return VideoVAE(AutoencoderKLWan.from_pretrained(folder).float()).model
 
 
 def evaluate(vae: Any, num_clips: int, num_references: int) -> dict[str, float]:
@@ -191,8 +191,8 @@ def export(averaged: Any, output: Path, *, keep_statistics: bool) -> None:
     fresh = convolve_planes(make_vae())
     fresh.load_state_dict(averaged.state_dict())
     if keep_statistics:
-        config = load_vae(output).config
-        fresh.register_to_config(latents_mean=config.latents_mean, latents_std=config.latents_std)
+        config = fresh.load_config(output)
+        fresh.register_to_config(latents_mean=config["latents_mean"], latents_std=config["latents_std"])
     else:
         write_latent_statistics(fresh.eval())
     save_half(fresh, output)

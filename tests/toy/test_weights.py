@@ -84,6 +84,14 @@ def test_normalised_latents_have_unit_variance(vae):
     assert 0.7 < float(normalised.var(1).mean()) < 1.4 and float(normalised.mean(1).abs().max()) < 0.6
 
 
+def test_decoding_without_the_clamp_is_decoding_otherwise(vae):
+    latents = 2 * torch.randn(2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        decoded = train_vae.decode_unclamped(vae, latents)
+        torch.testing.assert_close(decoded.clamp(-1, 1), vae.decode(latents).sample, rtol=1e-3, atol=1e-4)
+    assert decoded.abs().max() > 1
+
+
 def test_the_vision_encoder_beats_random_init_and_raw_pixels():
     from transformers import DINOv3ViTModel
 

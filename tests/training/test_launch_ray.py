@@ -17,13 +17,26 @@ from refalign.config import StageConfig
 from refalign.errors import ArtifactError
 from refalign.steps import Step
 from refalign.training.check import check_training
+from refalign.training.checkpoint import latest_checkpoint
 from refalign.training.launch import make_settings, run_training, train_worker
 from refalign.training.records import read_records
 
 
 def kill_a_rank_after(step: int, path: Path, killed: list[int]) -> None:
-    """Waits until ``step`` is recorded, then SIGKILLs a rank of this process's own Ray and of no other on the machine."""
-    while not any(record["step"] >= step for record in read_records(path)):
+    """Waits until ``step`` is recorded and the checkpoint of step 10 written, which happens beside the steps.
+
+    Then SIGKILLs a rank of this process's own Ray and of no other on the machine.
+    """
+
+    def is_due() -> bool:
+        checkpoint = latest_checkpoint(path.parent / "checkpoints")
+        return (
+            any(record["step"] >= step for record in read_records(path))
+            and checkpoint is not None
+            and checkpoint.name >= "step-000010"
+        )
+
+    while not is_due():
         time.sleep(0.1)
     ranks = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     ranks[0].kill()
@@ -43,7 +56,7 @@ def test_a_killed_rank_leaves_the_curve_of_an_unbroken_run(num_workers: int, bas
     killer.start()
     manifest = run_training(config, step=step, shards=shards, progress=False)
     killer.join()
-    assert len(killed) == 1 and manifest["resumed_from"] >= 5  # that of step 10 may have been in writing still
+    assert len(killed) == 1 and manifest["resumed_from"] >= 10
     assert not (step.folder / "ray").exists() and not (step.folder / "failure.json").exists()
     train_worker(make_settings(config, shards, tmp_path / "one"))
     expected = read_records(tmp_path / "one" / "metrics.jsonl")
