@@ -291,11 +291,12 @@ class Story:
         log_step(self.tracker, step, self.manifests[step.name], self.seconds.get(step.name))
 
     def close(self, status: str) -> None:
-        """Writes summary and report, and ends the MLflow run. A story in which nothing was done leaves all as it is."""
+        """Writes summary and report, and ends the MLflow run. A story in which nothing is new leaves all as it is."""
         from refalign.summary import load_summary
 
         known = load_summary(self.output) or {}
-        if self._tracker is None and known.get("story") == self.fingerprint:
+        is_told = known.get("story") == self.fingerprint and self.steps.keys() <= known["folders"].keys()
+        if self._tracker is None and is_told:
             self.summary = known
         elif "subjects" in self.manifests:
             self.summary = self._write_summary(known.get("seconds", {}))

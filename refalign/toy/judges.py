@@ -55,7 +55,7 @@ class Reader(nn.Module):
     """Crops of one subject in, logits per question out.
 
     Attributes are read in each frame and averaged; the pose is read from mean and spread of the frames' features, because one
-    frame cannot tell a walk from a dance.
+    frame cannot tell a walk from a dance, and from how far the subject moves, which its crops do not show.
     """
 
     def __init__(self) -> None:
@@ -67,14 +67,14 @@ class Reader(nn.Module):
             layers += [Residual(width_out)]
         self.trunk = nn.Sequential(*layers, nn.Conv2d(_WIDTHS[-1], 32, 1), nn.Flatten(), nn.Linear(32 * 16, 192), nn.ReLU())
         self.attributes = nn.ModuleDict({name: nn.Linear(192, len(VOCABULARIES[name]) + 1) for name in ATTRIBUTE_NAMES})
-        self.pose = nn.Sequential(nn.Linear(2 * 192, 96), nn.ReLU(), nn.Linear(96, len(POSES) + 1))
+        self.pose = nn.Sequential(nn.Linear(2 * 192 + 2, 96), nn.ReLU(), nn.Linear(96, len(POSES) + 1))
 
-    def forward(self, crops: Float[Tensor, "N F 3 64 64"]) -> dict[str, Tensor]:
-        """Logits: per attribute [N, F, answers + 1], ``pose`` [N, answers + 1]. Crops are in [-1, 1]."""
+    def forward(self, crops: Float[Tensor, "N F 3 64 64"], travel: Float[Tensor, "N 2"]) -> dict[str, Tensor]:
+        """Logits: per attribute [N, F, answers + 1], ``pose`` [N, answers + 1]. Crops are in [-1, 1]; see `measure_travel`."""
         features = self.trunk(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
         logits = {name: head(features) for name, head in self.attributes.items()}
         spread = features.std(1, correction=0) if crops.shape[1] > 1 else torch.zeros_like(features[:, 0])
-        return {**logits, "pose": self.pose(torch.cat([features.mean(1), spread], 1))}
+        return {**logits, "pose": self.pose(torch.cat([features.mean(1), spread, travel], 1))}
 
 
 class Residual(nn.Module):
@@ -126,9 +126,10 @@ class Judge:
         return cls(reader)
 
     @torch.no_grad()
-    def read(self, crops: UInt8[np.ndarray, "N F 64 64 3"]) -> list[Reading]:
-        """One reading per subject from its crops (``cut_crops``) in F frames of one clip."""
-        logits = self.reader(to_input(torch.from_numpy(np.ascontiguousarray(crops))))
+    def read(self, crops: UInt8[np.ndarray, "N F 64 64 3"], travel: Float[np.ndarray, "N 2"]) -> list[Reading]:
+        """One reading per subject from its crops (`cut_crops`) and travel (`measure_travel`) over F frames of one clip."""
+        pixels = to_input(torch.from_numpy(np.ascontiguousarray(crops)))
+        logits = self.reader(pixels, torch.from_numpy(travel))
         probabilities = {name: (value if name == "pose" else value.mean(1)).softmax(-1).numpy() for name, value in logits.items()}
         readings = []
         for number in range(len(crops)):
@@ -157,6 +158,13 @@ def cut_crops(
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     crops = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return crops.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def measure_travel(boxes_xyxy_px: Float[np.ndarray, "F 4"] | Int[np.ndarray, "F 4"]) -> Float[np.ndarray, "2"]:
+    """Standard deviation of a box's centre over the frames, along x and y, in tenths of the mean longer side."""
+    boxes = np.asarray(boxes_xyxy_px, np.float32)
+    centres, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).max(1).mean()
+    return centres.std(0) / max(float(side), 1.0) * 10
 
 
 def encode_truth(identity: int, pose: str) -> dict[str, int]:

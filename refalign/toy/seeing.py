@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from refalign.models.yolo import Detector, load_detector
-from refalign.toy.judges import Judge, Reading, cut_crops
+from refalign.toy.judges import Judge, Reading, cut_crops, measure_travel
 from refalign.toy.scenes import NUM_FRAMES
 
 MIN_SCORE = 0.5
@@ -59,7 +59,7 @@ class Watcher:
 
     def _look(self, clip: np.ndarray, track: list[tuple[int, np.ndarray, np.ndarray]]) -> Seen:
         numbers, boxes, masks = (np.stack(values) for values in zip(*track, strict=True))
-        (reading,) = self._judge.read(cut_crops(clip[numbers], boxes)[None])
+        (reading,) = self._judge.read(cut_crops(clip[numbers], boxes)[None], measure_travel(boxes)[None])
         return Seen(numbers, boxes, masks, reading)
 
 

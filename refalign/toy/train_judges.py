@@ -32,6 +32,7 @@ from refalign.toy.judges import (
     count_right,
     cut_crops,
     encode_truth,
+    measure_travel,
     save_description,
     to_input,
 )
@@ -46,6 +47,8 @@ FRAMES = 4
 CLIPS_PER_STEP = 6
 VAE_SHARE = 0.25
 """Share of the steps, the last ones, in which every third clip passes through the VAE (which takes most of their time)."""
+QUESTION_WEIGHTS = {"headwear": 2.0, "pose": 2.0, "eyes": 2.0}
+"""Of the hard questions in the loss; the others have 1."""
 MIN_VISIBLE = 0.6
 """Of a subject, in the mean over the frames shown, for its answers to count; below ``HIDDEN`` the right one is to abstain."""
 HIDDEN = 0.2
@@ -53,9 +56,10 @@ HIDDEN = 0.2
 
 @dataclass(frozen=True)
 class Subject:
-    """One creature in one clip: uint8 crops [F, 64, 64, 3], the right answers, and how much of it shows on average."""
+    """One creature in one clip: uint8 crops [F, 64, 64, 3], travel [2], the right answers, how much of it shows on average."""
 
     crops: np.ndarray
+    travel: np.ndarray
     truth: dict[str, int]
     visible: float
 
@@ -82,17 +86,18 @@ def iter_subjects(
     for index, plan in enumerate(shot.plan.subjects):
         chosen = np.sort(rng.permutation(len(pictures))[:frames])
         boxes = shot.boxes_xyxy_px[index, chosen].astype(np.float32)
+        travel = measure_travel(boxes)
         side = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True)
         moved = rng.uniform(-jitter, jitter, 2)
         boxes = boxes + side * np.concatenate([moved, moved])
         grown = side * rng.uniform(-jitter, jitter) * [[-0.5, -0.5, 0.5, 0.5]]
         crops = cut_crops(pictures[chosen], boxes + grown)
         visible = float(shot.visible_fraction[index, chosen].mean())
-        yield Subject(crops, encode_truth(plan.identity, plan.pose), visible)
+        yield Subject(crops, travel, encode_truth(plan.identity, plan.pose), visible)
 
 
-def make_batch(step: int, vae: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Crops [N, F, 3, 64, 64] in [-1, 1] and answers [N] per question; -100 is not scored."""
+def make_batch(step: int, vae: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Crops [N, F, 3, 64, 64] in [-1, 1], travel [N, 2], and answers [N] per question; -100 is not scored."""
     rng = np.random.default_rng([SEED, step])
     subjects: list[Subject] = []
     for number in range(CLIPS_PER_STEP * step, CLIPS_PER_STEP * (step + 1)):
@@ -107,7 +112,9 @@ def make_batch(step: int, vae: Any) -> tuple[Tensor, dict[str, Tensor]]:
     pixels = _augment(to_input(torch.from_numpy(crops)), rng)
     _blend(pixels, answers, rng)
     _empty(pixels, answers, step, rng)
-    return pixels, {name: torch.from_numpy(values) for name, values in answers.items()}
+    travel = np.stack([subject.travel for subject in subjects])
+    travel *= rng.normal(1, 0.1, travel.shape).astype(np.float32)  # a detector's boxes tremble
+    return pixels, torch.from_numpy(travel), {name: torch.from_numpy(values) for name, values in answers.items()}
 
 
 def _augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
@@ -150,14 +157,15 @@ def _empty(pixels: Tensor, answers: dict[str, np.ndarray], step: int, rng: np.ra
 
 
 def reading_loss(logits: dict[str, Tensor], answers: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the questions; every frame answers for the attributes, the clip for the pose."""
+    """Weighted mean of the questions' cross-entropy; every frame answers for the attributes, the clip for the pose."""
     losses = []
     for name, values in logits.items():
         right = answers[name]
         if name != "pose":
             right = right[:, None].expand(values.shape[:2]).flatten()
         losses.append(functional.cross_entropy(values.flatten(0, -2).float(), right))
-    return torch.stack(losses).mean()
+    weights = torch.tensor([QUESTION_WEIGHTS.get(name, 1.0) for name in logits])
+    return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
 def evaluate(judge: Judge, num_clips: int, *, vae: Any = None) -> dict[str, float]:
@@ -172,7 +180,8 @@ def evaluate(judge: Judge, num_clips: int, *, vae: Any = None) -> dict[str, floa
         for subject in iter_subjects(HELDOUT_SEED, number, "heldout", vae=vae)
         if subject.visible >= MIN_VISIBLE
     ]
-    readings = judge.read(np.stack([subject.crops for subject in subjects]))
+    crops, travel = (np.stack([getattr(subject, name) for subject in subjects]) for name in ("crops", "travel"))
+    readings = judge.read(crops, travel)
     figures = count_right(readings, [subject.truth for subject in subjects])
     return {"subjects": len(subjects), **figures}
 
@@ -187,9 +196,9 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, vae_fol
     started, losses = time.monotonic(), []
     while (step := state.step) < steps:
         reader.train()
-        crops, answers = make_batch(step, vae if step >= (1 - VAE_SHARE) * steps else None)
+        crops, travel, answers = make_batch(step, vae if step >= (1 - VAE_SHARE) * steps else None)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = reader(crops)
+            logits = reader(crops, travel)
         loss = reading_loss(logits, answers)
         loss.backward()
         state.advance(min((step + 1) / 50, 0.01 + 0.99 * (1 - step / steps)))

@@ -37,7 +37,7 @@ class Batch:
     """One forward pass: samples of equal shape with equally many attended reference frames.
 
     A sample without references attends to one zero frame, as the method says, and scores none: its ``alignment_mask`` row
-    is False.
+    is False. Under ``zero_frame=False`` it has K = 0.
     """
 
     latents: Float[Tensor, "B Z T h w"]
@@ -116,7 +116,7 @@ class BatchMaker:
 
     def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], stage: StageConfig) -> list[Batch]:
         planned = [
-            Planned(position, index, draw, _bucket_of(self.index, index, draw, stage.latent_frames))
+            Planned(position, index, draw, _bucket_of(self.index, index, draw, stage))
             for (position, index), draw in zip(pairs, draws, strict=True)
         ]
         groups = plan_forwards(planned, self.num_ranks, self.config.training.micro_batch)[self.rank]
@@ -133,7 +133,7 @@ class BatchMaker:
             parts.append(
                 {
                     **_video_part(sample, item.draw, objective, stage.latent_frames),
-                    **_reference_part(sample, item.draw, stage.cross_pair_fraction, objective),
+                    **_reference_part(sample, item.draw, stage, objective),
                     "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
@@ -242,11 +242,11 @@ def choose_references(
     return chosen
 
 
-def _bucket_of(index: ShardIndex, number: int, draw: Draw, latent_frames: int | None) -> tuple[int, ...]:
+def _bucket_of(index: ShardIndex, number: int, draw: Draw, stage: StageConfig) -> tuple[int, ...]:
     entry = index.entries[number]
     channels, frames, height, width = entry.shape
-    subjects = max(1, entry.subjects) if draw.keep_references else 1
-    return channels, min(frames, latent_frames or frames), height, width, subjects
+    subjects = entry.subjects if draw.keep_references else 0
+    return channels, min(frames, stage.latent_frames or frames), height, width, subjects or int(stage.zero_frame)
 
 
 def _video_part(sample: Sample, draw: Draw, objective: ObjectiveConfig, latent_frames: int | None) -> dict[str, Tensor]:
@@ -258,11 +258,11 @@ def _video_part(sample: Sample, draw: Draw, objective: ObjectiveConfig, latent_f
     return part
 
 
-def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, objective: ObjectiveConfig) -> dict[str, Tensor]:
+def _reference_part(sample: Sample, draw: Draw, stage: StageConfig, objective: ObjectiveConfig) -> dict[str, Tensor]:
     tensors = sample.tensors
     chosen = []
     if draw.keep_references:
-        chosen = choose_references(sample.info["references"], draw.choices, cross_pair_fraction)
+        chosen = choose_references(sample.info["references"], draw.choices, stage.cross_pair_fraction)
     part = {
         "reference_latents": tensors["reference_latents"][chosen].float(),
         "alignment_mask": torch.ones(len(chosen), dtype=torch.bool),
@@ -274,7 +274,7 @@ def _reference_part(sample: Sample, draw: Draw, cross_pair_fraction: float, obje
         part["reference_pixels"] = _decode_pictures(sample, chosen)
     if weight := TOKEN_WEIGHTS.get(objective.token_weight):
         part["token_weight"] = tensors[weight][chosen].float()
-    if chosen:
+    if chosen or not stage.zero_frame:
         return part
     return {name: tensor.new_zeros(1, *tensor.shape[1:]) for name, tensor in part.items()}
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_a_second_run_skips_every_step_and_changes_nothing(story):
     assert "generate" in done.stdout
     changed = {path.name for path, stamp in before.items() if path.stat().st_mtime_ns != stamp}
     assert not changed
+
+
+def test_single_steps_that_find_all_done_say_where_all_is(story, tmp_path):
+    output, _, summary = story
+    copy = tmp_path / "out"
+    shutil.copytree(output, copy, ignore=shutil.ignore_patterns("mlflow*", "mlruns*"))
+    for step in ("subjects", "pairs", "shards"):
+        done = run(f"pipelines/{step}.py", "--preset", "toy_tiny", "--output", str(copy), "--set", "training.ema_decay=0.9")
+        assert done.returncode == 0 and f"{step}: done before, skipped" in done.stdout, done.stderr[-2000:]
+    folders = json.loads((copy / "summary.json").read_text())["folders"]
+    assert folders == {name: summary["folders"][name] for name in ("world", "subjects", "pairs", "shards")}
 
 
 def test_report_holds_pictures_and_videos_in_one_file(story):

@@ -24,7 +24,7 @@ from refalign.toy.cases import (
 )
 from refalign.toy.drawing import render_reference
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES
-from refalign.toy.judges import CROP_PX, MARGIN, VOCABULARIES, Judge, Reader, Reading, cut_crops, encode_truth
+from refalign.toy.judges import CROP_PX, MARGIN, VOCABULARIES, Judge, Reader, Reading, cut_crops, encode_truth, measure_travel
 from refalign.toy.measures import colour_likeness, edge_likeness
 from refalign.toy.scoring import score_clip, summarise
 from refalign.toy.seeing import Seen, assign
@@ -52,6 +52,12 @@ def test_a_crop_is_the_square_around_the_box_with_its_margin() -> None:
 def test_crops_at_the_edge_continue_it() -> None:
     frames = np.full((1, 96, 96, 3), 77, np.uint8)
     assert (cut_crops(frames, np.array([[-10, -10, 20, 20]])) == 77).all()
+
+
+def test_travel_is_measured_in_tenths_of_the_subject() -> None:
+    boxes = np.array([[20, 30, 40, 70], [24, 30, 44, 70], [20, 40, 40, 80], [24, 40, 44, 80]])
+    np.testing.assert_allclose(measure_travel(boxes), [2 / 40 * 10, 5 / 40 * 10], rtol=1e-6)
+    assert not measure_travel(boxes[:1]).any()
 
 
 def make_seen(identity: int, pose: str, picture: np.ndarray | None = None) -> Seen:
@@ -141,9 +147,11 @@ def test_references_show_another_pose_than_the_scene() -> None:
 
 
 def test_training_batches_are_a_function_of_the_step_and_hold_something_to_abstain_from() -> None:
-    crops, answers = make_batch(3, None)
-    again, same = make_batch(3, None)
-    assert torch.equal(crops, again) and all(torch.equal(answers[name], same[name]) for name in answers)
+    crops, travel, answers = make_batch(3, None)
+    again, travel_again, same = make_batch(3, None)
+    assert torch.equal(crops, again) and torch.equal(travel, travel_again)
+    assert all(torch.equal(answers[name], same[name]) for name in answers)
+    assert travel.shape == (len(crops), 2)
     assert crops.shape[1:] == (4, 3, CROP_PX, CROP_PX) and set(answers) == set(VOCABULARIES)
     for name, words in VOCABULARIES.items():
         assert answers[name][-1] == len(words), "the last subject is made unreadable"
@@ -152,7 +160,7 @@ def test_training_batches_are_a_function_of_the_step_and_hold_something_to_absta
 def test_reader_answers_every_question_and_reads_clips_of_one_frame() -> None:
     torch.manual_seed(0)
     judge = Judge(Reader())
-    readings = judge.read(np.zeros((2, 1, CROP_PX, CROP_PX, 3), np.uint8))
+    readings = judge.read(np.zeros((2, 1, CROP_PX, CROP_PX, 3), np.uint8), np.zeros((2, 2), np.float32))
     assert len(readings) == 2 and set(readings[0].answers) == set(VOCABULARIES)
     for name, words in VOCABULARIES.items():
         assert readings[0].probabilities[name].shape == (len(words) + 1,)

@@ -82,6 +82,18 @@ def test_a_forward_pass_has_one_shape_and_one_number_of_references(shards: Path)
         assert batch.prompt_embeds.shape[1] == 6
 
 
+def test_without_the_zero_frame_a_dropped_reference_leaves_nothing(shards: Path) -> None:
+    index = ShardIndex.open(shards, "train")
+    config = make_config("none", global_batch=20, micro_batch=20)
+    stages = tuple(stage.model_copy(update={"zero_frame": False}) for stage in config.training.stages)
+    without = config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
+    batches, usual = BatchMaker(index, without).make_step(1), BatchMaker(index, config).make_step(1)
+    assert [batch.reference_latents.shape[1] for batch in batches] == [0, 1, 2, 3]
+    dropped = {key for batch in usual for key, row in zip(batch.keys, batch.alignment_mask, strict=True) if not row.any()}
+    assert set(batches[0].keys) == dropped
+    assert all(batch.alignment_mask.all() for batch in batches[1:])
+
+
 def test_dropout_has_the_published_frequencies() -> None:
     training = make_config("none").training
     draws = [make_draw(0, position, training) for position in range(20_000)]

@@ -54,6 +54,18 @@ def test_the_terms_add_up(config: RunConfig, shards: Path) -> None:
     assert any(name.startswith("projectors.") and gradient.abs().max() > 0 for name, gradient in gradients.items())
 
 
+def test_samples_without_any_reference_frame_are_trained_on_and_score_nothing(base: Path, shards: Path) -> None:
+    scored = []
+    for zero_frame in (True, False):
+        config = make_config(base, global_batch=20, micro_batch=20)
+        stages = tuple(stage.model_copy(update={"zero_frame": zero_frame}) for stage in config.training.stages)
+        config = config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
+        terms, gradients = run(make_models(config), config, shards)
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        scored.append({name: terms[name] for name in ("pull", "push", "push_floor", "scored_fraction")})
+    assert 0 < scored[0]["scored_fraction"] < 1 and scored[0] == pytest.approx(scored[1], rel=1e-5)
+
+
 def test_two_by_four_accumulated_is_eight(base: Path, shards: Path) -> None:
     results = []
     for micro_batch in (8, 4, 1):
