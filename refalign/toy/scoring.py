@@ -82,7 +82,7 @@ def _match(case: Case, seen: Sequence[Seen]) -> tuple[list[dict[str, int]], list
     subjects = case.plan.subjects
     truths = [encode_truth(subject.identity, subject.pose) for subject in subjects]
     told = [(*(SPOKEN_ATTRIBUTES if subject.named else ()), "pose") for subject in subjects]
-    found = assign(seen, truths, told)
+    found = assign(seen, truths, told, x_px=[subject.x_px[0] for subject in subjects])
     wanted = [[VOCABULARIES[name][truth[name]] for name in HIDDEN_ATTRIBUTES] for truth in truths]
     shown = [None if each is None else [each.reading.answers[name] for name in HIDDEN_ATTRIBUTES] for each in found]
     return truths, found, wanted, shown

@@ -13,6 +13,8 @@ from refalign.toy.judges import Judge, Reading, cut_crops, measure_travel
 from refalign.toy.scenes import NUM_FRAMES
 
 MIN_SCORE = 0.5
+ORDER_WEIGHT = 3.0
+"""What a place at the wrong end of the row costs, in nats; a question answered otherwise costs up to 9."""
 MIN_FRAMES = NUM_FRAMES // 2
 """Frames that a subject must be found in to count."""
 
@@ -64,12 +66,18 @@ class Watcher:
 
 
 def assign(
-    seen: Sequence[Seen], truths: Sequence[dict[str, int]], questions: Sequence[Sequence[str]], *, tie_break: float = 0.02
+    seen: Sequence[Seen],
+    truths: Sequence[dict[str, int]],
+    questions: Sequence[Sequence[str]],
+    *,
+    x_px: Sequence[float] | None = None,
+    tie_break: float = 0.02,
 ) -> list[Seen | None]:
     """For each wanted subject the one that stands for it (None: nobody is left), by the likeliest pairing.
 
     Args:
         questions: per wanted subject what it is known by; the other questions count ``tie_break`` times as much.
+        x_px: where each is wanted in the first frame, of which only the order counts, as captions tell it; None: anywhere.
     """
     from scipy.optimize import linear_sum_assignment  # making clips does without SciPy, judging them does not
 
@@ -77,9 +85,17 @@ def assign(
         return [None] * len(truths)
     pairs = zip(truths, questions, strict=True)
     cost = np.array([[_unlikeliness(each.reading, *wanted, tie_break) for each in seen] for wanted in pairs])
+    if x_px is not None:
+        stands = [float(each.boxes_xyxy_px[0, [0, 2]].mean()) for each in seen]
+        cost += ORDER_WEIGHT * np.abs(_places_in_row(x_px)[:, None] - _places_in_row(stands))
     rows, columns = linear_sum_assignment(cost)
     chosen = dict(zip(rows.tolist(), columns.tolist(), strict=True))
     return [seen[chosen[number]] if number in chosen else None for number in range(len(truths))]
+
+
+def _places_in_row(x_px: Sequence[float]) -> np.ndarray:
+    """From 0, the leftmost, to 1."""
+    return np.argsort(np.argsort(x_px)) / max(1, len(x_px) - 1)
 
 
 def _unlikeliness(reading: Reading, truth: dict[str, int], questions: Sequence[str], tie_break: float) -> float:

@@ -2,7 +2,6 @@
 
     python -m refalign.toy.train_transformer base   --work runs/toy_weights --steps 5600
     python -m refalign.toy.train_transformer stage1 --work runs/toy_weights --steps 4000
-    torchrun --nproc-per-node 2 -m refalign.toy.train_transformer base ...    # the same steps, over two cores
 
 ``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: the recipe's first
 stage from there, with references and reference alignment; the text encoder is frozen. Both read the same shards, made by the
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refalign.config import RunConfig, StageConfig, apply_overrides
@@ -36,7 +32,7 @@ from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
 from refalign.training.checkpoint import latest_checkpoint, load_checkpoint
 from refalign.training.loop import train
-from refalign.training.models import Ranks, TrainedModels, build_models
+from refalign.training.models import TrainedModels, build_models
 from refalign.training.optim import Ema
 
 BASE_PARTS = ("vae", "tokenizer", "scheduler", "model_index.json")
@@ -54,13 +50,6 @@ class JointModels(TrainedModels):
         """Runs the encoder over each prompt's own tokens; [B, L, D], zeros beyond them."""
         mask = prompt_embeds.any(-1)
         return self.text(inputs_embeds=prompt_embeds, attention_mask=mask).last_hidden_state * mask[..., None]
-
-    def spread(self, config: RunConfig, ranks: Ranks) -> TrainedModels:
-        """Over the ranks, the text encoder as one unit."""
-        super().spread(config, ranks)
-        if ranks.size > 1:
-            fully_shard(self.text)
-        return self
 
 
 def build_joint(config: RunConfig, vision_width: int, *, text_encoder: Path | None, frozen: bool = False) -> JointModels:
@@ -145,13 +134,11 @@ def make_config(settings: dict[str, Any], stages: tuple[StageConfig, ...], **tra
 
 
 def make_shards(settings: dict[str, Any], work: Path) -> Path:
-    """Runs the pipeline, in the first rank, as far as the shards; steps that are done are skipped."""
-    ranks = Ranks.current()
+    """Runs the pipeline as far as the shards; steps that are done are skipped."""
     chosen = [part for text in _as_assignments(settings) for part in ("--set", text)]
-    for name in ("subjects", "pairs", "shards") if ranks.is_first else ():
+    for name in ("subjects", "pairs", "shards"):
         script = str(PIPELINES / f"{name}.py")
         subprocess.run([sys.executable, script, "--preset", "toy_from_base", "--output", str(work), *chosen], check=True)
-    ranks.barrier()
     return work / json.loads((work / "summary.json").read_text())["folders"]["shards"]
 
 
@@ -159,8 +146,8 @@ def _as_assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in settings.items()]
 
 
-def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[..., JointModels]) -> bool:
-    """Trains, with matrix products in bfloat16; True in the first rank, which then is alone.
+def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[..., JointModels]) -> None:
+    """Trains in this process, with matrix products in bfloat16.
 
     Attention by plain matrix products: torch's fused kernel spends more time in its bfloat16 backward pass than all the rest of
     the step takes (measured on one core, 144 tokens: 0.51 of 1.16 s).
@@ -174,10 +161,6 @@ def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[
     # Without the cache: it would keep the first step's weights in bfloat16 for as long as this context lasts.
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
         train(config, shards=shards, folder=folder, log=log, build=build)
-    is_first = Ranks.current().is_first
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return is_first
 
 
 def load_averages(config: RunConfig, folder: Path) -> JointModels:
@@ -195,16 +178,15 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
 
 def train_base(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
     """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there."""
-    if Ranks.current().is_first:
-        make_raw_base(weights, work / "raw_base")
+    make_raw_base(weights, work / "raw_base")
     stages = make_stages("base", steps, 1.5e-3, image_share)
     settings = make_settings(weights, work)
     start = copy_start(output / "wan", work / "base_start") if init else None
     config = make_config(settings, stages, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
     build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None)
-    if run_training(config, make_shards(settings, work), work / "base", build):
-        export_base(config, work, output)
+    run_training(config, make_shards(settings, work), work / "base", build)
+    export_base(config, work, output)
 
 
 def export_base(config: RunConfig, work: Path, output: Path) -> None:
@@ -217,25 +199,20 @@ def export_base(config: RunConfig, work: Path, output: Path) -> None:
 
 def copy_start(model: Path, start: Path) -> str:
     """A folder to start from as a training run leaves it, of a model's Transformer."""
-    if Ranks.current().is_first:
-        shutil.copytree(model / "transformer", start / "export" / "transformer", dirs_exist_ok=True)
+    shutil.copytree(model / "transformer", start / "export" / "transformer", dirs_exist_ok=True)
     return str(start)
 
 
 def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
     """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there."""
+    from safetensors.torch import load_file, save_file
+
     stages = make_stages("stage1", steps, 1e-3, image_share)
     settings = make_settings(weights, work)
     start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     shards = make_shards(settings, work)
     build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
-    if run_training(make_config(settings, stages, start_from=start), shards, work / "stage1", build):
-        export_stage1(work, output)
-
-
-def export_stage1(work: Path, output: Path) -> None:
-    """Writes the finished run's averaged weights in half precision."""
-    from safetensors.torch import load_file, save_file
+    run_training(make_config(settings, stages, start_from=start), shards, work / "stage1", build)
 
     from refalign.models.wan import load_transformer
 
@@ -255,8 +232,6 @@ def main() -> None:
     parser.add_argument("--init", action="store_true", help="go on from the weights in --output")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if "RANK" in os.environ:  # under torchrun
-        dist.init_process_group("gloo")
     run = train_base if arguments.stage == "base" else train_stage1
     places = arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve()
     run(*places, init=arguments.init, image_share=arguments.image_share)

@@ -60,10 +60,11 @@ def test_travel_is_measured_in_tenths_of_the_subject() -> None:
     assert not measure_travel(boxes[:1]).any()
 
 
-def make_seen(identity: int, pose: str, picture: np.ndarray | None = None) -> Seen:
+def make_seen(identity: int, pose: str, picture: np.ndarray | None = None, x_px: float = 48) -> Seen:
     """A subject found in every frame, read right, standing as in ``picture``."""
     mask = np.ones((96, 96), bool) if picture is None else picture.min(2) < 250
-    return Seen(np.arange(9), np.zeros((9, 4)), np.repeat(mask[None], 9, 0), make_reading(encode_truth(identity, pose)))
+    boxes = np.tile([x_px - 10, 20.0, x_px + 10, 80.0], (9, 1))
+    return Seen(np.arange(9), boxes, np.repeat(mask[None], 9, 0), make_reading(encode_truth(identity, pose)))
 
 
 def test_subjects_are_paired_with_those_they_fit_best() -> None:
@@ -75,13 +76,22 @@ def test_subjects_are_paired_with_those_they_fit_best() -> None:
     assert assign([], truths, questions) == [None, None, None]
 
 
+def test_twins_are_told_apart_by_the_order_that_the_caption_gives() -> None:
+    truth = encode_truth(0, "walking")
+    left, right = make_seen(0, "walking", x_px=20), make_seen(0, "walking", x_px=70)
+    for seen in ([left, right], [right, left]):
+        assert assign(seen, [truth, truth], [("pose",)] * 2, x_px=[60, 30]) == [right, left]
+    other = make_seen(0, "sleeping", x_px=10)
+    assert assign([other, right], [truth], [("pose",)], x_px=[30]) == [right], "what is asked for counts more"
+
+
 @pytest.mark.parametrize("num_subjects", [1, 2, 3])
 def test_perfect_clips_score_one_and_shuffled_references_chance(num_subjects: int) -> None:
     cases = make_cases(30, num_subjects=num_subjects)
     clip = np.zeros((9, 96, 96, 3), np.uint8)
 
     def score(scored: list[Case], shown: list[Case]) -> dict[str, float]:
-        seen = [[make_seen(s.identity, s.pose) for s in case.plan.subjects] for case in shown]
+        seen = [[make_seen(s.identity, s.pose, x_px=s.x_px[0]) for s in case.plan.subjects] for case in shown]
         return summarise([score_clip(case, clip, each) for case, each in zip(scored, seen, strict=True)])
 
     perfect = score(cases, cases)
