@@ -17,14 +17,14 @@ import torch
 from recording import describe_machine, write_result
 from torch import Tensor
 
+from refalign.geometry import latent_shape
 from refalign.models.text import TextEncoder, pad_prompt_embeds
 from refalign.models.wan import RefAlignTransformer, load_transformer
 from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.identities import MAIN_COLOURS, SHAPES
+from refalign.toy.scenes import FRAME_SIZE_PX, NUM_FRAMES
 
-LATENT_SHAPE = 16, 3, 12, 12
-"""Of a clip of the sprite world: channels, latent frames, rows, columns."""
 BATCH = 16
 
 
@@ -53,7 +53,8 @@ def predict(transformer: RefAlignTransformer, text: TextEncoder, prompts: list[s
 
 def measure(transformer: RefAlignTransformer, text: TextEncoder, count: int) -> dict[str, float]:
     """How much the order changes, over how much the colours do; and how alike its changes are in the two halves."""
-    noise = torch.randn(count, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    shape = transformer.config.in_channels, *latent_shape(NUM_FRAMES, FRAME_SIZE_PX, FRAME_SIZE_PX)
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     said, exchanged, recoloured = (predict(transformer, text, prompts, noise) for prompts in make_prompts(count))
     by_order, by_colours = said - exchanged, said - recoloured
     halves = torch.stack([half.mean((2, 3, 4)).flatten() for half in by_order.chunk(2, -1)])

@@ -180,8 +180,8 @@ def evaluate(judge: Judge, num_clips: int, *, vae: Any = None) -> dict[str, floa
         for subject in iter_subjects(HELDOUT_SEED, number, "heldout", vae=vae)
         if subject.visible >= MIN_VISIBLE
     ]
-    crops, travel = (np.stack([getattr(subject, name) for subject in subjects]) for name in ("crops", "travel"))
-    readings = judge.read(crops, travel)
+    travel = np.stack([subject.travel for subject in subjects])
+    readings = judge.read(np.stack([subject.crops for subject in subjects]), travel)
     figures = count_right(readings, [subject.truth for subject in subjects])
     return {"subjects": len(subjects), **figures}
 

@@ -209,8 +209,8 @@ def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: b
 
     stages = make_stages("stage1", steps, 1e-3, image_share)
     settings = make_settings(weights, work)
-    start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     shards = make_shards(settings, work)
+    start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
     run_training(make_config(settings, stages, start_from=start), shards, work / "stage1", build)
 

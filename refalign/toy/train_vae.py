@@ -63,11 +63,11 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
     return unpatchify(torch.cat(pieces, 2), vae.config.patch_size)
 
 
-def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator, *, final: bool) -> tuple[Tensor, float]:
+def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator, *, decoder_only: bool) -> tuple[Tensor, float]:
     """Loss and PSNR (dB) of one batch, [B, 3, F, H, W] in [-1, 1].
 
     Args:
-        final: the decoder alone is trained, on the logarithm of each item's squared error, which is its PSNR.
+        decoder_only: the loss is then the logarithm of each item's squared error, which is its PSNR, and edges.
     """
     posterior = vae.encode(pixels).latent_dist
     output = decode_unclamped(vae, posterior.sample(generator))
@@ -75,7 +75,7 @@ def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator, *,
     edges = sum(torch.diff(error, dim=axis).abs().mean() for axis in (-1, -2))
     squared = error.square().mean((1, 2, 3, 4))
     psnr = float(10 * torch.log10(4 / squared.detach().mean()))
-    if final:
+    if decoder_only:
         return squared.log().mean() + EDGE_WEIGHT * edges, psnr
     divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
     return error.abs().mean() + 4 * squared.mean() + EDGE_WEIGHT * edges + KL_WEIGHT * divergence, psnr
@@ -178,7 +178,7 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save
         pixels = make_batch(step, clips=step >= (1 - clip_share) * steps and step % 5 > 0)
         with torch.autocast("cpu", torch.bfloat16):
             generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-            loss, psnr = reconstruction_loss(vae, pixels, generator, final=decoder_only)
+            loss, psnr = reconstruction_loss(vae, pixels, generator, decoder_only=decoder_only)
             loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         state.advance(peak * learning_rate_factor(step, steps))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_shards import make_config, write_shards
+from make_shards import make_config, update_stages, write_shards
 from safetensors.torch import save_file
 
 from refalign.shards.reader import SampleOrder, ShardIndex
@@ -85,8 +85,7 @@ def test_a_forward_pass_has_one_shape_and_one_number_of_references(shards: Path)
 def test_without_the_zero_frame_a_dropped_reference_leaves_nothing(shards: Path) -> None:
     index = ShardIndex.open(shards, "train")
     config = make_config("none", global_batch=20, micro_batch=20)
-    stages = tuple(stage.model_copy(update={"zero_frame": False}) for stage in config.training.stages)
-    without = config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
+    without = update_stages(config, zero_frame=False)
     batches, usual = BatchMaker(index, without).make_step(1), BatchMaker(index, config).make_step(1)
     assert [batch.reference_latents.shape[1] for batch in batches] == [0, 1, 2, 3]
     dropped = {key for batch in usual for key, row in zip(batch.keys, batch.alignment_mask, strict=True) if not row.any()}

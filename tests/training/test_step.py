@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from make_shards import VISION_WIDTH, make_config, write_shards
+from make_shards import VISION_WIDTH, make_config, update_stages, write_shards
 
 from refalign.config import RunConfig
 from refalign.objective.flow_matching import make_training_schedule
@@ -57,9 +57,7 @@ def test_the_terms_add_up(config: RunConfig, shards: Path) -> None:
 def test_samples_without_any_reference_frame_are_trained_on_and_score_nothing(base: Path, shards: Path) -> None:
     scored = []
     for zero_frame in (True, False):
-        config = make_config(base, global_batch=20, micro_batch=20)
-        stages = tuple(stage.model_copy(update={"zero_frame": zero_frame}) for stage in config.training.stages)
-        config = config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
+        config = update_stages(make_config(base, global_batch=20, micro_batch=20), zero_frame=zero_frame)
         terms, gradients = run(make_models(config), config, shards)
         assert all(gradient.isfinite().all() for gradient in gradients.values())
         scored.append({name: terms[name] for name in ("pull", "push", "push_floor", "scored_fraction")})
