@@ -110,7 +110,10 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
 
 
 def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: CurationConfig) -> list[Candidate]:
-    """The best view of each entity: merged, within the area limits, largest first, as many as there are places."""
+    """The best view of each entity: merged, within the area limits; the largest for which there are places, from left to right.
+
+    Prompts mostly go through their subjects in that order, so that the first picture is the first one named.
+    """
     crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
     visible = [
         candidate
@@ -127,7 +130,8 @@ def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: 
             kept.append(track)
     best = [max(track, key=lambda view: _view_quality(view, track)) for track in kept]
     places = config.max_references - (1 if config.scene_references else 0)
-    return sorted(best, key=lambda view: (-view.area_px, view.box_xyxy_px))[:places]
+    largest = sorted(best, key=lambda view: (-view.area_px, view.box_xyxy_px))[:places]
+    return sorted(largest, key=lambda view: (view.box_xyxy_px[0] + view.box_xyxy_px[2], view.box_xyxy_px))
 
 
 def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, config: RunConfig) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, Any]
         group = cases[start:stop]
         videos = pipeline(
             [case.prompt for case in group],
-            [case.references for case in group] if size else [],
+            [case.named_references for case in group] if size else [],
             height=FRAME_SIZE_PX,
             width=FRAME_SIZE_PX,
             num_frames=NUM_FRAMES,
@@ -89,7 +89,7 @@ def run_benchmark(
 def save_strip(case: Case, clip: np.ndarray, path: Path) -> None:
     """References and every fourth frame of a clip, side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([*case.references, *clip[::4]], 1)).save(path)
+    Image.fromarray(np.concatenate([*case.named_references, *clip[::4]], 1)).save(path)
 
 
 def _read_lines(file: Path) -> list[Record]:

@@ -1,15 +1,18 @@
-"""What a caption says: the pose of every subject, the shape and main colour of some, and mostly the place; never anything else.
+"""What a caption says: where every subject stands and its pose, the shape and main colour of some, and mostly the setting.
 
 Pattern, second colour, eyes, headwear and limbs are left to the reference image on purpose: a model that gets them right has
-looked.
+looked. Sides of the frame are said because they tell which words belong together: two colours and two shapes alone could be
+paired either way, and a Transformer with relative positions has no other hint of who is to become what.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from refalign.toy.backgrounds import BACKGROUND_PHRASES
 from refalign.toy.drawing import Pose
 from refalign.toy.identities import MAIN_COLOURS, SHAPES, attributes_of
-from refalign.toy.scenes import ScenePlan
+from refalign.toy.scenes import FRAME_SIZE_PX, MAX_SUBJECTS, ScenePlan, SubjectPlan
 
 POSE_VERBS: dict[Pose, str] = {
     "standing": "stands",
@@ -20,6 +23,12 @@ POSE_VERBS: dict[Pose, str] = {
     "sleeping": "sleeps",
 }
 PLAIN_NAME = "creature"
+SIDES: dict[int, tuple[str, ...]] = {
+    1: ("on the left", "in the middle", "on the right"),
+    2: ("on the left", "on the right"),
+    3: ("on the left", "in the middle", "on the right"),
+}
+"""Where subjects stand in the first frame, by their number; one alone may stand on any of the three."""
 
 
 def subject_phrase(identity: int, *, named: bool) -> str:
@@ -32,18 +41,28 @@ def subject_phrase(identity: int, *, named: bool) -> str:
 
 
 def make_caption(plan: ScenePlan) -> str:
-    """One sentence about a scene, subjects from left to right as they stand in the first frame."""
+    """``On the left a red round creature stands and on the right a creature walks at night.``"""
     clauses: list[str] = []
     spoken: set[str] = set()
-    for subject in sorted(plan.subjects, key=lambda subject: subject.x_px[0]):
+    subjects = sorted(plan.subjects, key=lambda subject: subject.x_px[0])
+    for side, subject in zip(_sides(subjects), subjects, strict=True):
         phrase = subject_phrase(subject.identity, named=subject.named)
         if phrase in spoken:
             phrase = "another " + phrase.split(" ", 1)[1]
         spoken.add(phrase)
-        clauses.append(f"{phrase} {POSE_VERBS[subject.pose]}")
+        clauses.append(f"{side} {phrase} {POSE_VERBS[subject.pose]}")
     text = " and ".join([", ".join(clauses[:-1]), clauses[-1]]) if len(clauses) > 1 else clauses[0]
     place = f" {BACKGROUND_PHRASES[plan.background]}" if plan.background_named else ""
     return f"{text[0].upper()}{text[1:]}{place}."
+
+
+def _sides(subjects: Sequence[SubjectPlan]) -> Sequence[str]:
+    """The side of each of some subjects in order."""
+    sides = SIDES[len(subjects)]
+    if len(subjects) > 1:
+        return sides
+    place = subjects[0].x_px[0] / FRAME_SIZE_PX
+    return [sides[1 - (place < 3 / 8) + (place > 5 / 8)]]
 
 
 def caption_tier(plan: ScenePlan) -> str:
@@ -54,5 +73,6 @@ def caption_tier(plan: ScenePlan) -> str:
 
 def caption_words() -> list[str]:
     """Every word a caption can hold, lower case, in a fixed order; the toy tokenizer's vocabulary."""
-    phrases = ["a an another and , .", PLAIN_NAME, *MAIN_COLOURS, *SHAPES, *POSE_VERBS.values(), *BACKGROUND_PHRASES.values()]
+    attributes = *MAIN_COLOURS, *SHAPES, *POSE_VERBS.values()
+    phrases = ["a an another and , .", *SIDES[MAX_SUBJECTS], PLAIN_NAME, *attributes, *BACKGROUND_PHRASES.values()]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))

@@ -62,6 +62,12 @@ class Case:
             for subject, given in zip(self.plan.subjects, self.given, strict=False)
         ]
 
+    @property
+    def named_references(self) -> list[np.ndarray]:
+        """The same pictures as the prompt goes through their subjects, from left to right; that is how a model is given them."""
+        pictures = zip(self.plan.subjects, self.references, strict=False)
+        return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0].x_px[0])]
+
 
 def make_cases(count: int, *, num_subjects: int, likeness: Likeness | None = None, seed: int = SEED) -> list[Case]:
     """Held-out scenes with ``num_subjects`` subjects, the first two in ``likeness`` (None: as they come)."""

@@ -88,7 +88,7 @@ def make_settings(weights: Path, work: Path) -> dict[str, Any]:
     """What the shards are made with, beyond the toy preset."""
     return {
         "input.world_videos": 5000,
-        "input.world_seed": 1000,
+        "input.world_seed": 2000,
         "input.world_split": "train",
         "models.base": str(work / "raw_base"),
         "models.vision_encoder": str(weights / "dinov3"),
@@ -100,16 +100,19 @@ def make_settings(weights: Path, work: Path) -> dict[str, Any]:
     }
 
 
-def make_stages(name: str, steps: int, learning_rate: float, image_share: float) -> tuple[StageConfig, ...]:
-    """First images, at the peak learning rate and without the zero frame, then clips, with a falling one.
+def make_stages(name: str, steps: int, learning_rate: float, image_share: float, **both: Any) -> tuple[StageConfig, ...]:
+    """First images, at the peak learning rate, then clips, with a falling one.
 
-    Words and references tell what is to be seen in one frame already, and one frame costs a third as much.
+    Words and references tell what is to be seen in one frame already, and one frame costs half as much.
+
+    Args:
+        both: further settings of either stage.
     """
     images = round(image_share * steps)
-    then = StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine")
+    then = StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine", **both)
     if not images:
         return (then,)
-    first = StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1, zero_frame=False)
+    first = StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1, **both)
     return first, then
 
 
@@ -176,15 +179,21 @@ def load_averages(config: RunConfig, folder: Path) -> JointModels:
     return models
 
 
-def train_base(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
-    """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there."""
+def train_base(
+    weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float, freeze_text: bool = False
+) -> None:
+    """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there.
+
+    Args:
+        freeze_text: the text encoder of ``output`` stays as it is.
+    """
     make_raw_base(weights, work / "raw_base")
     stages = make_stages("base", steps, 1.5e-3, image_share)
     settings = make_settings(weights, work)
     start = copy_start(output / "wan", work / "base_start") if init else None
     config = make_config(settings, stages, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
-    build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None)
+    build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None, frozen=freeze_text)
     run_training(config, make_shards(settings, work), work / "base", build)
     export_base(config, work, output)
 
@@ -204,15 +213,19 @@ def copy_start(model: Path, start: Path) -> str:
 
 
 def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
-    """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there."""
+    """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there.
+
+    Unlike the recipe, every second reference is from another clip, and the text is dropped for three samples in ten: what a
+    reference has in common with its clip is then its subject alone, and it is often the only one to tell it.
+    """
     from safetensors.torch import load_file, save_file
 
-    stages = make_stages("stage1", steps, 1e-3, image_share)
+    stages = make_stages("stage1", steps, 1.5e-3, image_share, cross_pair_fraction=0.5)
     settings = make_settings(weights, work)
     shards = make_shards(settings, work)
     start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
-    run_training(make_config(settings, stages, start_from=start), shards, work / "stage1", build)
+    run_training(make_config(settings, stages, start_from=start, drop_text=0.3), shards, work / "stage1", build)
 
     from refalign.models.wan import load_transformer
 
@@ -230,11 +243,17 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, help="the models to build on")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
     parser.add_argument("--init", action="store_true", help="go on from the weights in --output")
+    parser.add_argument("--freeze-text", action="store_true", help="base with --init: train its Transformer alone")
     arguments = parser.parse_args()
+    if arguments.freeze_text and not (arguments.init and arguments.stage == "base"):
+        parser.error("--freeze-text goes with base --init; stage1 never trains the text encoder")
     torch.set_num_threads(1)
-    run = train_base if arguments.stage == "base" else train_stage1
     places = arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve()
-    run(*places, init=arguments.init, image_share=arguments.image_share)
+    options = {"init": arguments.init, "image_share": arguments.image_share}
+    if arguments.stage == "base":
+        train_base(*places, **options, freeze_text=arguments.freeze_text)
+    else:
+        train_stage1(*places, **options)
 
 
 if __name__ == "__main__":

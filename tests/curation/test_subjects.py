@@ -50,11 +50,10 @@ def test_overlap_counts_only_within_a_frame():
     assert len(choose(first, later)) == 2
 
 
-def test_largest_first_and_at_most_so_many():
+def test_the_largest_stay_and_stand_from_left_to_right():
     boxes = [(0, 0, 40, 40), (50, 0, 99, 49), (0, 50, 45, 95), (50, 50, 94, 94)]
     chosen = choose(*(make_candidate(box, track=i) for i, box in enumerate(boxes)), max_references=3)
-    areas = [subject.area_px for subject in chosen]
-    assert areas == sorted(areas, reverse=True) and len(areas) == 3 and areas[0] == 49 * 49
+    assert [subject.track for subject in chosen] == [2, 3, 1], "the smallest, and no other, is left out"
 
 
 def test_the_best_view_of_a_track_is_sharp_large_and_whole():

@@ -153,6 +153,8 @@ def test_an_interrupted_benchmark_goes_on_after_its_last_whole_line(tmp_path: Pa
 def test_references_show_another_pose_than_the_scene() -> None:
     for case in make_cases(5, num_subjects=2):
         assert len(case.references) == 2 and all(picture.shape == (96, 96, 3) for picture in case.references)
+        left, right = sorted(zip(case.plan.subjects, case.references, strict=True), key=lambda pair: pair[0].x_px[0])
+        assert all((shown == pair[1]).all() for shown, pair in zip(case.named_references, (left, right), strict=True))
         assert all(given.pose != subject.pose for given, subject in zip(case.given, case.plan.subjects, strict=True))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refalign.errors import ConfigError
-from refalign.toy.captions import POSE_VERBS, caption_tier, caption_words, make_caption
+from refalign.toy.captions import POSE_VERBS, caption_tier, caption_words, make_caption, subject_phrase
 from refalign.toy.drawing import POSES
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, attributes_of, likeness_of, split_of
 from refalign.toy.rendering import boxes_of, render_scene
@@ -127,6 +127,20 @@ def test_captions_speak_poses_and_never_hidden_attributes():
                     if other.named
                 )
                 assert spoken_by_someone or getattr(attributes, name) not in words, (name, caption)
+
+
+def test_captions_say_who_stands_on_which_side():
+    for plan in SCENES:
+        caption = make_caption(plan).lower()
+        for subject in plan.subjects:
+            beyond = [other.x_px[0] > subject.x_px[0] for other in plan.subjects if other is not subject]
+            place = subject.x_px[0] / FRAME_SIZE_PX if not beyond else 0.0 if all(beyond) else 0.5 if any(beyond) else 1.0
+            side = "on the left" if place < 0.375 else "on the right" if place > 0.625 else "in the middle"
+            clause = caption[caption.index(side) :]
+            phrase = subject_phrase(subject.identity, named=subject.named).split(" ", 1)[1]
+            assert clause.startswith(tuple(f"{side} {one} {phrase} {POSE_VERBS[subject.pose]}" for one in ("a", "an", "another")))
+    alone = [make_caption(make_scene([3, number], num_subjects=1)) for number in range(30)]
+    assert {caption.split(" a")[0] for caption in alone} == {"On the left", "In the middle", "On the right"}
 
 
 def test_captions_come_in_tiers():

@@ -1,10 +1,10 @@
-"""Does a text-to-video Transformer hear the order of a prompt's clauses, hence which creature is to have which colour?
+"""Does a text-to-video Transformer hear which words of a prompt belong together, hence which creature is to have which colour?
 
-    uv run benchmarks/order.py [--model refalign/toy/weights/wan]
+    uv run benchmarks/binding.py [--model refalign/toy/weights/wan]
 
-Prompts of two creatures, each said three ways: as it is, with its clauses exchanged, and with two other colours. From pure
-noise, before anything shows, the predicted clip should change with the order nearly as much as with the colours, and to opposite
-sides in the two halves of the frame.
+Prompts of two creatures, each said three ways: as it is, with the two in each other's place, and with two other colours. From
+pure noise, before anything shows, the predicted clip should change with the places nearly as much as with the colours, and in
+opposite directions in the two halves of the frame.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 16
 
 
 def make_prompts(count: int, seed: int = 0) -> tuple[list[str], list[str], list[str]]:
-    """As said, with the clauses exchanged, with other colours."""
+    """As said, with the two in each other's place, with other colours."""
     rng = np.random.default_rng(seed)
     said, exchanged, recoloured = [], [], []
     for _ in range(count):
@@ -39,7 +39,7 @@ def make_prompts(count: int, seed: int = 0) -> tuple[list[str], list[str], list[
             f"a {colour} {shape} creature stands" for colour, shape in zip((first, second, third, fourth), (*shapes, *shapes))
         ]
         for prompts, pair in ((said, clauses[:2]), (exchanged, clauses[1::-1]), (recoloured, clauses[2:])):
-            prompts.append(f"{pair[0].capitalize()} and {pair[1]} in a meadow.")
+            prompts.append(f"On the left {pair[0]} and on the right {pair[1]} in a meadow.")
     return said, exchanged, recoloured
 
 
@@ -52,14 +52,14 @@ def predict(transformer: RefAlignTransformer, text: TextEncoder, prompts: list[s
 
 
 def measure(transformer: RefAlignTransformer, text: TextEncoder, count: int) -> dict[str, float]:
-    """How much the order changes, over how much the colours do; and how alike its changes are in the two halves."""
+    """How much places change, over how much the colours do; and how alike the changes are in the two halves."""
     shape = transformer.config.in_channels, *latent_shape(NUM_FRAMES, FRAME_SIZE_PX, FRAME_SIZE_PX)
     noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
     said, exchanged, recoloured = (predict(transformer, text, prompts, noise) for prompts in make_prompts(count))
-    by_order, by_colours = said - exchanged, said - recoloured
-    halves = torch.stack([half.mean((2, 3, 4)).flatten() for half in by_order.chunk(2, -1)])
+    by_place, by_colours = said - exchanged, said - recoloured
+    halves = torch.stack([half.mean((2, 3, 4)).flatten() for half in by_place.chunk(2, -1)])
     return {
-        "order_over_colours": round(float(by_order.square().mean().sqrt() / by_colours.square().mean().sqrt()), 4),
+        "places_over_colours": round(float(by_place.square().mean().sqrt() / by_colours.square().mean().sqrt()), 4),
         "correlation_of_halves": round(float(torch.corrcoef(halves)[0, 1]), 3),
     }
 
@@ -72,8 +72,8 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = describe_machine()
     transformer, text = load_transformer(str(arguments.model)).eval(), TextEncoder.from_pretrained(str(arguments.model))
-    result = {"prompts": arguments.prompts, "wanted": {"order_over_colours": "near 1", "correlation_of_halves": "near -1"}}
-    write_result("order", result | measure(transformer, text, arguments.prompts), machine)
+    result = {"prompts": arguments.prompts, "wanted": {"places_over_colours": "near 1", "correlation_of_halves": "near -1"}}
+    write_result("binding", result | measure(transformer, text, arguments.prompts), machine)
 
 
 if __name__ == "__main__":
