@@ -138,8 +138,6 @@ class StageConfig(Section):
     """Chance that a subject's reference comes from another clip where one exists."""
     latent_frames: Count | None = None
     """Train on the first so many latent frames of each clip; 1 trains on images, which the VAE encodes as first frames."""
-    zero_frame: bool = True
-    """A sample without references attends to one zero frame (published); False: to none, as a text-to-video model learns."""
 
 
 def _name_recompute(value: Any) -> Any:

@@ -26,7 +26,7 @@ from refalign.toy.scenes import FRAME_SIZE_PX, NUM_FRAMES
 from refalign.toy.scoring import Record, score_clip, summarise
 from refalign.toy.seeing import Watcher
 
-OPTIONS = {"num_inference_steps": 20, "guidance_scale": 4.0, "reference_guidance_scale": 3.0}
+OPTIONS = {"num_inference_steps": 20, "guidance_scale": 4.0, "reference_guidance_scale": 6.0}
 """Of generation, as the toy preset has them."""
 EXPECTED_FATES = {
     "truth": ["own", "own"],

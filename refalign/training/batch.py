@@ -37,7 +37,7 @@ class Batch:
     """One forward pass: samples of equal shape with equally many attended reference frames.
 
     A sample without references attends to one zero frame, as the method says, and scores none: its ``alignment_mask`` row
-    is False. Under ``zero_frame=False`` it has K = 0.
+    is False.
     """
 
     latents: Float[Tensor, "B Z T h w"]
@@ -245,8 +245,8 @@ def choose_references(
 def _bucket_of(index: ShardIndex, number: int, draw: Draw, stage: StageConfig) -> tuple[int, ...]:
     entry = index.entries[number]
     channels, frames, height, width = entry.shape
-    subjects = entry.subjects if draw.keep_references else 0
-    return channels, min(frames, stage.latent_frames or frames), height, width, subjects or int(stage.zero_frame)
+    subjects = max(1, entry.subjects) if draw.keep_references else 1
+    return channels, min(frames, stage.latent_frames or frames), height, width, subjects
 
 
 def _video_part(sample: Sample, draw: Draw, objective: ObjectiveConfig, latent_frames: int | None) -> dict[str, Tensor]:
@@ -274,7 +274,7 @@ def _reference_part(sample: Sample, draw: Draw, stage: StageConfig, objective: O
         part["reference_pixels"] = _decode_pictures(sample, chosen)
     if weight := TOKEN_WEIGHTS.get(objective.token_weight):
         part["token_weight"] = tensors[weight][chosen].float()
-    if chosen or not stage.zero_frame:
+    if chosen:
         return part
     return {name: tensor.new_zeros(1, *tensor.shape[1:]) for name, tensor in part.items()}
 

@@ -146,12 +146,6 @@ def write_base(folder: Path, *, num_layers: int = 2, seed: int = 0) -> Path:
     return folder
 
 
-def update_stages(config: RunConfig, **values: Any) -> RunConfig:
-    """The same recipe with fields of every stage replaced."""
-    stages = tuple(stage.model_copy(update=values) for stage in config.training.stages)
-    return config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
-
-
 def make_config(base: Path | str, **training: Any) -> RunConfig:
     """A recipe of two short stages for the tiny model; ``training`` replaces fields of its training section."""
     recipe = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from make_shards import make_config, update_stages, write_shards
+from make_shards import make_config, write_shards
 from safetensors.torch import save_file
 
 from refalign.shards.reader import SampleOrder, ShardIndex
@@ -80,17 +80,6 @@ def test_a_forward_pass_has_one_shape_and_one_number_of_references(shards: Path)
         assert not batch.reference_latents[~kept].any()  # the one attended zero frame
         assert not batch.target_tokens[~kept].any()
         assert batch.prompt_embeds.shape[1] == 6
-
-
-def test_without_the_zero_frame_a_dropped_reference_leaves_nothing(shards: Path) -> None:
-    index = ShardIndex.open(shards, "train")
-    config = make_config("none", global_batch=20, micro_batch=20)
-    without = update_stages(config, zero_frame=False)
-    batches, usual = BatchMaker(index, without).make_step(1), BatchMaker(index, config).make_step(1)
-    assert [batch.reference_latents.shape[1] for batch in batches] == [0, 1, 2, 3]
-    dropped = {key for batch in usual for key, row in zip(batch.keys, batch.alignment_mask, strict=True) if not row.any()}
-    assert set(batches[0].keys) == dropped
-    assert all(batch.alignment_mask.all() for batch in batches[1:])
 
 
 def test_dropout_has_the_published_frequencies() -> None:
