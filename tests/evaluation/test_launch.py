@@ -71,7 +71,9 @@ def test_separability_is_measured_of_both_models_on_held_out_pictures(evaluated)
         assert told[side]["subjects"] == [0, 0, 1, 1] and len(told[side]["points"]) == 4
         assert all(block["chance"] == pytest.approx(1 / 3, abs=1e-5) for block in told[side]["blocks"])
     # The trained model differs in its last layer alone: the blocks' own tokens are those of the base.
-    assert told["before"]["blocks"] == told["after"]["blocks"]
+    # Sums of equal numbers may differ in their last digit, and so may the fifth decimal that is told.
+    for before, after in zip(told["before"]["blocks"], told["after"]["blocks"], strict=True):
+        assert before == pytest.approx(after, abs=1.5e-5)
     assert len([record for record in records if "scores" in record]) == 4
 
 
