@@ -108,7 +108,7 @@ class Budget:
     steps: int = 600
     points: int = 3
     per_tier: int = 4
-    curve: tuple[float, ...] = (1.0, 5.0, 8.0)
+    curve: tuple[float, ...] = (1.0, 3.0, 9.0)
     inference_steps: int = 20
     batch: int = 16
 

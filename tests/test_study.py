@@ -19,10 +19,13 @@ from refalign.errors import ArtifactError
 from refalign.evaluation.confusion import FATES
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import unpack_tokens
+from refalign.toy.benchmark import OPTIONS
 from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import build_models
+
+PRESET = OPTIONS["reference_guidance_scale"]
 
 BUDGET = Budget(steps=3, points=1, batch=4)
 
@@ -150,7 +153,8 @@ def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", pha
             side: [{"retrieval": 0.4, "chance": 0.1, "gap": 0.2, "silhouette": 0.0}] for side in ("before", "after")
         },
         "evaluations": [
-            {"step": step, "reference_guidance": scale, "records": records} for step, scale in ((5, 3.0), (10, 3.0), (10, 8.0))
+            {"step": step, "reference_guidance": scale, "records": records}
+            for step, scale in ((5, PRESET), (10, PRESET), (10, 8.0))
         ],
     }  # fmt: skip
 
