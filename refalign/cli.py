@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from refalign.config import RunConfig, apply_overrides
 from refalign.errors import RefAlignError
@@ -77,17 +76,14 @@ def arm_signals() -> None:
     """Makes SIGTERM raise like Ctrl-C. Called again after Ray has started, which installs a handler of its own."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _raise_terminated)
-    sys.unraisablehook = _report_unraisable
-
-
-def _report_unraisable(unraisable: Any) -> None:
-    """Says nothing of a termination that a finaliser swallowed: it is raised again."""
-    if not issubclass(unraisable.exc_type, Terminated):
-        sys.__unraisablehook__(unraisable)
 
 
 def _raise_terminated(number: int, frame: object) -> None:
-    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost."""
+    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost.
+
+    From here on finalisers are not heard: of a lost termination, or of an object that was being built when it came.
+    """
+    sys.unraisablehook = lambda unraisable: None
     signal.signal(signal.SIGALRM, _raise_terminated)
     signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
     raise Terminated

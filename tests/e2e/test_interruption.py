@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import psutil
@@ -39,3 +40,23 @@ def test_a_terminated_story_leaves_no_process_and_goes_on(tmp_path):
     done = run("pipelines/subjects.py", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "world: done before, skipped" in done.stdout and "subjects: 18 videos" in done.stdout
+
+
+def test_an_object_that_was_being_built_does_not_complain_of_the_end():
+    program = """
+        import os, signal, time
+        from refalign.cli import run_command
+
+        class Half:
+            def __init__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+                self.built = True
+
+            def __del__(self):
+                assert self.built
+
+        raise SystemExit(run_command(Half, argv=["x"]))
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 143 and "Traceback" not in ended.stderr and "The same command goes on" in ended.stderr
