@@ -20,13 +20,14 @@ import torch
 from PIL import Image
 
 from refalign.evaluation.confusion import CONFUSED
+from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.cases import FAULTS, Case, Fault, draw_case, make_benchmark, shuffle_references, without_references
 from refalign.toy.scenes import FRAME_SIZE_PX, NUM_FRAMES
 from refalign.toy.scoring import Record, score_clip, summarise
 from refalign.toy.seeing import Watcher
 
-OPTIONS = {"num_inference_steps": 20, "guidance_scale": 4.0, "reference_guidance_scale": 6.0}
+OPTIONS = load_preset("toy").evaluation.model_dump(include={"num_inference_steps", "guidance_scale", "reference_guidance_scale"})
 """Of generation, as the toy preset has them."""
 EXPECTED_FATES = {
     "truth": ["own", "own"],

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from refalign.toy.backgrounds import BACKGROUND_PHRASES
 from refalign.toy.drawing import Pose
 from refalign.toy.identities import MAIN_COLOURS, SHAPES, attributes_of
-from refalign.toy.scenes import FRAME_SIZE_PX, MAX_SUBJECTS, ScenePlan, SubjectPlan
+from refalign.toy.scenes import FRAME_SIZE_PX, ScenePlan, SubjectPlan
 
 POSE_VERBS: dict[Pose, str] = {
     "standing": "stands",
@@ -23,12 +23,8 @@ POSE_VERBS: dict[Pose, str] = {
     "sleeping": "sleeps",
 }
 PLAIN_NAME = "creature"
-SIDES: dict[int, tuple[str, ...]] = {
-    1: ("on the left", "in the middle", "on the right"),
-    2: ("on the left", "on the right"),
-    3: ("on the left", "in the middle", "on the right"),
-}
-"""Where subjects stand in the first frame, by their number; one alone may stand on any of the three."""
+SIDES = ("on the left", "in the middle", "on the right")
+"""Where subjects stand in the first frame; of two nobody stands in the middle, and one alone may stand anywhere."""
 
 
 def subject_phrase(identity: int, *, named: bool) -> str:
@@ -58,11 +54,10 @@ def make_caption(plan: ScenePlan) -> str:
 
 def _sides(subjects: Sequence[SubjectPlan]) -> Sequence[str]:
     """The side of each of some subjects in order."""
-    sides = SIDES[len(subjects)]
     if len(subjects) > 1:
-        return sides
+        return SIDES[:: 2 if len(subjects) == 2 else 1]
     place = subjects[0].x_px[0] / FRAME_SIZE_PX
-    return [sides[1 - (place < 3 / 8) + (place > 5 / 8)]]
+    return [SIDES[1 - (place < 3 / 8) + (place > 5 / 8)]]
 
 
 def caption_tier(plan: ScenePlan) -> str:
@@ -74,5 +69,5 @@ def caption_tier(plan: ScenePlan) -> str:
 def caption_words() -> list[str]:
     """Every word a caption can hold, lower case, in a fixed order; the toy tokenizer's vocabulary."""
     attributes = *MAIN_COLOURS, *SHAPES, *POSE_VERBS.values()
-    phrases = ["a an another and , .", *SIDES[MAX_SUBJECTS], PLAIN_NAME, *attributes, *BACKGROUND_PHRASES.values()]
+    phrases = ["a an another and , .", *SIDES, PLAIN_NAME, *attributes, *BACKGROUND_PHRASES.values()]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))

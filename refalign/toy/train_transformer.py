@@ -109,11 +109,12 @@ def make_stages(name: str, steps: int, learning_rate: float, image_share: float,
         both: further settings of either stage.
     """
     images = round(image_share * steps)
-    then = StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine", **both)
-    if not images:
-        return (then,)
-    first = StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1, **both)
-    return first, then
+    stages = []
+    if images:
+        stages.append(StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1, **both))
+    if images < steps:
+        stages.append(StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine", **both))
+    return tuple(stages)
 
 
 def make_config(settings: dict[str, Any], stages: tuple[StageConfig, ...], **training: Any) -> RunConfig:
@@ -166,9 +167,9 @@ def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[
         train(config, shards=shards, folder=folder, log=log, build=build)
 
 
-def load_averages(config: RunConfig, folder: Path) -> JointModels:
-    """The averaged weights of the newest checkpoint of a ``base`` run."""
-    models = build_joint(config, 1, text_encoder=None)
+def load_averages(config: RunConfig, folder: Path, build: Callable[..., JointModels]) -> JointModels:
+    """The models of a ``base`` run as ``build`` makes them, with the averaged weights of its newest checkpoint."""
+    models = build(config, 1)
     ema = Ema(models, config.training.ema_decay)
     checkpoint = latest_checkpoint(folder / "checkpoints")
     assert checkpoint is not None, f"{folder}: no checkpoint yet"
@@ -195,12 +196,12 @@ def train_base(
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
     build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None, frozen=freeze_text)
     run_training(config, make_shards(settings, work), work / "base", build)
-    export_base(config, work, output)
+    export_base(config, work, output, build)
 
 
-def export_base(config: RunConfig, work: Path, output: Path) -> None:
+def export_base(config: RunConfig, work: Path, output: Path, build: Callable[..., JointModels]) -> None:
     """Writes the averaged weights of the newest checkpoint in half precision."""
-    models = load_averages(config, work / "base")
+    models = load_averages(config, work / "base", build)
     save_half(models.transformer, output / "wan" / "transformer")
     save_half(models.text, output / "wan" / "text_encoder")
     write_export_settings(output / "wan", load_preset("toy_from_base"), base_is_copied=True)

@@ -16,6 +16,7 @@ from refalign.toy.cases import make_cases
 from refalign.toy.initial_weights import make_text_encoder, make_tokenizer
 from refalign.toy.rendering import render_scene
 from refalign.toy.scenes import make_scene
+from refalign.toy.train_transformer import make_stages
 
 BASE = str(WEIGHTS_FOLDER / "wan")
 SIGMA = 0.75
@@ -67,3 +68,10 @@ def test_stage_1_knows_its_references_from_others_and_which_is_whose():
 
     own, swapped, others = (measure_error(given) for given in (references, references.flip(1), references.roll(1, 0)))
     assert own < 0.97 * others and own < 0.98 * swapped, (own, swapped, others)
+
+
+@pytest.mark.parametrize(("image_share", "steps"), [(0.0, [10]), (0.7, [7, 3]), (1.0, [10])])
+def test_a_training_is_on_images_on_clips_or_on_both(image_share, steps):
+    stages = make_stages("base", 10, 1e-3, image_share)
+    assert [stage.steps for stage in stages] == steps
+    assert sum(stage.steps for stage in stages if stage.latent_frames == 1) == round(10 * image_share)
