@@ -2,8 +2,8 @@
 
     python benchmarks/curation.py --videos 240 --rounds 3
 
-Measured side by side, interleaved, on the subjects step and the shards step together, from an early committed part to the last
-(start-up and model loading are left out on both sides):
+Measured side by side, interleaved, on the subjects step and the shards step together, from an early committed part to a late one
+(start-up, model loading and the end, when an actor has nothing left to do, are left out):
 
 * efficiency: the sequential script on one core, over twice the pipeline with two actors;
 * against_all_threads: the sequential script with all threads, over the pipeline with two actors;
@@ -28,8 +28,8 @@ from recording import describe_machine, write_result
 from story import sum_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-VIDEOS_PER_PART, SAMPLES_PER_SHARD = 6, 6
-WARM_UP = 4
+VIDEOS_PER_PART, SAMPLES_PER_SHARD = 12, 12
+WARM_UP = 3
 """Commits before the clock starts: by then all actors have loaded their models."""
 
 
@@ -139,9 +139,8 @@ def run_pipeline(videos: Path, output: Path, *, actors: int, cores: set[int]) ->
             peak_bytes = max(peak_bytes, _memory_of(process.pid))
             time.sleep(1)
         assert process.returncode == 0, f"{command} ended with {process.returncode}"
-    seconds = {
-        step: _seconds_between_commits(output, step, count) for step, count in (("subjects", "clips"), ("shards", "samples"))
-    }
+    counted = (("subjects", "clips"), ("shards", "samples"))
+    seconds = {step: _seconds_between_commits(output, step, count, actors) for step, count in counted}
     return {"seconds_per_clip": sum(seconds.values()), "peak_gib": peak_bytes / 2**30}
 
 
@@ -154,9 +153,10 @@ def _memory_of(pid: int) -> int:
         return 0
 
 
-def _seconds_between_commits(output: Path, step: str, counted: str) -> float:
-    """Seconds per clip from the commit that ends the warm-up to the last, over what was committed after it."""
-    commits = sorted(output.glob(f"{step}-*/parts/*.json"), key=lambda path: path.stat().st_mtime)[WARM_UP - 1 :]
+def _seconds_between_commits(output: Path, step: str, counted: str, actors: int) -> float:
+    """Seconds per clip from the commit that ends the warm-up to the last before an actor has nothing left to do."""
+    commits = sorted(output.glob(f"{step}-*/parts/*.json"), key=lambda path: path.stat().st_mtime)
+    commits = commits[WARM_UP - 1 : len(commits) - actors + 1]
     counts = [json.loads(path.read_text())[counted] for path in commits]
     sizes = [count if isinstance(count, int) else len(count) for count in counts]
     return (commits[-1].stat().st_mtime - commits[0].stat().st_mtime) / sum(sizes[1:])

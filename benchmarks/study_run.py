@@ -31,6 +31,7 @@ from refalign.generation import RefAlignPipeline, make_scheduler
 from refalign.shards.reader import ShardIndex
 from refalign.toy.benchmark import OPTIONS, iter_generated
 from refalign.toy.cases import Case, make_benchmark, shuffle_references
+from refalign.toy.optim import autocast_where_fast
 from refalign.toy.train_transformer import build_joint
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
@@ -124,9 +125,10 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
 
 @contextmanager
 def mixed_precision() -> Iterator[None]:
-    """Matrix products in bfloat16; attention by plain products, which repeats bit for bit on every device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.autocast(device, torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
+    """Matrix products in bfloat16 where that is fast; attention by plain products, which repeats bit for bit on every device."""
+    on_gpu = torch.cuda.is_available()
+    mixed = torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if on_gpu else autocast_where_fast(cache_enabled=False)
+    with mixed, sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -1,4 +1,4 @@
-"""How the toy's convolutional models and its vision encoder are trained: Muon for kernels, and a state that resumes from a file.
+"""How the toy's models are trained: in bfloat16 where that is fast, Muon for kernels, and a state that resumes from a file.
 
 Measured on the toy VAE, one core, batches of crops, 200 steps at equal cost a step: 16.3 dB against 14.5 dB for AdamW at its best
 learning rate.
@@ -19,6 +19,12 @@ from refalign.training.optim import orthogonalise
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 """Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
 _AVERAGE_DECAY = 0.99
+
+
+def autocast_where_fast(**options: Any) -> torch.autocast:
+    """Matrix products in bfloat16 on a processor that has instructions for them; on others they take seventy times as long."""
+    found = torch.cpu.get_capabilities()
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(found.get("avx512_bf16") or found.get("amx_bf16")), **options)
 
 
 class Muon(torch.optim.Optimizer):

@@ -36,7 +36,7 @@ from refalign.toy.judges import (
     save_description,
     to_input,
 )
-from refalign.toy.optim import TrainingState, make_optimizers
+from refalign.toy.optim import TrainingState, autocast_where_fast, make_optimizers
 from refalign.toy.sampling import sample_clip, sample_clutter
 from refalign.toy.train_vae import load_vae, pass_through, to_pixels
 
@@ -197,7 +197,7 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, vae_fol
     while (step := state.step) < steps:
         reader.train()
         crops, travel, answers = make_batch(step, vae if step >= (1 - VAE_SHARE) * steps else None)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast_where_fast():
             logits = reader(crops, travel)
         loss = reading_loss(logits, answers)
         loss.backward()

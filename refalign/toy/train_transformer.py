@@ -30,6 +30,7 @@ from refalign.exports import write_export_settings
 from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
+from refalign.toy.optim import autocast_where_fast
 from refalign.training.checkpoint import latest_checkpoint, load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import TrainedModels, build_models
@@ -84,11 +85,11 @@ def make_raw_base(weights: Path, folder: Path) -> Path:
     return folder
 
 
-def make_settings(weights: Path, work: Path) -> dict[str, Any]:
-    """What the shards are made with, beyond the toy preset."""
+def make_settings(weights: Path, work: Path, world_seed: int) -> dict[str, Any]:
+    """What the shards are made with, beyond the toy preset; another seed gives other videos of the same creatures."""
     return {
         "input.world_videos": 5000,
-        "input.world_seed": 2000,
+        "input.world_seed": world_seed,
         "input.world_split": "train",
         "models.base": str(work / "raw_base"),
         "models.vision_encoder": str(weights / "dinov3"),
@@ -163,7 +164,7 @@ def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[
             print(f"step {step} " + " ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
 
     # Without the cache: it would keep the first step's weights in bfloat16 for as long as this context lasts.
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with autocast_where_fast(cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
         train(config, shards=shards, folder=folder, log=log, build=build)
 
 
@@ -181,7 +182,15 @@ def load_averages(config: RunConfig, folder: Path, build: Callable[..., JointMod
 
 
 def train_base(
-    weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float, freeze_text: bool = False
+    weights: Path,
+    work: Path,
+    steps: int,
+    output: Path,
+    *,
+    init: bool,
+    image_share: float,
+    world_seed: int,
+    freeze_text: bool = False,
 ) -> None:
     """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there.
 
@@ -190,7 +199,7 @@ def train_base(
     """
     make_raw_base(weights, work / "raw_base")
     stages = make_stages("base", steps, 1.5e-3, image_share)
-    settings = make_settings(weights, work)
+    settings = make_settings(weights, work, world_seed)
     start = copy_start(output / "wan", work / "base_start") if init else None
     config = make_config(settings, stages, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
@@ -213,7 +222,7 @@ def copy_start(model: Path, start: Path) -> str:
     return str(start)
 
 
-def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float) -> None:
+def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float, world_seed: int) -> None:
     """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there.
 
     Unlike the recipe, every second reference is from another clip, and the text is dropped for three samples in ten: what a
@@ -222,7 +231,7 @@ def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: b
     from safetensors.torch import load_file, save_file
 
     stages = make_stages("stage1", steps, 1.5e-3, image_share, cross_pair_fraction=0.5)
-    settings = make_settings(weights, work)
+    settings = make_settings(weights, work, world_seed)
     shards = make_shards(settings, work)
     start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
     build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
@@ -241,6 +250,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="total number of optimizer steps, of 32 samples each")
     parser.add_argument("--image-share", type=float, default=0.7, help="share of the steps, the first ones, on single frames")
     parser.add_argument("--work", type=Path, default=Path("runs/toy_weights"), help="shards and checkpoints")
+    parser.add_argument("--world-seed", type=int, default=2000, help="which videos; needs a --work of its own")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, help="the models to build on")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
     parser.add_argument("--init", action="store_true", help="go on from the weights in --output")
@@ -250,7 +260,7 @@ def main() -> None:
         parser.error("--freeze-text goes with base --init; stage1 never trains the text encoder")
     torch.set_num_threads(1)
     places = arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve()
-    options = {"init": arguments.init, "image_share": arguments.image_share}
+    options = {name: getattr(arguments, name) for name in ("init", "image_share", "world_seed")}
     if arguments.stage == "base":
         train_base(*places, **options, freeze_text=arguments.freeze_text)
     else:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from refalign.models.vae import VideoVAE, convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vae, save_half
-from refalign.toy.optim import TrainingState, make_optimizers
+from refalign.toy.optim import TrainingState, autocast_where_fast, make_optimizers
 from refalign.toy.sampling import sample_clip, sample_frame, sample_reference
 
 SEED = 30
@@ -176,7 +176,7 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save
     while (step := state.step) < steps:
         vae.train()
         pixels = make_batch(step, clips=step >= (1 - clip_share) * steps and step % 5 > 0)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast_where_fast():
             generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
             loss, psnr = reconstruction_loss(vae, pixels, generator, decoder_only=decoder_only)
             loss.backward()

@@ -1,10 +1,11 @@
-"""Muon over kernels finds a minimum, and a training resumes from its file."""
+"""Muon over kernels finds a minimum, a training resumes from its file, and products are rounded only where that is fast."""
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from refalign.toy.optim import Muon, TrainingState, make_optimizers, split_parameters
+from refalign.toy.optim import Muon, TrainingState, autocast_where_fast, make_optimizers, split_parameters
 
 
 def test_muon_fits_a_convolution_that_a_shrinking_step_can_reach():
@@ -59,3 +60,19 @@ def test_a_training_may_start_from_exported_weights(tmp_path):
     for name, tensor in exported.items():
         assert torch.equal(state.model.state_dict()[name], tensor.to(state.model.state_dict()[name].dtype)), name
         assert torch.equal(state.averaged.state_dict()[name], state.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("found", "dtype"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_products_are_rounded_only_where_the_processor_multiplies_bfloat16(
+    found: dict[str, bool], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    with autocast_where_fast():
+        assert (torch.eye(2) @ torch.eye(2)).dtype == dtype
