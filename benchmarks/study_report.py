@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from study_run import load_result
 from refalign.evaluation.bootstrap import Interval, count_seeds, hierarchical_bootstrap, smallest_seen
 from refalign.evaluation.confusion import CONFUSED
 from refalign.toy.benchmark import OPTIONS
+from refalign.toy.identities import HIDDEN_ATTRIBUTES
 
 Result = dict[str, Any]
 Clip = dict[str, Any]
@@ -33,6 +35,10 @@ def _confusion(clip: Clip) -> float | None:
     return float(np.mean([fate in CONFUSED for fate in fates])) if clip["subjects"] > 1 and fates else None
 
 
+def _carried(attribute: str, clip: Clip) -> float | None:
+    return clip.get("carried", {}).get(attribute)
+
+
 SCORES: dict[str, Callable[[Clip], float | None]] = {
     "fidelity": lambda clip: clip.get("fidelity"),
     "confusion": _confusion,
@@ -40,6 +46,7 @@ SCORES: dict[str, Callable[[Clip], float | None]] = {
     "pose": lambda clip: clip.get("pose"),
     "text": lambda clip: clip.get("text"),
     "chance": lambda clip: clip.get("chance"),
+    **{f"fidelity_{name}": partial(_carried, name) for name in HIDDEN_ATTRIBUTES},
 }
 """Score of one clip; None where it was not measured. ``fidelity`` decides, ``chance`` is what others' looks would score."""
 

@@ -33,6 +33,7 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
     """What one clip shows of its case; plain values.
 
     fidelity, text, pose: shares of hidden attributes, spoken attributes and poses that are as wanted (None: nothing was asked);
+    carried: fidelity by hidden attribute;
     fates and interference: `refalign.evaluation.confusion`; doubled: subjects too many; copy_paste, colour, edges: means over
     the subjects found, against their reference pictures; motion in px per frame; smoothness: 1 - mean distance of a frame from
     the mean of its neighbours, in [0, 1].
@@ -62,6 +63,7 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
     if case.given:
         record |= {
             "fidelity": _fidelity(shown, wanted),
+            "carried": _carried(shown, wanted),
             "fates": find_fates(shown, wanted),
             "interference": interference(shown, wanted).round(3).tolist(),
             **_compare_pictures(case, clip, found),
@@ -90,6 +92,13 @@ def _match(case: Case, seen: Sequence[Seen]) -> tuple[list[dict[str, int]], list
 
 def _fidelity(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> float:
     return float(np.mean([_agree(mine, theirs) for mine, theirs in zip(shown, wanted, strict=True)]))
+
+
+def _carried(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+    agreed = [
+        [bool(mine) and mine[place] == theirs[place] for place in range(len(theirs))] for mine, theirs in zip(shown, wanted)
+    ]
+    return {name: round(float(share), 4) for name, share in zip(HIDDEN_ATTRIBUTES, np.mean(agreed, 0), strict=True)}
 
 
 def _agree(shown: Sequence[str | None] | None, wanted: Sequence[str]) -> float:
@@ -138,13 +147,18 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def summarise(records: Sequence[Record]) -> Record:
-    """Means over clips, the share of each fate over slots, and the share of clips by what was found."""
-    numbers = ("fidelity", "text", "pose", "copy_paste", "colour", "edges", "motion_amplitude", "smoothness", "doubled")
+    """Means over clips, some also by number of subjects and by attribute, and the share of each fate over slots."""
     summary: Record = {"clips": len(records)}
-    for name in numbers:
-        values = [record[name] for record in records if record.get(name) is not None]
-        if values:
-            summary[name] = round(float(np.mean(values)), 4)
+    for name in ("fidelity", "text", "pose", "copy_paste", "colour", "edges", "motion_amplitude", "smoothness", "doubled"):
+        told = [(record["subjects"], record[name]) for record in records if record.get(name) is not None]
+        if told:
+            summary[name] = _mean([value for _, value in told])
+        if told and name in ("fidelity", "text", "pose"):
+            for size in sorted({size for size, _ in told}):
+                summary[f"{name}_of_{size}"] = _mean([value for each, value in told if each == size])
+    for name in HIDDEN_ATTRIBUTES:
+        if carried := [record["carried"][name] for record in records if "carried" in record]:
+            summary[f"fidelity_{name}"] = _mean(carried)
     several = [fate for record in records for fate in record.get("fates", ()) if record["subjects"] > 1]
     if several:
         summary |= {f"fate_{fate}": round(several.count(fate) / len(several), 4) for fate in FATES}
