@@ -139,6 +139,10 @@ class LocalCluster:
                 found += [each for each in psutil.Process(node.pid).children(recursive=True) if name in _command_of(each)]
         return found
 
+    def find_node(self, resource: str) -> subprocess.Popen[bytes]:
+        """The node that offers a custom resource: perhaps not the one that was added, if that one failed to start."""
+        return next(node for node in self.nodes if resource in self._offers[node][1])
+
     def _all_nodes(self) -> list[subprocess.Popen[bytes]]:
         return [*([self.head] if self.head else []), *self.nodes]
 

@@ -176,13 +176,12 @@ def make_clips(
 
 def judge_clips(place: Place, clips: Path, cases: list[Case]) -> list[dict[str, Any]]:
     """A record per clip, with what it would score against another's looks as ``chance``."""
-    from refalign.toy.scoring import measure_fidelity, score_clip
+    from refalign.toy.scoring import score_clip
     from refalign.toy.seeing import Watcher
 
     watcher, records = Watcher.load(place.judges), []
     for case, other, clip in zip(cases, shuffle_references(cases), np.load(clips)["clips"], strict=True):
-        seen = watcher.watch(clip)
-        records.append({**score_clip(case, clip, seen), "chance": measure_fidelity(other, seen)})
+        records.append(score_clip(case, clip, watcher.watch(clip), other))
     return records
 
 

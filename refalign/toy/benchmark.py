@@ -76,10 +76,11 @@ def run_benchmark(
     """
     done = {record["key"]: record for record in _read_lines(file)}
     todo = [case for case in cases if case.key not in done]
+    others = {case.key: other for case, other in zip(cases, shuffle_references(cases), strict=True) if case.given}
     watcher = Watcher.load(judges)
     file.parent.mkdir(parents=True, exist_ok=True)
     for case, clip in zip(todo, iter_generated(pipeline, todo, OPTIONS | (options or {})), strict=True):
-        done[case.key] = score_clip(case, clip, watcher.watch(clip))
+        done[case.key] = score_clip(case, clip, watcher.watch(clip), others.get(case.key))
         if keep:
             save_strip(case, clip, keep / f"{case.key}.png")
         with file.open("a") as lines:

@@ -22,7 +22,7 @@ _AVERAGE_DECAY = 0.99
 
 
 def autocast_where_fast(**options: Any) -> torch.autocast:
-    """Matrix products in bfloat16 on a processor that has instructions for them; on others they take seventy times as long."""
+    """Matrix products in bfloat16 on a processor that has instructions for them; on others they take sixty times as long."""
     found = torch.cpu.get_capabilities()
     return torch.autocast("cpu", torch.bfloat16, enabled=bool(found.get("avx512_bf16") or found.get("amx_bf16")), **options)
 

@@ -29,11 +29,14 @@ Record = dict[str, Any]
 Shown = list[str | None] | None
 
 
-def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
+def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen], other: Case | None = None) -> Record:
     """What one clip shows of its case; plain values.
 
+    Args:
+        other: the case with another's hidden looks (`refalign.toy.cases.shuffle_references`), whose fidelity is chance.
+
     fidelity, text, pose: shares of hidden attributes, spoken attributes and poses that are as wanted (None: nothing was asked);
-    carried: fidelity by hidden attribute;
+    carried: fidelity by hidden attribute; chance and carried_by_chance: both against ``other``;
     fates and interference: `refalign.evaluation.confusion`; doubled: subjects too many; copy_paste, colour, edges: means over
     the subjects found, against their reference pictures; motion in px per frame; smoothness: 1 - mean distance of a frame from
     the mean of its neighbours, in [0, 1].
@@ -70,13 +73,10 @@ def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen]) -> Record:
             # Whoever is pasted stands as in the picture, not as asked: it is known by its looks alone.
             "copy_paste": _copy_paste(case, assign(seen, truths, [HIDDEN_ATTRIBUTES] * len(truths))),
         }
+    if other is not None:
+        _, _, wanted, shown = _match(other, seen)
+        record |= {"chance": _fidelity(shown, wanted), "carried_by_chance": _carried(shown, wanted)}
     return record
-
-
-def measure_fidelity(case: Case, seen: Sequence[Seen]) -> float:
-    """The share of hidden attributes alone; with another's looks (`refalign.toy.cases.shuffle_references`) it is chance."""
-    _, _, wanted, shown = _match(case, seen)
-    return _fidelity(shown, wanted)
 
 
 def _match(case: Case, seen: Sequence[Seen]) -> tuple[list[dict[str, int]], list[Seen | None], list[list[str]], list[Shown]]:
@@ -149,7 +149,18 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def summarise(records: Sequence[Record]) -> Record:
     """Means over clips, some also by number of subjects and by attribute, and the share of each fate over slots."""
     summary: Record = {"clips": len(records)}
-    for name in ("fidelity", "text", "pose", "copy_paste", "colour", "edges", "motion_amplitude", "smoothness", "doubled"):
+    for name in (
+        "fidelity",
+        "chance",
+        "text",
+        "pose",
+        "copy_paste",
+        "colour",
+        "edges",
+        "motion_amplitude",
+        "smoothness",
+        "doubled",
+    ):
         told = [(record["subjects"], record[name]) for record in records if record.get(name) is not None]
         if told:
             summary[name] = _mean([value for _, value in told])
@@ -157,8 +168,9 @@ def summarise(records: Sequence[Record]) -> Record:
             for size in sorted({size for size, _ in told}):
                 summary[f"{name}_of_{size}"] = _mean([value for each, value in told if each == size])
     for name in HIDDEN_ATTRIBUTES:
-        if carried := [record["carried"][name] for record in records if "carried" in record]:
-            summary[f"fidelity_{name}"] = _mean(carried)
+        for kind, source in (("fidelity", "carried"), ("chance", "carried_by_chance")):
+            if carried := [record[source][name] for record in records if source in record]:
+                summary[f"{kind}_{name}"] = _mean(carried)
     several = [fate for record in records for fate in record.get("fates", ()) if record["subjects"] > 1]
     if several:
         summary |= {f"fate_{fate}": round(several.count(fate) / len(several), 4) for fate in FATES}

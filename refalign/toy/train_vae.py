@@ -31,7 +31,7 @@ HELDOUT_SEED = 31
 KL_WEIGHT = 3e-5
 EDGE_WEIGHT = 0.5
 DECODER_PEAK = 0.3
-"""Learning rate of a decoder trained alone, over that of a whole VAE: at 1 it forgot more than it learned."""
+"""Highest learning rate of a decoder trained alone, over that of a whole VAE: at 1 it forgot more than it learned."""
 CLIP_SHARE = 0.55
 """Share of the steps, the last ones, that train on clips, but for every fifth."""
 
@@ -157,11 +157,15 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50, 0.01 + 0.99 * 2 * (1 - step / steps))
 
 
-def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int, decoder_only: bool) -> None:
+def train(
+    steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int, decoder_only: bool, peak: float
+) -> None:
     """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics.
 
-    ``decoder_only`` leaves the latents what they are, so that Transformers of earlier weights still fit; from the first step on,
-    it trains on clips.
+    Args:
+        decoder_only: leaves the latents what they are, so that Transformers of earlier weights still fit; from the first step on,
+            it trains on clips.
+        peak: the highest learning rate, over that of a whole VAE.
     """
     vae = convolve_planes(make_vae())
     prepare(vae)
@@ -171,7 +175,7 @@ def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    clip_share, peak = (1.0, DECODER_PEAK) if decoder_only else (CLIP_SHARE, 1.0)
+    clip_share = 1.0 if decoder_only else CLIP_SHARE
     started, psnrs = time.monotonic(), []
     while (step := state.step) < steps:
         vae.train()
@@ -213,11 +217,13 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae")
     parser.add_argument("--decoder-only", action="store_true", help="go on from --output without a change to its latents")
+    parser.add_argument("--peak", type=float, help="highest learning rate over that of a whole VAE; a decoder alone takes 0.3")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.steps:
         init = arguments.init or (arguments.output if arguments.decoder_only else None)
-        options = {"save_every": arguments.save_every, "decoder_only": arguments.decoder_only}
+        peak = arguments.peak or (DECODER_PEAK if arguments.decoder_only else 1.0)
+        options = {"save_every": arguments.save_every, "decoder_only": arguments.decoder_only, "peak": peak}
         train(arguments.steps, arguments.checkpoint, init, arguments.output, **options)
     print(evaluate(load_vae(arguments.output), 100, 100))
 

@@ -67,7 +67,8 @@ def test_a_job_survives_the_loss_of_a_node_in_curation_and_of_one_in_training(st
     flags = [part for name, value in PLACED.items() for part in ("--set", f"{name}={value}")]
     command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "pipelines/full.py"]
     with local_cluster(tmp_path / "cluster", head_cpus=1) as cluster, log.open("wb") as file:
-        nodes = {kind: cluster.add_node(1, {kind: 1}) for kind in ("curation", "training")}
+        for kind in ("curation", "training"):
+            cluster.add_node(1, {kind: 1})
         cluster.wait(3)
         environment = {name: value for name, value in cluster.environment.items() if name != "RAY_ADDRESS"}
         command += ["--preset", "toy_tiny", "--output", str(output), *flags]
@@ -78,8 +79,9 @@ def test_a_job_survives_the_loss_of_a_node_in_curation_and_of_one_in_training(st
         }
         for kind, (process, has_begun) in at_work.items():
             assert watch(job, cluster, has_begun), log.read_text()[-4000:]
-            assert cluster.find_processes(process, nodes[kind]) == cluster.find_processes(process) != []
-            cluster.kill_node(nodes[kind])
+            node = cluster.find_node(kind)
+            assert cluster.find_processes(process, node) == cluster.find_processes(process) != []
+            cluster.kill_node(node)
             cluster.add_node(1, {kind: 1})
         watch(job, cluster, lambda: False)
         assert job.returncode == 0, log.read_text()[-4000:]
