@@ -14,6 +14,24 @@ from tests.serving import serving
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores crawl
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_STARTS_RAY = ("e2e/", "infra/test_ray_jobs.py", "infra/test_observability.py")
+"""Beside the files whose tests take `ray_cluster`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two workers one takes all files that start Ray, which come first; the others go file by file to who is free.
+
+    A cluster that starts beside another one on two cores may miss Ray's own limit of 15 s for its agents.
+    """
+    root = Path(__file__).parent
+    files = {item: item.path.relative_to(root).as_posix() for item in items}
+    with_ray = {files[item] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item, file in files.items():
+        starts_ray = file in with_ray or file.startswith(_STARTS_RAY)
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else file))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+
 
 @pytest.fixture(scope="session")
 def ray_cluster():
