@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_cluster import find_ports
@@ -14,23 +15,38 @@ from tests.serving import serving
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes with two threads each on two cores crawl
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_STARTS_RAY = ("e2e/", "infra/test_ray_jobs.py", "infra/test_observability.py")
-"""Beside the files whose tests take `ray_cluster`."""
+_STARTS_RAY = (
+    "tests/e2e/",
+    "tests/evaluation/test_champion.py",
+    "tests/evaluation/test_opens2v.py",
+    "tests/infra/test_observability.py",
+    "tests/infra/test_ray_jobs.py",
+    "tests/training/test_launch_ray.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two workers one takes all files that start Ray, which come first; the others go file by file to who is free.
+def _group(nodeid: str) -> str:
+    """Tests that one worker takes, one after another: those that start Ray, or a file.
 
     A cluster that starts beside another one on two cores may miss Ray's own limit of 15 s for its agents.
     """
-    root = Path(__file__).parent
-    files = {item: item.path.relative_to(root).as_posix() for item in items}
-    with_ray = {files[item] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item, file in files.items():
-        starts_ray = file in with_ray or file.startswith(_STARTS_RAY)
-        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else file))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+    return "ray" if nodeid.startswith(_STARTS_RAY) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest group comes first, so that the other worker is not left waiting for it."""
+    items.sort(key=lambda item: _group(item.nodeid) != "ray")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of ``pytest -n 2``: hands out groups instead of single tests."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
