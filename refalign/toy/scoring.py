@@ -25,6 +25,9 @@ OUTLINE_PX = 24
 WHITE = 250
 """A reference's background has no channel below it."""
 
+_BY_SIZE = ("fidelity", "text", "pose")
+_NUMBERS = (*_BY_SIZE, "chance", "copy_paste", "colour", "edges", "motion_amplitude", "smoothness", "doubled")
+
 Record = dict[str, Any]
 Shown = list[str | None] | None
 
@@ -32,14 +35,14 @@ Shown = list[str | None] | None
 def score_clip(case: Case, clip: np.ndarray, seen: Sequence[Seen], other: Case | None = None) -> Record:
     """What one clip shows of its case; plain values.
 
-    Args:
-        other: the case with another's hidden looks (`refalign.toy.cases.shuffle_references`), whose fidelity is chance.
-
     fidelity, text, pose: shares of hidden attributes, spoken attributes and poses that are as wanted (None: nothing was asked);
     carried: fidelity by hidden attribute; chance and carried_by_chance: both against ``other``;
     fates and interference: `refalign.evaluation.confusion`; doubled: subjects too many; copy_paste, colour, edges: means over
     the subjects found, against their reference pictures; motion in px per frame; smoothness: 1 - mean distance of a frame from
     the mean of its neighbours, in [0, 1].
+
+    Args:
+        other: the case with another's hidden looks (`refalign.toy.cases.shuffle_references`), whose fidelity is chance.
     """
     subjects = case.plan.subjects
     truths, found, wanted, shown = _match(case, seen)
@@ -149,22 +152,11 @@ def outline(mask: np.ndarray) -> np.ndarray:
 def summarise(records: Sequence[Record]) -> Record:
     """Means over clips, some also by number of subjects and by attribute, and the share of each fate over slots."""
     summary: Record = {"clips": len(records)}
-    for name in (
-        "fidelity",
-        "chance",
-        "text",
-        "pose",
-        "copy_paste",
-        "colour",
-        "edges",
-        "motion_amplitude",
-        "smoothness",
-        "doubled",
-    ):
+    for name in _NUMBERS:
         told = [(record["subjects"], record[name]) for record in records if record.get(name) is not None]
         if told:
             summary[name] = _mean([value for _, value in told])
-        if told and name in ("fidelity", "text", "pose"):
+        if told and name in _BY_SIZE:
             for size in sorted({size for size, _ in told}):
                 summary[f"{name}_of_{size}"] = _mean([value for each, value in told if each == size])
     for name in HIDDEN_ATTRIBUTES:

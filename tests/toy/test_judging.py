@@ -13,7 +13,6 @@ from refalign.generation import RefAlignPipeline
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.benchmark import run_benchmark
 from refalign.toy.cases import (
-    Case,
     Fault,
     draw_case,
     make_benchmark,
@@ -90,13 +89,14 @@ def test_perfect_clips_score_one_and_shuffled_references_chance(num_subjects: in
     cases = make_cases(30, num_subjects=num_subjects)
     clip = np.zeros((9, 96, 96, 3), np.uint8)
 
-    def score(scored: list[Case], shown: list[Case]) -> dict[str, float]:
-        seen = [[make_seen(s.identity, s.pose, x_px=s.x_px[0]) for s in case.plan.subjects] for case in shown]
-        return summarise([score_clip(case, clip, each) for case, each in zip(scored, seen, strict=True)])
-
-    perfect = score(cases, cases)
-    assert perfect["fidelity"] == perfect["text"] == perfect["pose"] == 1
-    assert score(shuffle_references(cases), cases)["fidelity"] < 0.5
+    seen = [[make_seen(s.identity, s.pose, x_px=s.x_px[0]) for s in case.plan.subjects] for case in cases]
+    others = shuffle_references(cases)
+    perfect = summarise([score_clip(case, clip, *each) for case, *each in zip(cases, seen, others, strict=True)])
+    assert perfect["fidelity"] == perfect[f"fidelity_of_{num_subjects}"] == perfect["text"] == perfect["pose"] == 1
+    assert all(perfect[f"fidelity_{name}"] == 1 > perfect[f"chance_{name}"] for name in HIDDEN_ATTRIBUTES)
+    assert perfect["chance"] == pytest.approx(np.mean([perfect[f"chance_{name}"] for name in HIDDEN_ATTRIBUTES]), abs=1e-3)
+    shuffled = summarise([score_clip(other, clip, each) for other, each in zip(others, seen, strict=True)])
+    assert shuffled["fidelity"] == perfect["chance"] < 0.5
     nothing = summarise([score_clip(case, clip, []) for case in cases])
     assert nothing["fidelity"] == nothing["text"] == nothing["pose"] == 0 and "colour" not in nothing
     if num_subjects > 1:
