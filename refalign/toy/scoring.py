@@ -93,19 +93,20 @@ def _match(case: Case, seen: Sequence[Seen]) -> tuple[list[dict[str, int]], list
     return truths, found, wanted, shown
 
 
+def _agreement(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> np.ndarray:
+    """Whether each subject shows each hidden attribute as wanted: bool [subjects, attributes]."""
+    return np.array(
+        [[bool(mine) and mine[place] == value for place, value in enumerate(theirs)] for mine, theirs in zip(shown, wanted)]
+    )
+
+
 def _fidelity(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> float:
-    return float(np.mean([_agree(mine, theirs) for mine, theirs in zip(shown, wanted, strict=True)]))
+    return float(_agreement(shown, wanted).mean())
 
 
 def _carried(shown: Sequence[Shown], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
-    agreed = [
-        [bool(mine) and mine[place] == theirs[place] for place in range(len(theirs))] for mine, theirs in zip(shown, wanted)
-    ]
-    return {name: round(float(share), 4) for name, share in zip(HIDDEN_ATTRIBUTES, np.mean(agreed, 0), strict=True)}
-
-
-def _agree(shown: Sequence[str | None] | None, wanted: Sequence[str]) -> float:
-    return float(np.mean([mine == theirs for mine, theirs in zip(shown, wanted, strict=True)])) if shown else 0.0
+    shares = _agreement(shown, wanted).mean(0)
+    return {name: round(float(share), 4) for name, share in zip(HIDDEN_ATTRIBUTES, shares, strict=True)}
 
 
 def _compare_pictures(case: Case, clip: np.ndarray, found: Sequence[Seen | None]) -> dict[str, float | None]:
