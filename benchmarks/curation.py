@@ -6,6 +6,7 @@ Measured side by side, interleaved, on the subjects step and the shards step tog
 (start-up, model loading and the end, when an actor has nothing left to do, are left out):
 
 * efficiency: the sequential script on one core, over twice the pipeline with two actors;
+* ceiling: what the machine's cores leave of that: one such script alone, over as many of them side by side as there are cores;
 * against_all_threads: the sequential script with all threads, over the pipeline with two actors;
 * overhead: the pipeline with one actor of one thread over the bare sum of decoding, detecting and encoding, less 1; Ray's own
   processes, which efficiency counts in full, may use the other core;
@@ -166,14 +167,19 @@ def _seconds_between_commits(output: Path, step: str, counted: str, actors: int)
     return (commits[-1].stat().st_mtime - commits[0].stat().st_mtime) / sum(sizes[1:])
 
 
-def call_sequential(videos: Path, threads: int, cores: set[int]) -> dict[str, float]:
+def start_sequential(videos: Path, threads: int, cores: set[int]) -> subprocess.Popen[str]:
     """`run_sequential` in a process of its own on some cores."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, __file__, "--sequential", str(videos), "--threads", str(threads)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     os.sched_setaffinity(process.pid, cores)
+    return process
+
+
+def finish_sequential(process: subprocess.Popen[str]) -> dict[str, float]:
+    """What `run_sequential` measured there."""
     said, _ = process.communicate()
-    assert process.returncode == 0, f"{command} ended with {process.returncode}"
+    assert process.returncode == 0, f"{process.args} ended with {process.returncode}"
     return json.loads(said.splitlines()[-1])
 
 
@@ -191,7 +197,9 @@ def measure(folder: Path, videos: int, rounds: int) -> dict[str, Any]:
     one = {min(cores)}
     rows: list[dict[str, float]] = []
     for _ in range(rounds):
-        sequential, threaded = call_sequential(once, 1, one), call_sequential(once, len(cores), cores)
+        sequential = finish_sequential(start_sequential(once, 1, one))
+        beside = [finish_sequential(each) for each in [start_sequential(once, 1, {core}) for core in cores]]
+        threaded = finish_sequential(start_sequential(once, len(cores), cores))
         both = run_pipeline(once, folder / "out", actors=2)
         single = run_pipeline(once, folder / "out", actors=1)
         doubled = run_pipeline(twice, folder / "out", actors=2)
@@ -199,6 +207,7 @@ def measure(folder: Path, videos: int, rounds: int) -> dict[str, Any]:
         rows.append(
             {
                 "efficiency": per_clip / (len(cores) * both["seconds_per_clip"]),
+                "ceiling": sequential["seconds"] / statistics.mean(each["seconds"] for each in beside),
                 "against_all_threads": threaded["seconds"] / threaded["clips"] / both["seconds_per_clip"],
                 "overhead": single["seconds_per_clip"] / (sequential["bare_seconds"] / sequential["clips"]) - 1,
                 "doubled_time": 2 * doubled["seconds_per_clip"] / both["seconds_per_clip"],

@@ -34,7 +34,15 @@ def _group(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest group comes first, so that the other worker is not left waiting for it."""
+    """The longest group comes first, so that the other worker is not left waiting for it.
+
+    Raises:
+        UsageError: a file that starts Ray is not named above.
+    """
+    for item in items:
+        starts_ray = "ray_cluster" in item.fixturenames or hasattr(item.module, "local_cluster")
+        if starts_ray and _group(item.nodeid) != "ray":
+            raise pytest.UsageError(f"{item.path.name} starts Ray; name it in _STARTS_RAY of tests/conftest.py")
     items.sort(key=lambda item: _group(item.nodeid) != "ray")
 
 

@@ -51,13 +51,13 @@ def make_transformer(seed: int = SEED) -> Any:
     torch.manual_seed(seed)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=4,
+        num_attention_heads=6,
         attention_head_dim=32,
         in_channels=16,
         out_channels=16,
         text_dim=TEXT_WIDTH,
         freq_dim=64,
-        ffn_dim=512,
+        ffn_dim=768,
         num_layers=6,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",

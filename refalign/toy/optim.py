@@ -21,10 +21,15 @@ MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 _AVERAGE_DECAY = 0.99
 
 
-def autocast_where_fast(**options: Any) -> torch.autocast:
-    """Matrix products in bfloat16 on a processor that has instructions for them; on others they take sixty times as long."""
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; others take sixty times as long as in float32."""
     found = torch.cpu.get_capabilities()
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(found.get("avx512_bf16") or found.get("amx_bf16")), **options)
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def autocast_where_fast(**options: Any) -> torch.autocast:
+    """Matrix products in bfloat16 on a processor that has instructions for them."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(), **options)
 
 
 class Muon(torch.optim.Optimizer):

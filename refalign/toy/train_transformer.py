@@ -30,7 +30,7 @@ from refalign.exports import write_export_settings
 from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
-from refalign.toy.optim import autocast_where_fast
+from refalign.toy.optim import autocast_where_fast, multiplies_bfloat16
 from refalign.training.checkpoint import latest_checkpoint, load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import TrainedModels, build_models
@@ -88,12 +88,13 @@ def make_raw_base(weights: Path, folder: Path) -> Path:
 def make_settings(weights: Path, work: Path, world_seed: int) -> dict[str, Any]:
     """What the shards are made with, beyond the toy preset; another seed gives other videos of the same creatures."""
     return {
-        "input.world_videos": 5000,
+        "input.world_videos": 12000,
         "input.world_seed": world_seed,
         "input.world_split": "train",
         "models.base": str(work / "raw_base"),
         "models.vision_encoder": str(weights / "dinov3"),
         "models.detector": str(weights / "detector"),
+        "models.encoder_dtype": "bfloat16" if multiplies_bfloat16() else "float32",
         "curation.videos_per_part": 50,
         "shards.samples_per_shard": 128,
         "cluster.subjects.max_actors": 2,
