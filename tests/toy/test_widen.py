@@ -1,11 +1,12 @@
-"""A wider Transformer computes what the narrow one did, and learns with what is new."""
+"""A wider Transformer computes what the narrow one did, and learns with what is new; stage 1 follows its base."""
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
 from refalign.models.projector import Projectors
-from refalign.toy.initial_weights import make_transformer
+from refalign.toy.initial_weights import make_transformer, save_half
+from refalign.toy.rebase import rebase
 from refalign.toy.widen import widen, widen_projector
 
 
@@ -46,3 +47,14 @@ def test_a_wider_projector_gives_the_same_tokens():
     wide.load_state_dict({name: widen_projector(name, was, wide.state_dict()[name]) for name, was in narrow.state_dict().items()})
     tokens = torch.randn(2, 3, 4, 12)
     torch.testing.assert_close(wide((tokens,)), narrow((tokens[..., :8],)))
+
+
+def test_stage_1_follows_its_base(tmp_path):
+    places = [tmp_path / name for name in ("stage1", "before", "after")]
+    for seed, place in enumerate(places):
+        save_half(make_transformer(seed), place)
+    stage1, before, after = (WanTransformer3DModel.from_pretrained(place).state_dict() for place in places)
+    rebase(*places)
+    moved = WanTransformer3DModel.from_pretrained(places[0]).state_dict()
+    for name, tensor in moved.items():
+        torch.testing.assert_close(tensor, stage1[name] + after[name] - before[name], atol=2e-3, rtol=2e-3)
