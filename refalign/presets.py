@@ -70,7 +70,7 @@ def toy_from_base() -> RunConfig:
             checkpoint_every=20,
             validate_every=20,
         ),
-        evaluation=EvaluationConfig(num_inference_steps=20, guidance_scale=4.0, reference_guidance_scale=6.0),
+        evaluation=EvaluationConfig(num_inference_steps=20, guidance_scale=2.5, reference_guidance_scale=4.0),
         # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
         cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, worker_cpus=0.5, threads=1),
     )
