@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.initial_weights import save_half
+from refalign.toy.initial_weights import make_transformer, save_half
 
 Weights = dict[str, Tensor]
 
@@ -28,8 +28,9 @@ def rebase(stage1: Path, before: Path, after: Path) -> None:
     """Replaces the Transformer in ``stage1``; ``before`` and ``after`` are folders of the base's Transformer."""
     from diffusers import WanTransformer3DModel
 
-    moved, old, new = (WanTransformer3DModel.from_pretrained(folder) for folder in (stage1, before, after))
-    moved.float().load_state_dict(add_progress(moved.state_dict(), old.state_dict(), new.state_dict()))
+    weights = [WanTransformer3DModel.from_pretrained(folder).state_dict() for folder in (stage1, before, after)]
+    moved = make_transformer()  # whose config, unlike that of a loaded one, names no folder
+    moved.load_state_dict(add_progress(*weights))
     save_half(moved, stage1)
 
 
