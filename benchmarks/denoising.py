@@ -1,0 +1,93 @@
+"""At which noise levels does the embedded stage 1 lose what creatures look like?
+
+    uv run benchmarks/denoising.py [--per-tier 2] [--picture FILE]
+
+Held-out clips are encoded, mixed with noise at some level as in training, and denoised from there with their prompt and
+references, without guidance; the judges then read what is left of the creatures. Beside it: the same latents with noise added and
+not denoised, which shows how much of an error the VAE's decoder forgives.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from recording import describe_machine, write_result
+from torch import Tensor
+
+from refalign.models.text import TextEncoder, pad_prompt_embeds
+from refalign.models.vae import VideoVAE
+from refalign.models.wan import RefAlignTransformer, load_transformer
+from refalign.presets import load_preset
+from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.cases import Case, make_benchmark
+from refalign.toy.rendering import render_scene
+from refalign.toy.scoring import score_clip
+from refalign.toy.seeing import Watcher
+
+LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Share of noise in what denoising begins with."""
+ADDED = (0.0, 0.2, 0.5)
+"""Standard deviations of noise that is added to latents, whose own is about 1, and left in."""
+STEPS = 20
+SCORES = ("text", "fidelity", "pose")
+
+
+@torch.no_grad()
+def denoise(transformer: RefAlignTransformer, latents: Tensor, level: float, shift: float, **conditions: Tensor) -> Tensor:
+    """Euler steps from ``level`` to 0 over those of ``STEPS`` shifted levels that lie below it; [1, Z, T, h, w]."""
+    even = torch.linspace(1, 0, STEPS + 1)
+    shifted = shift * even / (1 + (shift - 1) * even)
+    levels = [level, *shifted[shifted < level].tolist()]
+    for now, then in zip(levels, levels[1:], strict=False):
+        latents = latents + (then - now) * transformer(latents, torch.tensor([1000 * now]), **conditions).velocity
+    return latents
+
+
+def degrade(case: Case, weights: Path, transformer: RefAlignTransformer) -> dict[str, np.ndarray]:
+    """The case's clip, uint8 [F, H, W, 3], after each treatment."""
+    preset = load_preset("toy")
+    vae, text = VideoVAE.from_pretrained(str(weights / "wan")), TextEncoder.from_pretrained(str(weights / "wan"))
+    latents = vae.encode(torch.from_numpy(render_scene(case.plan).frames[None]))
+    conditions = {
+        "prompt_embeds": pad_prompt_embeds(text.encode([case.prompt]), preset.models.max_text_tokens),
+        "reference_latents": vae.encode_images(torch.from_numpy(np.stack(case.named_references)))[None],
+    }
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    treated = {f"added {size:g}": latents + size * noise for size in ADDED}
+    for level in LEVELS:
+        mixed = (1 - level) * latents + level * noise
+        treated[f"from {level:g}"] = denoise(transformer, mixed, level, preset.objective.shift, **conditions)
+    return {name: np.asarray(vae.decode(each)[0]) for name, each in treated.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER)
+    parser.add_argument("--per-tier", type=int, default=2)
+    parser.add_argument("--picture", type=Path, help="a PNG: a row per clip, its middle frame after each treatment")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = describe_machine()
+    watcher = Watcher.load(arguments.weights / "judges")
+    transformer = load_transformer(str(arguments.weights / "stage1" / "export")).eval()
+    cases, rows, scores = make_benchmark(arguments.per_tier), [], {}
+    for case in cases:
+        clips = degrade(case, arguments.weights, transformer)
+        rows.append(np.concatenate([clip[len(clip) // 2] for clip in clips.values()], axis=1))
+        for name, clip in clips.items():
+            scores.setdefault(name, []).append(score_clip(case, clip, watcher.watch(clip)))
+    if arguments.picture:
+        Image.fromarray(np.concatenate(rows)).save(arguments.picture)
+    means = {
+        treatment: {name: round(float(np.mean([each[name] for each in records if each[name] is not None])), 3) for name in SCORES}
+        for treatment, records in scores.items()
+    }
+    write_result("denoising", {"clips": len(cases), "read_by_the_judges": means}, machine)
+
+
+if __name__ == "__main__":
+    main()
