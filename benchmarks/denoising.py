@@ -18,6 +18,7 @@ from PIL import Image
 from recording import describe_machine, write_result
 from torch import Tensor
 
+from refalign.generation import make_scheduler
 from refalign.models.text import TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer, load_transformer
@@ -25,7 +26,7 @@ from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.cases import Case, make_benchmark
 from refalign.toy.rendering import render_scene
-from refalign.toy.scoring import score_clip
+from refalign.toy.scoring import score_clip, summarise
 from refalign.toy.seeing import Watcher
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -39,18 +40,17 @@ SCORES = ("text", "fidelity", "pose")
 @torch.no_grad()
 def denoise(transformer: RefAlignTransformer, latents: Tensor, level: float, shift: float, **conditions: Tensor) -> Tensor:
     """Euler steps from ``level`` to 0 over those of ``STEPS`` shifted levels that lie below it; [1, Z, T, h, w]."""
-    even = torch.linspace(1, 0, STEPS + 1)
-    shifted = shift * even / (1 + (shift - 1) * even)
-    levels = [level, *shifted[shifted < level].tolist()]
+    scheduler = make_scheduler("euler", shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, STEPS + 1)[:-1].tolist())
+    levels = [level, *scheduler.sigmas[scheduler.sigmas < level].tolist()]
     for now, then in zip(levels, levels[1:], strict=False):
         latents = latents + (then - now) * transformer(latents, torch.tensor([1000 * now]), **conditions).velocity
     return latents
 
 
-def degrade(case: Case, weights: Path, transformer: RefAlignTransformer) -> dict[str, np.ndarray]:
+def degrade(case: Case, vae: VideoVAE, text: TextEncoder, transformer: RefAlignTransformer) -> dict[str, np.ndarray]:
     """The case's clip, uint8 [F, H, W, 3], after each treatment."""
     preset = load_preset("toy")
-    vae, text = VideoVAE.from_pretrained(str(weights / "wan")), TextEncoder.from_pretrained(str(weights / "wan"))
     latents = vae.encode(torch.from_numpy(render_scene(case.plan).frames[None]))
     conditions = {
         "prompt_embeds": pad_prompt_embeds(text.encode([case.prompt]), preset.models.max_text_tokens),
@@ -74,18 +74,18 @@ def main() -> None:
     machine = describe_machine()
     watcher = Watcher.load(arguments.weights / "judges")
     transformer = load_transformer(str(arguments.weights / "stage1" / "export")).eval()
+    base = str(arguments.weights / "wan")
+    vae, text = VideoVAE.from_pretrained(base), TextEncoder.from_pretrained(base)
     cases, rows, scores = make_benchmark(arguments.per_tier), [], {}
     for case in cases:
-        clips = degrade(case, arguments.weights, transformer)
+        clips = degrade(case, vae, text, transformer)
         rows.append(np.concatenate([clip[len(clip) // 2] for clip in clips.values()], axis=1))
         for name, clip in clips.items():
             scores.setdefault(name, []).append(score_clip(case, clip, watcher.watch(clip)))
     if arguments.picture:
         Image.fromarray(np.concatenate(rows)).save(arguments.picture)
-    means = {
-        treatment: {name: round(float(np.mean([each[name] for each in records if each[name] is not None])), 3) for name in SCORES}
-        for treatment, records in scores.items()
-    }
+    summaries = {treatment: summarise(records) for treatment, records in scores.items()}
+    means = {treatment: {name: summary[name] for name in SCORES} for treatment, summary in summaries.items()}
     write_result("denoising", {"clips": len(cases), "read_by_the_judges": means}, machine)
 
 

@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="the base's Transformer that stage 1 went on from")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER)
     arguments = parser.parse_args()
-    transformer = Path("transformer")
-    rebase(arguments.weights / "stage1" / "export" / transformer, arguments.before, arguments.weights / "wan" / transformer)
+    weights = arguments.weights
+    rebase(weights / "stage1" / "export" / "transformer", arguments.before, weights / "wan" / "transformer")
 
 
 if __name__ == "__main__":

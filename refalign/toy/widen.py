@@ -44,16 +44,16 @@ def _widen_tensor(name: str, was: Tensor, fresh: Tensor) -> Tensor:
         return repeat(was, was.ndim - 1, fresh.shape[-1])
     if name.startswith("patch_embedding"):
         return repeat(was, 0, len(fresh))
+    writes = any(writer in name for writer in WRITERS)
     if ".time_proj." in name:
         rows = repeat(was.unflatten(0, (TIME_CHUNKS, -1)), 1, len(fresh) // TIME_CHUNKS).flatten(0, 1)
-    elif any(writer in name for writer in WRITERS):
+    elif writes:
         rows = repeat(was, 0, len(fresh))
     else:
         rows = torch.cat([was, _new_rows(name, was, fresh)])
     if was.ndim == 1 or was.shape[1] == fresh.shape[1]:
         return rows
-    reads_new = not any(writer in name for writer in WRITERS)
-    return torch.cat([rows, reads_new * QUIET * fresh[:, was.shape[1] :]], 1)
+    return torch.cat([rows, (0 if writes else QUIET) * fresh[:, was.shape[1] :]], 1)
 
 
 def _new_rows(name: str, was: Tensor, fresh: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def widen_projector(name: str, was: Tensor, fresh: Tensor) -> Tensor:
 def widen_weights(weights: Path) -> None:
     """Replaces the base's Transformer, and stage 1 with its projectors, by wider ones."""
     from diffusers import WanTransformer3DModel
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     from refalign.models.projector import Projectors
 
@@ -85,10 +85,10 @@ def widen_weights(weights: Path) -> None:
         new = widen(old, make_transformer())
         save_half(new, folder)
     path = weights / "stage1" / "projectors.safetensors"
-    learned = load_file(path)
-    blocks = sorted({int(name.split(".")[1]) for name in learned})
-    vision_width = len(learned[f"blocks.{blocks[0]}.proj.2.weight"])
-    fresh = Projectors.make_refalign(blocks, new.proj_out.in_features, vision_width).state_dict()
+    old = Projectors.load(path)
+    learned = old.state_dict()
+    vision_width = len(learned[f"blocks.{old.block_indices[0]}.proj.2.weight"])
+    fresh = Projectors.make_refalign(old.block_indices, new.proj_out.in_features, vision_width).state_dict()
     save_file({name: widen_projector(name, was.float(), fresh[name]).half() for name, was in learned.items()}, path)
 
 
