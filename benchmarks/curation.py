@@ -1,9 +1,10 @@
 """Curation against a plain script: the same models and functions, with and without Ray, plans and commits around them.
 
-    python benchmarks/curation.py --videos 240 --rounds 3
+    python benchmarks/curation.py
 
 Measured side by side, interleaved, on the subjects step and the shards step together, from an early committed part to a late one
-(start-up, model loading and the end, when an actor has nothing left to do, are left out):
+(start-up, model loading and the end, when an actor has nothing left to do, are left out). References from other clips are not
+sought, so that the script and the pipeline encode the same pictures:
 
 * efficiency: the sequential script on one core, over twice the pipeline with two actors;
 * ceiling: what the machine's cores leave of that: one such script alone, over as many of them side by side as there are cores;
@@ -31,7 +32,7 @@ from recording import describe_machine, write_result
 from story import sum_memory
 
 ROOT = Path(__file__).resolve().parents[1]
-VIDEOS_PER_PART, SAMPLES_PER_SHARD = 12, 12
+VIDEOS_PER_PART, SAMPLES_PER_SHARD = 24, 24
 WARM_UP = 3
 """Commits before the clock starts: by then all actors have loaded their models."""
 MEMORY_EVERY_S = 10
@@ -51,6 +52,8 @@ def _assignments(videos: Path, threads: int, actors: int) -> list[str]:
         f"input.path={videos}",
         f"curation.videos_per_part={VIDEOS_PER_PART}",
         f"shards.samples_per_shard={SAMPLES_PER_SHARD}",
+        "pairs.min_similarity=1.0",
+        "pairs.max_similarity=1.0",
         f"cluster.threads={threads}",
         *(f"cluster.{step}.{setting}" for step in ("subjects", "shards") for setting in (f"max_actors={actors}", "cpus=1")),
     ]
@@ -226,7 +229,7 @@ def measure(folder: Path, videos: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=240)
+    parser.add_argument("--videos", type=int, default=720)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench_curation"))
     parser.add_argument("--sequential", type=Path, help="only the plain script over this folder; used by itself")

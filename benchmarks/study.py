@@ -112,7 +112,9 @@ def freeze_plan(output: Path, phase: str, budget: Budget, jobs: list[Job]) -> No
 def run_phase(arguments: argparse.Namespace) -> None:
     """Every job of a phase that is not done, until they are or the hours are over."""
     budget = BUDGETS[arguments.command]
-    changes = {name: getattr(arguments, name) for name in ("steps", "per_tier", "inference_steps", "points", "batch")}
+    changes = {
+        name: getattr(arguments, name) for name in ("steps", "sizes", "per_tier", "curve", "inference_steps", "points", "batch")
+    }
     budget = Budget(**vars(budget) | {name: value for name, value in changes.items() if value is not None})
     shards, not_run = find_shards(arguments, arguments.arms)
     arms = [arm for arm in arguments.arms if arm not in not_run]
@@ -154,7 +156,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--grid", type=int, default=len(GRID), help="the first so many points of the pilot's grid")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--points", type=int, help="evaluations per run")
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of subjects that prompts have")
     parser.add_argument("--per-tier", type=int)
+    parser.add_argument("--curve", type=float, nargs="*", help="further reference guidances at the last step")
     parser.add_argument("--inference-steps", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--hours", type=float, default=12.0, help="no job is started after so many")

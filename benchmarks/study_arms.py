@@ -12,7 +12,7 @@ from refalign.config import RunConfig, StageConfig
 
 PRIMARY = (
     "Unspoken fidelity: the share of hidden attributes (what no prompt says) that the judges read as the references have them, "
-    "mean over held-out prompts of one, two and three subjects; RA less none, both with cross-pair references, at the last "
+    "mean over held-out prompts, as many of each number of subjects; RA less none, both with cross-pair references, at the last "
     "evaluated step and the preset's guidance, paired by seed and prompt; 95% interval of the bootstrap over seeds and prompts. "
     "Above zero: RA helps; below zero: it harms; else undecided."
 )
@@ -101,12 +101,14 @@ class Budget:
 
     Attributes:
         points: evaluations at equal distances, the last after the last step.
-        per_tier: prompts of one subject, and of two and three in each tier of likeness.
+        sizes: numbers of subjects that prompts have, equally often.
+        per_tier: prompts of each number in each tier of likeness; of one subject as many as of two.
         curve: reference guidance scales besides the preset's, at the last step, for every third prompt.
     """
 
     steps: int = 600
     points: int = 3
+    sizes: tuple[int, ...] = (1, 2, 3)
     per_tier: int = 4
     curve: tuple[float, ...] = (1.0, 3.0, 9.0)
     inference_steps: int = 20

@@ -30,7 +30,8 @@ from refalign.evaluation.separability import block_features, collect_references,
 from refalign.generation import RefAlignPipeline, make_scheduler
 from refalign.shards.reader import ShardIndex
 from refalign.toy.benchmark import OPTIONS, iter_generated
-from refalign.toy.cases import Case, make_benchmark, shuffle_references
+from refalign.toy.cases import Case, make_cases, shuffle_references
+from refalign.toy.identities import LIKENESSES
 from refalign.toy.optim import autocast_where_fast
 from refalign.toy.train_transformer import build_joint
 from refalign.training.checkpoint import load_checkpoint
@@ -95,7 +96,7 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
     with mixed_precision():
         train(config, shards=arm_shards, folder=folder, build=build)
     costs = {"train_s": time.perf_counter() - started}
-    cases = make_benchmark(budget.per_tier, seed=job.prompts)
+    cases = make_prompts(budget, job.prompts)
     evaluations, costs["make_s"], costs["clips"] = [], 0.0, 0
     points = [(step, OPTIONS["reference_guidance_scale"], cases) for step in budget.evaluated_steps]
     points += [(budget.steps, scale, cases[::3]) for scale in budget.curve]
@@ -121,6 +122,18 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
     track(place, job, record, folder)
     shutil.rmtree(folder)
     return True
+
+
+def make_prompts(budget: Budget, seed: int) -> list[Case]:
+    """As many cases of each number of subjects; those of several come equally often in each tier of likeness."""
+    cases = []
+    for size in budget.sizes:
+        if size == 1:
+            cases += make_cases(budget.per_tier * len(LIKENESSES), num_subjects=1, seed=seed)
+            continue
+        for likeness in LIKENESSES:
+            cases += make_cases(budget.per_tier, num_subjects=size, likeness=likeness, seed=seed)
+    return cases
 
 
 @contextmanager

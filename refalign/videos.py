@@ -6,6 +6,7 @@ rate, constant or not, falls on any grid.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class ShownFrame:
         if long_side_px and max(width, height) > long_side_px:
             scale = long_side_px / max(width, height)
             width, height = max(2, round(width * scale)), max(2, round(height * scale))
-        pixels = self.raw.reformat(width=width, height=height, format="rgb24").to_ndarray()
+        # By default it starts as many threads as there are cores for each frame, and ends them again.
+        pixels = self.raw.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
         return np.ascontiguousarray(np.rot90(pixels, self.rotation_deg // 90))
 
 
@@ -100,7 +102,14 @@ def _find_stream(path: Path, container: Any, config: CurationConfig) -> Any:
         raise DataError("UNREADABLE", f"{path}: its video is encrypted, or of a codec that is not known here")
     _check_pixels(path, stream.codec_context, config)
     stream.thread_type = "AUTO"
+    stream.thread_count = _count_threads()
     return stream
+
+
+def _count_threads() -> int:
+    """An actor's share of the cores; 0, which takes all of them, where nothing is said."""
+    share = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(share) if share.isdecimal() else 0
 
 
 def _decode(path: Path, container: Any, stream: Any) -> Iterator[av.VideoFrame]:

@@ -1,4 +1,5 @@
 import numpy as np
+import psutil
 import pytest
 
 from refalign.config import CurationConfig, VideoConfig
@@ -32,6 +33,16 @@ def test_a_slow_video_repeats_frames_on_a_fast_grid(tmp_path):
     write_mp4(tmp_path / "a.mp4", make_frames(4), fps=5)
     indices = [indices for _, indices in iter_grid(iter_frames(tmp_path / "a.mp4", CONFIG), 15.0)]
     assert indices == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+@pytest.mark.parametrize(("share", "more"), [("1", 0), ("3", 3), ("3,2", 3)])
+def test_decoding_starts_as_many_threads_as_the_actor_has_cores(tmp_path, monkeypatch, share, more):
+    write_mp4(tmp_path / "a.mp4", make_frames(20), fps=20)
+    monkeypatch.setenv("OMP_NUM_THREADS", share)
+    before, frames = psutil.Process().num_threads(), iter_frames(tmp_path / "a.mp4", CONFIG)
+    next(frames).to_rgb()
+    assert psutil.Process().num_threads() - before == more
+    frames.close()
 
 
 def test_read_clips_gives_several_clips_in_one_pass(tmp_path):
