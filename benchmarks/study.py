@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,16 @@ def load_encoder(arguments: argparse.Namespace, kind: str) -> Any:
     return VisionEncoder.from_pretrained(str(folder), device=device)
 
 
+def find_start(arguments: argparse.Namespace) -> Path:
+    """The model that every arm starts from: that of ``--start``, or its parts around another Transformer."""
+    if arguments.transformer is None:
+        return arguments.start
+    start = arguments.output / "start"
+    shutil.copytree(arguments.start, start, dirs_exist_ok=True)
+    shutil.copytree(arguments.transformer, start / "transformer", dirs_exist_ok=True)
+    return start
+
+
 def freeze_plan(output: Path, phase: str, budget: Budget, jobs: list[Job]) -> None:
     """Keeps what is to be run before the first run of a phase.
 
@@ -124,7 +135,7 @@ def run_phase(arguments: argparse.Namespace) -> None:
         jobs = plan_main(arms, arguments.references, arguments.seeds, choose_settings(load_results(arguments.output)))
     freeze_plan(arguments.output, arguments.command, budget, jobs)
     tracking = arguments.tracking or f"sqlite:///{arguments.output.resolve()}/mlflow.db"
-    place = Place(arguments.output, arguments.start, shards, arguments.judges, not arguments.encoded_prompts, tracking)
+    place = Place(arguments.output, find_start(arguments), shards, arguments.judges, not arguments.encoded_prompts, tracking)
     write_json(arguments.output / "not_run.json", (load_json(str(arguments.output / "not_run.json")) or {}) | not_run)
     todo, started = [job for job in jobs if not is_done(place, job)], time.monotonic()
     print(f"{arguments.command}: {len(jobs)} jobs, {len(todo)} to do", flush=True)
@@ -144,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shards", type=Path, help="a finished shards step with stored targets")
     parser.add_argument("--subjects", type=Path, help="its subjects step, whose crops other targets are made from")
     parser.add_argument("--start", type=Path, default=WEIGHTS_FOLDER / "wan", help="base weights that every arm starts from")
+    parser.add_argument("--transformer", type=Path, help="folder of another Transformer to start from")
     parser.add_argument(
         "--vision-encoder", type=Path, default=WEIGHTS_FOLDER / "dinov3", help="the one behind the shards' targets"
     )

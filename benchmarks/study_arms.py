@@ -161,9 +161,13 @@ def plan_pilot(arms: list[str], references: list[References], seeds: int, grid: 
 
 
 def plan_main(arms: list[str], references: list[References], seeds: int, chosen: dict[str, Settings]) -> list[Job]:
-    """Every arm at its chosen settings, all arms of a seed before the next seed: stopped at any time, what is there is paired."""
+    """Every arm at its chosen settings, all arms of a seed before the next seed: stopped at any time, what is there is paired.
+
+    An arm that the pilot left out takes those of RA.
+    """
+    fallback = chosen.get("ra", CENTRE)
     return [
-        Job("main", arm, kind, chosen.get(ARMS[arm].settings_of or arm, CENTRE), seed)
+        Job("main", arm, kind, chosen.get(ARMS[arm].settings_of or arm, fallback), seed)
         for seed in range(seeds)
         for kind in references
         for arm in arms
