@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -104,20 +105,28 @@ def find_start(arguments: argparse.Namespace) -> Path:
 
 
 def freeze_plan(output: Path, phase: str, budget: Budget, jobs: list[Job]) -> None:
-    """Keeps what is to be run before the first run of a phase.
+    """Keeps what is to be run before the first run of a phase, and each command that ran some of it.
 
     Raises:
         ConfigError: the phase began under another plan.
     """
     settings = {job.arm: job.settings.name for job in jobs} if phase == "main" else {}
-    plan = json.loads(json.dumps({"primary": PRIMARY, "budget": vars(budget), "settings": settings}))
+    plan = json.loads(json.dumps({"primary": PRIMARY, "budget": vars(budget), "settings": settings, "commands": []}))
     path = output / f"plan-{phase}.json"
     before = load_json(str(path)) or plan
     if (before["primary"], before["budget"]) != (plan["primary"], plan["budget"]):
         raise ConfigError(f"{path}: this phase began with {before['budget']}, now {plan['budget']}; use another --output.")
     if changed := [arm for arm, name in settings.items() if before["settings"].get(arm, name) != name]:
         raise ConfigError(f"{path}: settings of {', '.join(changed)} were others when this phase began; use another --output.")
-    write_json(path, plan | {"settings": before["settings"] | settings})
+    commands = dict.fromkeys([*before["commands"], shlex.join(["python", *sys.argv])])
+    write_json(path, plan | {"settings": before["settings"] | settings, "commands": list(commands)})
+
+
+def tell_commands(output: Path) -> str:
+    """The commands that led to the results, and the one that reads them."""
+    plans = [load_json(str(output / f"plan-{phase}.json")) or {} for phase in BUDGETS]
+    report = f"python benchmarks/study.py report --output {output}"
+    return "\n".join([*(command for plan in plans for command in plan.get("commands", [])), report])
 
 
 def run_phase(arguments: argparse.Namespace) -> None:
@@ -178,9 +187,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     if arguments.command == "report":
-        command = "python benchmarks/study.py main; python benchmarks/study.py report"
         not_run = load_json(str(arguments.output / "not_run.json")) or {}
-        print(write_report(load_results(arguments.output), arguments.output, command, not_run))
+        print(write_report(load_results(arguments.output), arguments.output, tell_commands(arguments.output), not_run))
         return
     if arguments.shards is None:
         parser.error("--shards is needed")

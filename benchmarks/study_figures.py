@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_arms import ARMS, GRID, SMALLEST_WORTH
+from study_arms import ARMS, SMALLEST_WORTH
 from study_report import Result, analyse, average, find_clips
 
 _SCORES = ("fidelity", "confusion", "copy_paste", "pose", "text")
@@ -50,12 +50,12 @@ def make_text(told: dict[str, Any], command: str, not_run: dict[str, str]) -> st
     )
     if told["power"]:
         lines.append(f"- Power, from the pilot, for a difference of {SMALLEST_WORTH}: {_values(told['power'])}")
-    lines.append("\n## Separability of subjects in the Transformer's own reference tokens (best block after training)\n")
+    lines.append("\n## Separability of subjects in the Transformer's own reference tokens (last aligned block)\n")
     lines.append("| arm | block | retrieval before, after (chance) | gap | silhouette |\n|---|---|---|---|---|")
     for name, each in told["separability"].items():
         pairs = [f"{each['before'][key]:.3f}, {each['after'][key]:.3f}" for key in ("retrieval", "gap", "silhouette")]
         lines.append(f"| {name} | {each['block']} | {pairs[0]} ({each['after']['chance']:.3f}) | {pairs[1]} | {pairs[2]} |")
-    lines.append(f"\n## Settings and cost\n\nSwept: {', '.join(each.name for each in GRID)}.\n")
+    lines.append(f"\n## Settings and cost\n\nSwept: {', '.join(told['swept']) or 'nothing'}.\n")
     lines += [f"- {name}: {_values(settings)}" for name, settings in told["chosen"].items()]
     lines.append(f"- Cost: {_values(told['cost'])}\n\n```\n{command}\n```\n\n![differences, guidance, steps](report.png)")
     return "\n".join(lines) + "\n"

@@ -81,15 +81,24 @@ def settings_of(result: Result) -> Settings:
 
 
 def choose_settings(results: Iterable[Result]) -> dict[str, Settings]:
-    """For every arm the settings with the highest unspoken fidelity over the pilot's seeds; the centre where equal."""
-    scores: dict[str, dict[Settings, list[float]]] = {}
-    for result in results:
-        if result["job"]["phase"] == "pilot":
-            of_arm = scores.setdefault(result["job"]["arm"], {})
-            of_arm.setdefault(settings_of(result), []).append(average(find_clips(result), "fidelity"))
-    return {
-        arm: max(each, key=lambda settings: (float(np.mean(each[settings])), settings == CENTRE)) for arm, each in scores.items()
-    }
+    """For every arm of the pilot the centre, or what lies furthest above it: by more than the standard error of the difference.
+
+    Paired by seed and prompt, on cross-pair references, which the primary endpoint is about. What is better by less is chance,
+    and arms would be compared at settings that chance dealt them.
+    """
+    by_arm: dict[str, dict[Settings, list[Result]]] = {}
+    for result in _select_pilot(results):
+        by_arm.setdefault(result["job"]["arm"], {}).setdefault(settings_of(result), []).append(result)
+    chosen = {}
+    for arm, runs in by_arm.items():
+        gains = {settings: compare(each, runs.get(CENTRE, []), "fidelity") for settings, each in runs.items()}
+        better = {settings: gain.mean for settings, gain in gains.items() if gain and gain.mean > gain.standard_error}
+        chosen[arm] = max(better, key=lambda settings: better[settings], default=CENTRE)
+    return chosen
+
+
+def _select_pilot(results: Iterable[Result]) -> list[Result]:
+    return [each for each in results if (each["job"]["phase"], each["job"]["references"]) == ("pilot", "cross_pair")]
 
 
 def pair(treated: Sequence[Result], control: Sequence[Result], score: str) -> np.ndarray | None:
@@ -182,7 +191,8 @@ def analyse(results: Sequence[Result]) -> dict[str, Any]:
         "stop_gradient_equals_none": {"pairs": len(stopped), "equal": sum(stopped)},
         "arms": arms,
         "chosen": {name: asdict(settings) for name, settings in choose_settings(results).items()},
-        "power": estimate_power([each for each in results if each["job"]["phase"] == "pilot"]),
+        "swept": sorted({settings_of(each).name for each in results if each["job"]["phase"] == "pilot"}),
+        "power": estimate_power(_select_pilot(results)),
         "separability": measure_separability(main),
         "cost": count_cost(results),
     }
@@ -206,20 +216,16 @@ def give_verdict(primary: Interval | None, world: dict[str, Any] | None) -> str:
 
 
 def measure_separability(results: Sequence[Result]) -> dict[str, Any]:
-    """Mean over runs of each arm of what its blocks tell apart, before and after, best block by retrieval after."""
+    """Mean over runs of each arm of what the last aligned block tells apart, before and after."""
     told: dict[str, Any] = {}
     for name in ARMS:
-        runs = [each["separability"] for each in results if each["job"]["arm"] == name and each.get("separability")]
+        runs = [each for each in results if each["job"]["arm"] == name and each.get("separability")]
         if runs:
-            means = {
-                side: [
-                    {key: float(np.mean([run[side][block][key] for run in runs])) for key in each}
-                    for block, each in enumerate(runs[0][side])
-                ]
-                for side in ("before", "after")
+            block = runs[0]["objective"]["alignment_blocks"] - 1
+            sides = {side: [run["separability"][side][block] for run in runs] for side in ("before", "after")}
+            told[name] = {"block": block} | {
+                side: {key: float(np.mean([each[key] for each in blocks])) for key in blocks[0]} for side, blocks in sides.items()
             }
-            best = int(np.argmax([block["retrieval"] for block in means["after"]]))
-            told[name] = {"block": best, "before": means["before"][best], "after": means["after"][best]}
     return told
 
 

@@ -1,6 +1,7 @@
 """The study: pairing, resuming, its controls, and what it says of numbers whose truth is known."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from study_arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilo
 from study_arms import make_config as make_job_config
 from study_figures import write_report
 from study_report import analyse, choose_settings, give_verdict
-from study_run import Place, digest_weights, is_done, load_result, run_job
+from study_run import Place, digest_weights, is_done, load_result, make_prompts, run_job
 from study_targets import derive_shards, shuffle_targets
 
 from refalign.errors import ArtifactError
@@ -128,14 +129,22 @@ def test_plans_are_alike_for_every_arm_and_paired_by_seed():
     main = plan_main(list(ARMS), ["cross_pair", "in_pair"], 3, chosen)
     assert len({job.name for job in main}) == len(main) == 3 * 2 * len(ARMS)
     assert {job.settings for job in main if job.arm in ("none", "none_again", "stop_gradient")} == {Settings(1e-3)}
+    left_out = plan_main(["shuffled"], ["cross_pair"], 1, {"ra": Settings(2e-4), "none": Settings(1e-3)})
+    assert [job.settings for job in left_out] == [Settings(2e-4)]
     assert [job.seed for job in main] == sorted(job.seed for job in main)
     assert not {job.training_seed for job in pilot} & {job.training_seed for job in main}
     assert pilot[0].prompts != main[0].prompts
 
 
+def test_prompts_have_each_number_of_subjects_equally_often():
+    cases = make_prompts(Budget(sizes=(1, 2), per_tier=2), seed=3)
+    assert Counter(len(case.plan.subjects) for case in cases) == {1: 6, 2: 6} and len({case.key for case in cases}) == 12
+
+
 def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", phase="main", settings=CENTRE, sha="a"):
     """A result of 40 prompts whose fidelity is ``base + shift`` with what the prompt and the seed add to every arm alike."""
-    rng, cells = np.random.default_rng([seed, 1]), np.random.default_rng([seed, *arm.encode(), *references.encode()])
+    rng = np.random.default_rng([seed, 1])
+    cells = np.random.default_rng([seed, *f"{arm} {references} {settings.name}".encode()])
     easy = np.random.default_rng(0).normal(0, 0.15, 40) + rng.normal(0, 0.03)
     records = [
         {
@@ -149,8 +158,10 @@ def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", pha
         "job": {"phase": phase, "arm": arm, "references": references, "seed": seed, "settings": vars(settings)},
         "budget": {"steps": 10}, "transformer_sha256": f"{sha}{seed}", "step_s": 1.0,
         "costs": {"train_s": 10.0, "make_s": 5.0, "judge_s": 1.0, "clips": 40},
+        "objective": {"alignment_blocks": 1},
         "separability": {
-            side: [{"retrieval": 0.4, "chance": 0.1, "gap": 0.2, "silhouette": 0.0}] for side in ("before", "after")
+            side: [{"retrieval": level, "chance": 0.1, "gap": 0.2, "silhouette": 0.0} for level in (0.4, 0.9)]
+            for side in ("before", "after")
         },
         "evaluations": [
             {"step": step, "reference_guidance": scale, "records": records}
@@ -172,6 +183,7 @@ def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
     told = analyse(make_study(0.15))
     assert told["verdict"].startswith("RA helps: ") and told["difference"]["mean"] == pytest.approx(0.15, abs=0.03)
     assert told["a_a"]["low"] <= 0 <= told["a_a"]["high"]
+    assert told["separability"]["ra"]["block"] == 0 and told["separability"]["ra"]["after"]["retrieval"] == pytest.approx(0.4)
     assert told["positive_control"]["fidelity"]["low"] > 0.1
     assert told["stop_gradient_equals_none"] == {"pairs": 6, "equal": 6}
     assert analyse(make_study(-0.15))["verdict"].startswith("RA harms")
@@ -195,6 +207,21 @@ def test_one_seed_decides_nothing():
     assert analyse([make_result("none", 0), make_result("ra", 0)])["verdict"].startswith("Nothing is decided")
 
 
+def test_settings_that_are_better_by_chance_alone_are_not_chosen():
+    pilot = [
+        make_result("ra", seed, phase="pilot", settings=settings, references=references, shift=shift)
+        for seed in range(3)
+        for settings, references, shift in (
+            (CENTRE, "cross_pair", 0.0),
+            (Settings(1e-3), "cross_pair", 0.001),
+            (CENTRE, "in_pair", 0.0),
+            (Settings(1e-3), "in_pair", 0.3),
+        )
+    ]
+    assert choose_settings(pilot) == {"ra": CENTRE}
+    assert choose_settings(pilot[:3]) == {"ra": CENTRE}, "one seed tells no spread"
+
+
 def test_settings_are_chosen_by_the_pilot_and_power_is_estimated():
     good, results = Settings(1e-3), []
     for seed in range(3):
@@ -204,4 +231,5 @@ def test_settings_are_chosen_by_the_pilot_and_power_is_estimated():
     assert choose_settings(results) == {"none": CENTRE, "ra": good}
     assert choose_settings([make_result("ra", 0, settings=good)]) == {}
     told = analyse(results)
+    assert told["swept"] == sorted([CENTRE.name, good.name])
     assert told["power"]["seeds_wanted"] >= 3 and told["power"]["seen_by_8_seeds"] > 0
