@@ -135,7 +135,11 @@ def check_world(none: Sequence[Result]) -> dict[str, Any]:
 
 
 def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
-    """Seeds that the primary comparison needs for `SMALLEST_WORTH`, from the spread between the seeds that are there."""
+    """Seeds that the primary comparison needs for `SMALLEST_WORTH`, with as many prompts as the pilot has.
+
+    The deviation of one seed is what the interval's standard error amounts to: seeds differ, and so do prompts and clips. More
+    prompts make it smaller, down to ``deviation_between_seeds`` at best.
+    """
     sides = {arm: [each for each in results if each["job"]["arm"] == arm] for arm in ("ra", "none")}
     common = {settings_of(each) for each in sides["ra"]} & {settings_of(each) for each in sides["none"]}
     intervals = [
@@ -145,9 +149,11 @@ def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
     known = [each for each in intervals if each is not None]
     if not known:
         return None
-    deviation = float(np.sqrt(np.mean([each.between_seeds**2 for each in known])))
+    deviation = float(np.sqrt(np.mean([each.standard_error**2 * each.seeds for each in known])))
     return {
-        "deviation_between_seeds": deviation,
+        "deviation_of_one_seed": deviation,
+        "deviation_between_seeds": float(np.sqrt(np.mean([each.between_seeds**2 for each in known]))),
+        "prompts": known[0].prompts,
         "effect": SMALLEST_WORTH,
         "seeds_wanted": count_seeds(SMALLEST_WORTH, deviation),
         "seen_by_8_seeds": smallest_seen(8) * deviation,
