@@ -1,5 +1,7 @@
 """Does reference alignment help? Paired trainings of the toy model, read by judges, with one endpoint written down beforehand.
 
+    for step in subjects pairs shards; do python pipelines/$step.py --preset toy_from_base --output runs/study_world \\
+        --set input.world_videos=2400 --set input.world_seed=3001 --set input.world_split=train; done         # once: some data
     python benchmarks/study.py pilot  --shards SHARDS --subjects SUBJECTS --seeds 3      # settings for every arm alike, and power
     python benchmarks/study.py main   --shards SHARDS --subjects SUBJECTS --seeds 8
     python benchmarks/study.py report                                                     # table, figure, verdict
