@@ -134,9 +134,7 @@ def tell_commands(output: Path) -> str:
 def run_phase(arguments: argparse.Namespace) -> None:
     """Every job of a phase that is not done, until they are or the hours are over."""
     budget = BUDGETS[arguments.command]
-    changes = {
-        name: getattr(arguments, name) for name in ("steps", "sizes", "per_tier", "curve", "inference_steps", "points", "batch")
-    }
+    changes = {name: getattr(arguments, name) for name in vars(budget)}
     budget = Budget(**vars(budget) | {name: value for name, value in changes.items() if value is not None})
     shards, not_run = find_shards(arguments, arguments.arms)
     arms = [arm for arm in arguments.arms if arm not in not_run]

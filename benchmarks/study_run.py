@@ -30,7 +30,7 @@ from refalign.evaluation.separability import block_features, collect_references,
 from refalign.generation import RefAlignPipeline, make_scheduler
 from refalign.shards.reader import ShardIndex
 from refalign.toy.benchmark import OPTIONS, iter_generated
-from refalign.toy.cases import Case, make_cases, shuffle_references
+from refalign.toy.cases import Case, make_benchmark, make_cases, shuffle_references
 from refalign.toy.identities import LIKENESSES
 from refalign.toy.optim import autocast_where_fast
 from refalign.toy.train_transformer import build_joint
@@ -126,14 +126,9 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
 
 def make_prompts(budget: Budget, seed: int) -> list[Case]:
     """As many cases of each number of subjects; those of several come equally often in each tier of likeness."""
-    cases = []
-    for size in budget.sizes:
-        if size == 1:
-            cases += make_cases(budget.per_tier * len(LIKENESSES), num_subjects=1, seed=seed)
-            continue
-        for likeness in LIKENESSES:
-            cases += make_cases(budget.per_tier, num_subjects=size, likeness=likeness, seed=seed)
-    return cases
+    lone = make_cases(budget.per_tier * len(LIKENESSES), num_subjects=1, seed=seed)
+    several = [case for case in make_benchmark(budget.per_tier, seed=seed) if len(case.plan.subjects) > 1]
+    return [case for case in (*lone, *several) if len(case.plan.subjects) in budget.sizes]
 
 
 @contextmanager
