@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from recording import describe_machine
 from study_arms import ARMS, SMALLEST_WORTH
 from study_report import Result, analyse, average, find_clips
 
@@ -21,7 +23,8 @@ def write_report(results: list[Result], output: Path, command: str, not_run: dic
     from refalign.writing import write_bytes, write_json
 
     told = analyse(results)
-    write_json(output / "report.json", told)
+    about = {"command": command.splitlines(), "date": datetime.now(UTC).date().isoformat(), "machine": describe_machine()}
+    write_json(output / "report.json", told | about)
     write_bytes(output / "report.md", make_text(told, command, not_run or {}).encode())
     draw(results, told, output / "report.png")
     return told["verdict"]

@@ -214,10 +214,17 @@ def give_verdict(primary: Interval | None, world: dict[str, Any] | None) -> str:
     if not world["go"]:
         return (
             f"No-go: without alignment fidelity is {world['fidelity']:.3f} (chance {world['chance']:.3f}) and confusion "
-            f"{world['confusion']:.3f}, so the world or the budget is wrong and the difference {told} says nothing."
+            f"{world['confusion']:.3f}, so the world or the budget is wrong and the difference {told} says nothing. It takes a "
+            f"start or a budget with which none reaches fidelity {FIDELITY_ABOVE_CHANCE * world['chance']:.2f} to "
+            f"{FIDELITY_BELOW} at confusion {CONFUSION_BETWEEN[0]} to {CONFUSION_BETWEEN[1]}."
         )
     if primary.covers_zero:
-        return f"Undecided: the difference in unspoken fidelity is {told}, which covers zero."
+        wanted = count_seeds(SMALLEST_WORTH, primary.standard_error * primary.seeds**0.5)
+        takes = f"{wanted} seeds of as many prompts" if wanted else "more prompts, and more seeds than two hundred,"
+        return (
+            f"Undecided: the difference in unspoken fidelity is {told}, which covers zero. To see one of {SMALLEST_WORTH}, "
+            f"{takes} would be needed."
+        )
     return f"RA {'helps' if primary.mean > 0 else 'harms'}: the difference in unspoken fidelity is {told}."
 
 

@@ -1,6 +1,7 @@
 """The study: pairing, resuming, its controls, and what it says of numbers whose truth is known."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
     assert told["positive_control"]["fidelity"]["low"] > 0.1
     assert told["stop_gradient_equals_none"] == {"pairs": 6, "equal": 6}
     assert analyse(make_study(-0.15))["verdict"].startswith("RA harms")
-    assert analyse(make_study(0.0))["verdict"].startswith("Undecided")
+    assert re.match(r"Undecided: .* To see one of 0.03, \d+ seeds .* needed", analyse(make_study(0.0))["verdict"])
     not_run = {"repa": "no frames here", "ra": "an old reason"}
     assert write_report(make_study(0.15), tmp_path, "make it", not_run) == told["verdict"]
     text = (tmp_path / "report.md").read_text()
@@ -199,7 +200,7 @@ def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
 @pytest.mark.parametrize("base", [0.3, 0.95])
 def test_outside_the_range_nothing_is_concluded(base):
     results = [make_result(arm, seed, base=base, shift=0.2 * (arm == "ra")) for seed in range(4) for arm in ("none", "ra")]
-    assert analyse(results)["verdict"].startswith("No-go")
+    assert re.match(r"No-go: .* It takes .* none reaches fidelity", analyse(results)["verdict"])
 
 
 def test_one_seed_decides_nothing():
