@@ -137,8 +137,7 @@ def check_world(none: Sequence[Result]) -> dict[str, Any]:
 def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
     """Seeds that the primary comparison needs for `SMALLEST_WORTH`, with as many prompts as the pilot has.
 
-    The deviation of one seed is what the interval's standard error amounts to: seeds differ, and so do prompts and clips. More
-    prompts make it smaller, down to ``deviation_between_seeds`` at best.
+    More prompts make the deviation of one seed smaller, down to ``deviation_between_seeds`` at best.
     """
     sides = {arm: [each for each in results if each["job"]["arm"] == arm] for arm in ("ra", "none")}
     common = {settings_of(each) for each in sides["ra"]} & {settings_of(each) for each in sides["none"]}
@@ -149,7 +148,7 @@ def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
     known = [each for each in intervals if each is not None]
     if not known:
         return None
-    deviation = float(np.sqrt(np.mean([each.standard_error**2 * each.seeds for each in known])))
+    deviation = float(np.sqrt(np.mean([_deviation_of_one_seed(each) ** 2 for each in known])))
     return {
         "deviation_of_one_seed": deviation,
         "deviation_between_seeds": float(np.sqrt(np.mean([each.between_seeds**2 for each in known]))),
@@ -158,6 +157,11 @@ def estimate_power(results: Sequence[Result]) -> dict[str, Any] | None:
         "seeds_wanted": count_seeds(SMALLEST_WORTH, deviation),
         "seen_by_8_seeds": smallest_seen(8) * deviation,
     }
+
+
+def _deviation_of_one_seed(interval: Interval) -> float:
+    """What the interval's standard error amounts to for one seed: seeds differ, and so do prompts and clips."""
+    return interval.standard_error * interval.seeds**0.5
 
 
 def analyse(results: Sequence[Result]) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def give_verdict(primary: Interval | None, world: dict[str, Any] | None) -> str:
             f"{FIDELITY_BELOW} at confusion {CONFUSION_BETWEEN[0]} to {CONFUSION_BETWEEN[1]}."
         )
     if primary.covers_zero:
-        wanted = count_seeds(SMALLEST_WORTH, primary.standard_error * primary.seeds**0.5)
+        wanted = count_seeds(SMALLEST_WORTH, _deviation_of_one_seed(primary))
         takes = f"{wanted} seeds of as many prompts" if wanted else "more prompts, and more seeds than two hundred,"
         return (
             f"Undecided: the difference in unspoken fidelity is {told}, which covers zero. To see one of {SMALLEST_WORTH}, "
