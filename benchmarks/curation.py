@@ -75,7 +75,7 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
     plan, _, _ = plan_subjects(config, str(videos))
     work = [dict(item) for part in plan.values() for item in part]
     curator, encoders = SubjectsActor(config), FrozenEncoders(config)
-    size = config.video.height_px, config.video.width_px
+    sizes = config.video.height_px, config.video.width_px, encoders.grid.token_px
     bare = Stopwatch()
     bare.wrap(curator.detector, "track", "detect")
     bare.wrap(curator.encoder, "embed", "detect")
@@ -89,7 +89,7 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
         spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
         with bare.timing("decode"):
             (frames,) = read_clips(row["video_path"], [spec], config.video, config.curation)
-        references = [make_reference(subject["crop_png"], *size, {}) for subject in row["subjects"]]
+        references = [make_reference(subject["crop_png"], *sizes, {}) for subject in row["subjects"]]
         encoders.encode(frames, row["caption"], references)
     total = time.perf_counter() - began
     with bare.timing("decode"):  # the decode pass of the subjects step is inside its loop; this one stands for it

@@ -102,7 +102,8 @@ def encode_again(pictures: dict[str, bytes], encoder: Any, height_px: int, width
         infos = [info for sample in samples for info in sample.info["references"]]
         if views := [info["subject_id"] for info in infos if "variant" in info]:
             raise ArtifactError(f"{len(views)} references are augmented views, which the crops alone cannot repeat.")
-        pixels = np.stack([make_reference(pictures[info["subject_id"]], height_px, width_px, {}).pixels for info in infos])
+        sizes = height_px, width_px, encoder.patch_size_px
+        pixels = np.stack([make_reference(pictures[info["subject_id"]], *sizes, {}).pixels for info in infos])
         batches = (encoder.encode(pixels[start : start + _BATCH]).cpu() for start in range(0, len(pixels), _BATCH))
         parts = torch.cat(list(batches)).split([len(sample.info["references"]) for sample in samples])
         return [_with(sample, TARGETS, part) for sample, part in zip(samples, parts, strict=True)]
@@ -116,8 +117,10 @@ def encode_frames(clips: dict[str, dict[str, Any]], encoder: Any, config: Any) -
     Args:
         clips: rows of the subjects step by clip id.
     """
-    from refalign.geometry import first_frames
+    from refalign.models.loading import load_grid
     from refalign.videos import ClipSpec, read_clips
+
+    grid = load_grid(config.models)
 
     def change(samples: list[Sample]) -> list[dict[str, Tensor]]:
         changed = []
@@ -125,7 +128,7 @@ def encode_frames(clips: dict[str, dict[str, Any]], encoder: Any, config: Any) -
             row = clips[sample.info["clip_id"]]
             spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
             (frames,) = read_clips(row["video_path"], [spec], config.video, config.curation)
-            changed.append(_with(sample, FRAME_TOKENS, encoder.encode(frames[first_frames(len(frames))]).cpu()))
+            changed.append(_with(sample, FRAME_TOKENS, encoder.encode(frames[grid.first_frames(len(frames))]).cpu()))
         return changed
 
     return change

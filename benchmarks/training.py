@@ -30,6 +30,7 @@ from recording import describe_machine, write_result
 from safetensors.torch import save
 
 from refalign.config import RunConfig
+from refalign.models.loading import load_grid
 from refalign.presets import load_preset
 from refalign.shards.encode import FrozenEncoders, ReferencePicture, make_reference
 from refalign.shards.reader import Prefetcher, ShardIndex
@@ -51,13 +52,13 @@ def make_clip(config: RunConfig, number: int) -> Clip:
     draw = np.random.default_rng(number)
     video = config.video
     frames = draw.integers(0, 256, (video.num_frames, video.height_px, video.width_px, 3), dtype=np.uint8)
-    pictures = []
+    token_px, pictures = load_grid(config.models).token_px, []
     for subject in range(REFERENCES):
         crop = Image.fromarray(draw.integers(0, 256, (40, 40, 4), dtype=np.uint8), "RGBA")
         path = Path(tempfile.gettempdir()) / f"crop-{os.getpid()}.png"
         crop.save(path)
         info = {"subject_index": subject, "subject_id": f"{number}-{subject}", "kind": "in_pair", "clip_id": str(number)}
-        pictures.append(make_reference(path.read_bytes(), video.height_px, video.width_px, info))
+        pictures.append(make_reference(path.read_bytes(), video.height_px, video.width_px, token_px, info))
         path.unlink()
     return frames, f"a blue creature number {number} walks over a field", pictures
 

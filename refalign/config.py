@@ -1,7 +1,7 @@
 """What a run can be told: one frozen tree of sections, dotted overrides, and the fingerprint that names step folders.
 
 Presets (`refalign.presets`) fill this tree; the command line changes single values with ``--set section.field=value``.
-Numbers that follow from others are properties here or functions of `refalign.geometry`, never fields.
+Numbers that follow from others are properties here or in `refalign.geometry.Grid`, never fields.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from refalign.texts import hide_secrets, holds_password, parse_json
 class InputConfig(Section):
     path: str | None = None
     """What to learn from: a folder, a video, a pattern, a list or table of paths or URIs, an OpenS2V or Phantom-Data annotation,
-    a cosmos-curate output folder; local, ``s3://`` or ``gs://``. None draws the sprite world."""
+    a cosmos-curate output folder; local, ``s3://`` or ``gs://``. None draws the toy world."""
     license: str = "unknown"
     """Licence written into rows whose source states none."""
     world_videos: Count = 48
@@ -73,11 +73,11 @@ class ModelsConfig(Section):
 
 class VideoConfig(Section):
     height_px: Count
-    """Height of training clips; a multiple of 16 (latent stride 8 times patch 2)."""
+    """Height of training clips; a multiple of the token size, 16 px for Wan2.1."""
     width_px: Count
-    """Width of training clips; a multiple of 16."""
+    """Width of training clips; a multiple of the token size, 16 px for Wan2.1."""
     num_frames: Count
-    """Frames of a clip: 1 more than a multiple of 4."""
+    """Frames of a clip: 1 more than a multiple of the VAE's stride, 4 for Wan2.1."""
     fps: Positive
     """Frame rate that clips are resampled to."""
 

@@ -16,8 +16,7 @@ from typing import Any
 from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
-from refalign.geometry import check_geometry
-from refalign.models.loading import ENCODERS, check_local, identify_model
+from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space
 from refalign.summary import describe_step
@@ -84,15 +83,15 @@ def check_start(config: RunConfig, output: Path) -> None:
     """What can be known to fail before anything is started.
 
     Raises:
-        GeometryError: the clip's size does not fit the grids.
+        GeometryError: the clip's size does not fit the base model's grid.
         ArtifactError: a local model is missing, the disk is nearly full, or a takedown was interrupted.
         ConfigError: the folder of evaluation pictures is missing or holds none, or the store of parts cannot be written.
     """
     check_finished(output)
-    check_geometry(config.video.height_px, config.video.width_px, config.video.num_frames)
     for name in ("base", "vision_encoder", "detector", "text_image", "aesthetic", "captioner"):
         if getattr(config.models, name):
             check_local(getattr(config.models, name), f"models.{name}")
+    load_grid(config.models).check(config.video.height_px, config.video.width_px, config.video.num_frames)
     if config.quality.evaluation_references:
         from refalign.curation.selection import list_pictures
 
@@ -329,7 +328,7 @@ class Story:
 def _explain_no_subject(manifest: dict[str, Any], config: RunConfig, output: Path) -> str:
     videos = manifest["counts"]["video"]["planned"]
     embedded = Path(config.models.detector).name == "detector" and Path(config.models.detector).parent.name == "weights"
-    why = "the embedded detector knows only sprites; " if embedded else ""
+    why = "the embedded detector knows only the creatures of the toy world; " if embedded else ""
     return (
         f"no subject in {videos} videos: {why}--set models.detector=yolo11n-seg.pt takes a real one "
         f"(or a folder or .pt file of your own). What came of each file: {output / 'summary.json'} and report.html."

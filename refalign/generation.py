@@ -25,7 +25,7 @@ from transformers import UMT5EncoderModel
 
 from refalign.errors import ConfigError
 from refalign.exports import load_export_settings
-from refalign.geometry import check_geometry, latent_shape, letterbox
+from refalign.geometry import Grid, letterbox
 from refalign.models.loading import looks_local
 from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
@@ -124,6 +124,11 @@ class RefAlignPipeline(DiffusionPipeline):
         pipeline.max_sequence_length = generation.get("max_sequence_length", TEXT_TOKENS)
         return pipeline
 
+    @property
+    def grid(self) -> Grid:
+        """How videos lie on the latents and tokens of this VAE and Transformer."""
+        return Grid.of(self.vae.config, self.transformer.config)
+
     def to_json_string(self) -> str:
         """The index as stock diffusers' pipeline, so that the saved folder opens there too (as text-to-video)."""
         index = super().to_json_string()
@@ -161,10 +166,10 @@ class RefAlignPipeline(DiffusionPipeline):
             callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors named below) -> changed tensors.
 
         Raises:
-            GeometryError: height, width or num_frames do not fit the grids; the message names sizes that do.
+            GeometryError: height, width or num_frames do not fit the grid; the message names sizes that do.
             ConfigError: references do not match the prompts, or an unknown output type.
         """
-        _check_output(height, width, num_frames, output_type)
+        _check_output(self.grid, height, width, num_frames, output_type)
         prompts, given = _pair_up(prompt, references)
         device = self._execution_device
 
@@ -173,7 +178,7 @@ class RefAlignPipeline(DiffusionPipeline):
         reference_latents = self._encode_references(given, height, width, device)
 
         # 2. Noise
-        shape = (len(prompts), self.transformer.config.in_channels, *latent_shape(num_frames, height, width))
+        shape = (len(prompts), self.transformer.config.in_channels, *self.grid.latent_shape(num_frames, height, width))
         tensors["latents"] = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
         # 3. Denoising, one guided velocity a step
@@ -266,8 +271,8 @@ class RefAlignPipeline(DiffusionPipeline):
         return [[Image.fromarray(frame) for frame in video.numpy()] for video in frames]
 
 
-def _check_output(height: int, width: int, num_frames: int, output_type: str) -> None:
-    check_geometry(height, width, num_frames)
+def _check_output(grid: Grid, height: int, width: int, num_frames: int, output_type: str) -> None:
+    grid.check(height, width, num_frames)
     if output_type not in ("np", "pil", "uint8", "latent"):
         raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
 

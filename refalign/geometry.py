@@ -1,22 +1,21 @@
 """Letterboxing and the grids of latents and tokens; numpy and PIL only.
 
-One token covers 16 x 16 px on both sides of the alignment: 8 (VAE) x 2 (Transformer patch) = 16 (vision patch). This equality is
-what makes token i and target i the same place, and ``check_token_grid`` holds it when models are loaded.
+One token covers the same square on both sides of the alignment: VAE stride x Transformer patch = vision patch (8 x 2 = 16 px for
+Wan2.1). This is what makes token i and target i the same place, and ``Grid.check_vision`` holds it when models are loaded.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from refalign.errors import GeometryError
-
-VAE_STRIDE_PX = 8
-VAE_STRIDE_FRAMES = 4
-TOKEN_PX = 16
 
 
 def letterbox(
@@ -58,59 +57,90 @@ def letterbox(
     return pixels, is_padding
 
 
-def token_grid(height_px: int, width_px: int) -> tuple[int, int]:
-    """Rows and columns of tokens of one frame or reference."""
-    return height_px // TOKEN_PX, width_px // TOKEN_PX
+@dataclass(frozen=True)
+class Grid:
+    """How a video lies on latents and tokens; the defaults are Wan2.1's.
 
-
-def latent_shape(num_frames: int, height_px: int, width_px: int) -> tuple[int, int, int]:
-    """T, h, w of a video's latents."""
-    return 1 + (num_frames - 1) // VAE_STRIDE_FRAMES, height_px // VAE_STRIDE_PX, width_px // VAE_STRIDE_PX
-
-
-def first_frames(num_frames: int) -> list[int]:
-    """The pixel frame that each latent frame begins with: 0, 1, 5, 9, ..."""
-    return [max(0, VAE_STRIDE_FRAMES * (t - 1) + 1) for t in range(latent_shape(num_frames, 0, 0)[0])]
-
-
-def pool_to_tokens(mask_px: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "P"]:
-    """Share of True pixels in each token's 16 x 16 px, row-major, as the tokens are."""
-    rows, columns = token_grid(*mask_px.shape)
-    return mask_px.reshape(rows, TOKEN_PX, columns, TOKEN_PX).mean((1, 3), dtype=np.float32).ravel()
-
-
-def check_geometry(height_px: int, width_px: int, num_frames: int) -> None:
-    """Checks that a video can be put on the latent and token grids.
-
-    Raises:
-        GeometryError: height or width is not a multiple of 16, or frames are not 1 more than a multiple of 4; the
-            message names the nearest sizes that are.
+    Attributes:
+        stride_px: pixels per latent cell, in height and width.
+        stride_frames: pixel frames per latent frame, after the first.
+        patch: latent cells per token, in height and width.
     """
-    wanted = {
-        "height": (height_px, TOKEN_PX, 0),
-        "width": (width_px, TOKEN_PX, 0),
-        "num_frames": (num_frames, VAE_STRIDE_FRAMES, 1),
-    }
-    faults = []
-    for name, (value, stride, offset) in wanted.items():
-        smallest = offset or stride
-        if value >= smallest and (value - offset) % stride == 0:
-            continue
-        below = max(smallest, math.floor((value - offset) / stride) * stride + offset)
-        rule = f"a multiple of {stride}" if not offset else f"{offset} more than a multiple of {stride}"
-        faults.append(f"{name}={value} is not {rule}; nearest: {below} or {below + stride}")
-    if faults:
-        raise GeometryError(". ".join(faults) + ".")
 
+    stride_px: int = 8
+    stride_frames: int = 4
+    patch: int = 2
 
-def check_token_grid(vae_stride_px: int, dit_patch: int, vision_patch_px: int) -> None:
-    """Checks that a reference has the same tokens in the Transformer and in the vision encoder.
+    @classmethod
+    def of(cls, vae_config: Mapping[str, Any], transformer_config: Mapping[str, Any]) -> Grid:
+        """Reads the contents of the two models' config files.
 
-    Raises:
-        GeometryError: VAE stride x Transformer patch, the vision patch and 16 px are not all equal.
-    """
-    if not vae_stride_px * dit_patch == vision_patch_px == TOKEN_PX:
+        Raises:
+            GeometryError: a stride is no whole number above 0, or the Transformer's patch is not (1, n, n).
+        """
+        stride_px, stride_frames = vae_config.get("scale_factor_spatial", 8), vae_config.get("scale_factor_temporal", 4)
+        patch_size = transformer_config.get("patch_size")
+        match stride_px, stride_frames, patch_size:
+            case int(), int(), [1, int(patch), int(columns)] if patch == columns and min(stride_px, stride_frames, patch) > 0:
+                return cls(stride_px, stride_frames, patch)
         raise GeometryError(
-            f"VAE stride {vae_stride_px} x Transformer patch {dit_patch} = {vae_stride_px * dit_patch} px per token, "
-            f"the vision encoder's patch is {vision_patch_px} px; both must be {TOKEN_PX}. Choose models that agree."
+            f"VAE strides of {stride_px} px and {stride_frames} frames and Transformer patch {patch_size} make no grid; "
+            "choose a base model with strides above 0 and a patch of (1, n, n)."
         )
+
+    @property
+    def token_px(self) -> int:
+        """Side of the square of pixels that one token covers."""
+        return self.stride_px * self.patch
+
+    def tokens(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Rows and columns of tokens of one frame or reference."""
+        return height_px // self.token_px, width_px // self.token_px
+
+    def latent_shape(self, num_frames: int, height_px: int, width_px: int) -> tuple[int, int, int]:
+        """T, h, w of a video's latents."""
+        return 1 + (num_frames - 1) // self.stride_frames, height_px // self.stride_px, width_px // self.stride_px
+
+    def first_frames(self, num_frames: int) -> list[int]:
+        """The pixel frame that each latent frame begins with: 0, 1, 5, 9, ... for Wan2.1."""
+        return [max(0, self.stride_frames * (t - 1) + 1) for t in range(self.latent_shape(num_frames, 0, 0)[0])]
+
+    def pool(self, mask_px: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "P"]:
+        """Share of True pixels in each token's square, row-major, as the tokens are."""
+        rows, columns = self.tokens(*mask_px.shape)
+        return mask_px.reshape(rows, self.token_px, columns, self.token_px).mean((1, 3), dtype=np.float32).ravel()
+
+    def check(self, height_px: int, width_px: int, num_frames: int) -> None:
+        """Checks that a video can be put on the grid.
+
+        Raises:
+            GeometryError: height or width is not a multiple of a token's side, or frames are not 1 more than a multiple of
+                the VAE's stride; the message names the nearest sizes that are.
+        """
+        wanted = {
+            "height": (height_px, self.token_px, 0),
+            "width": (width_px, self.token_px, 0),
+            "num_frames": (num_frames, self.stride_frames, 1),
+        }
+        faults = []
+        for name, (value, stride, offset) in wanted.items():
+            smallest = offset or stride
+            if value >= smallest and (value - offset) % stride == 0:
+                continue
+            below = max(smallest, math.floor((value - offset) / stride) * stride + offset)
+            rule = f"a multiple of {stride}" if not offset else f"{offset} more than a multiple of {stride}"
+            faults.append(f"{name}={value} is not {rule}; nearest: {below} or {below + stride}")
+        if faults:
+            raise GeometryError(". ".join(faults) + ".")
+
+    def check_vision(self, vision_patch_px: int) -> None:
+        """Checks that a reference has the same tokens in the Transformer and in the vision encoder.
+
+        Raises:
+            GeometryError: the vision encoder's patch is not a token's side.
+        """
+        if vision_patch_px != self.token_px:
+            raise GeometryError(
+                f"VAE stride {self.stride_px} x Transformer patch {self.patch} = {self.token_px} px per token, "
+                f"the vision encoder's patch is {vision_patch_px} px; choose models that agree."
+            )

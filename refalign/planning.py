@@ -21,8 +21,7 @@ from typing import Any
 
 from refalign.config import RunConfig
 from refalign.errors import ConfigError
-from refalign.geometry import TOKEN_PX, latent_shape, token_grid
-from refalign.models.loading import load_model_config
+from refalign.models.loading import load_grid, load_model_config
 from refalign.shards.estimate import TEXT_BYTES_PER_TOKEN, count_parts
 from refalign.storage import describe_bytes
 from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory
@@ -38,6 +37,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_register_tokens": 4,
         "use_gated_mlp": False,
+        "patch_size": 16,
     },
 }
 """Sizes of the presets' models, so that planning needs no hub: DINOv3 is gated."""
@@ -116,6 +116,7 @@ def make_plan(config: RunConfig, data: DataSet, machines: Machines) -> dict[str,
     Raises:
         ConfigError: a number is out of range, or the model does not fit the GPUs that were asked for, or any number of them.
         ArtifactError: a model that is not a preset's has no config.json here, and the hub cannot be reached.
+        GeometryError: the base model's VAE and Transformer make no grid.
     """
     _check(config, data, machines)
     transformer, vision = _load_sizes(config)
@@ -235,9 +236,9 @@ def _find_ranks(
 
 
 def _pass_sizes(config: RunConfig, references: int, samples: int) -> PassSizes:
-    video = config.video
-    rows, columns = token_grid(video.height_px, video.width_px)
-    frames, _, _ = latent_shape(video.num_frames, video.height_px, video.width_px)
+    video, grid = config.video, load_grid(config.models)
+    rows, columns = grid.tokens(video.height_px, video.width_px)
+    frames, _, _ = grid.latent_shape(video.num_frames, video.height_px, video.width_px)
     tokens = rows * columns
     return PassSizes(samples, frames * tokens, max(1, references), tokens, config.models.max_text_tokens)
 
@@ -249,7 +250,7 @@ def _count_hours(
     flops_per_s = machines.mfu * PEAK_FLOPS[machines.gpu]
     video, training = config.video, config.training
     subjects = math.ceil(data.subjects)  # operations of whole references
-    crop = _count_encoder_flops(encoder, (config.curation.embedding_px // TOKEN_PX) ** 2)
+    crop = _count_encoder_flops(encoder, (config.curation.embedding_px // encoder.patch_px) ** 2)
     each = _pass_sizes(config, subjects, 1)
     picture = _count_encoder_flops(encoder, each.reference_tokens)
     curation_s = data.clips * (config.curation.detection_frames / machines.detector_fps + data.subjects * crop / flops_per_s)
@@ -280,7 +281,7 @@ def _count_storage(config: RunConfig, data: DataSet, transformer: Mapping[str, A
     references = round(samples * _count_references(config, data))
     text = round(samples * data.caption_tokens * TEXT_BYTES_PER_TOKEN)
     work = {"clips": range(samples), "references": references, "caption_bytes": text}
-    return sum(count_parts({"all": work}, config, transformer, vision).values())
+    return sum(count_parts({"all": work}, config, load_grid(config.models), transformer, vision).values())
 
 
 def _list_assumptions(config: RunConfig, data: DataSet, machines: Machines) -> list[str]:

@@ -30,7 +30,7 @@ _NEGATIVE_PROMPT = (
 
 
 def toy() -> RunConfig:
-    """The embedded default: sprite videos, tiny models of the real classes, and a short stage 2 after the shipped stage 1."""
+    """The embedded default: drawn videos, tiny models of the real classes, and a short stage 2 after the shipped stage 1."""
     config = toy_from_base()
     _, stage2 = config.training.stages
     training = config.training.model_copy(update={"stages": (stage2,), "start_from": str(_TOY_WEIGHTS / "stage1")})
@@ -45,14 +45,14 @@ def toy_from_base() -> RunConfig:
             base=str(_TOY_WEIGHTS / "wan"),
             vision_encoder=str(_TOY_WEIGHTS / "dinov3"),
             detector=str(_TOY_WEIGHTS / "detector"),
-            max_text_tokens=32,
+            max_text_tokens=40,
         ),
-        video=VideoConfig(height_px=96, width_px=96, num_frames=9, fps=16.0),
+        video=VideoConfig(height_px=48, width_px=80, num_frames=9, fps=16.0),
         curation=CurationConfig(
             videos_per_part=6,
-            embedding_px=96,
-            min_area_fraction=0.04,
-            min_confidence=0.8,  # on real footage the sprite detector is never this sure; on sprites nearly always
+            embedding_px=48,
+            min_area_fraction=0.1,
+            min_confidence=0.8,  # on real footage the embedded detector is never this sure; on drawn creatures nearly always
         ),
         pairs=PairsConfig(min_similarity=0.9),  # above it every pair of the drawn world is one identity; measured on 192 pairs
         shards=ShardsConfig(samples_per_shard=16),
@@ -70,7 +70,9 @@ def toy_from_base() -> RunConfig:
             checkpoint_every=20,
             validate_every=20,
         ),
-        evaluation=EvaluationConfig(num_inference_steps=20, guidance_scale=2.5, reference_guidance_scale=4.0),
+        evaluation=EvaluationConfig(
+            num_inference_steps=20, guidance_scale=2.5, reference_guidance_scale=4.0, judge="refalign.toy.verdict:judge_video"
+        ),
         # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
         cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, worker_cpus=0.5, threads=1),
     )
@@ -93,7 +95,7 @@ def toy_tiny() -> RunConfig:
         update={
             "input": InputConfig(world_videos=18),
             "training": training,
-            "evaluation": EvaluationConfig(num_samples=2, num_inference_steps=6),
+            "evaluation": config.evaluation.model_copy(update={"num_samples": 2, "num_inference_steps": 6}),
         }
     )
 

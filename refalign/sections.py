@@ -151,6 +151,9 @@ class EvaluationConfig(Section):
     """Held-out subjects whose reference tokens are compared, block by block, before and after training; 0 for none."""
     gate: GateConfig = GateConfig()
     """When a challenger becomes champion."""
+    judge: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """Python function, ``module:name``, that says of each video which attributes of its subjects are right
+    (`refalign.evaluation.judging`); the toy preset names the one of the drawn world."""
     opens2v_evaluator: str | None = None
     """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
 

@@ -85,7 +85,9 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         terms = ", ".join(f"{term} {measured[term]['first']:.3f} -> {measured[term]['last']:.3f}" for term in _SHOWN_TERMS)
         return f"{manifest['steps']} steps; {'held-out' if manifest['validation'] else 'training'} {terms}"
     if name == "evaluate":
-        return f"{manifest['num_samples']} sample videos"
+        judged = [(manifest["scores"].get(label) or {}).get("judged") for label in ("before", "after")]
+        made = f"{manifest['num_samples']} sample videos"
+        return made if None in judged else f"{made}; attributes right: base {judged[0]:.0%}, trained {judged[1]:.0%}"
     return f"{manifest['name']} version {manifest['version']}, alias {manifest['alias']}"
 
 

@@ -75,7 +75,7 @@ def score_video(own: Sequence[float], other: Sequence[float], pasted: Sequence[f
 def average_scores(videos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Mean over videos of each score that was measured; a score measured on none is absent."""
     averages = {}
-    for name in ("fidelity", "chance", "own_above_other", "copy_paste"):
+    for name in ("judged", "fidelity", "chance", "own_above_other", "copy_paste"):
         values = [video[name] for video in videos if video.get(name) is not None]
         if values:
             averages[name] = round(float(np.mean(values)), 6)

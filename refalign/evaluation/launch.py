@@ -12,6 +12,7 @@ from typing import Any
 
 from refalign.config import RunConfig
 from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, make_windows, measure_copy_paste, score_video
+from refalign.evaluation.judging import load_judge, share_right
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.samples import ChosenSample, choose_samples
 from refalign.parts import run_parts
@@ -102,6 +103,7 @@ class EvaluationActor:
             dtype=getattr(torch, config.models.encoder_dtype),
         )
         self.maker = VideoMaker(config, self.device)
+        self.judge = load_judge(config.evaluation.judge) if config.evaluation.judge else None
         self.embeddings: dict[str, Any] = {}
 
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +122,9 @@ class EvaluationActor:
         }
         pairs = zip(work["own"], work["targets"], strict=True)
         pasted = [measure_copy_paste(windows, embed[given], embed[target]) for given, target in pairs if target]
-        record = {"label": work["label"], "scores": score_video(matches["own"], matches["other"], pasted)}
+        scores = score_video(matches["own"], matches["other"], pasted)
+        verdict = self.judge(frames, work["prompt"], pictures) if self.judge else None
+        record = {"label": work["label"], "scores": {"judged": share_right(verdict)} | scores, "verdict": verdict}
 
         def write(path: Path) -> dict[str, Any]:
             write_mp4(path, frames, self.config.video.fps)
@@ -207,6 +211,7 @@ def make_manifest(
 ) -> dict[str, Any]:
     """What the step recorded: per sample its prompt, files (relative to the step's folder) and scores, and their averages."""
     scores_of = {record["part"]: record["scores"] for record in records if "scores" in record}
+    verdicts = {record["part"]: record.get("verdict") for record in records}
     separability = {record["label"]: record["separability"] for record in records if record.get("separability")}
     entries: list[dict[str, Any]] = []
     for sample in samples:
@@ -223,6 +228,7 @@ def make_manifest(
                 "references": references,
                 "videos": {label: f"parts/{name}" for label, name in names.items()},
                 "scores": {label: scores_of[name] for label, name in names.items()},
+                "verdicts": {label: verdicts[name] for label, name in names.items()},
                 "pictures": {whose: plan[names["after"]][whose] for whose in _PICTURES},
             }
         )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from refalign.config import make_fingerprint
+from refalign.config import ModelsConfig, make_fingerprint
 from refalign.errors import ArtifactError
+from refalign.geometry import Grid
 from refalign.storage import digest_sampled
 from refalign.texts import parse_json_object
 
@@ -70,6 +71,20 @@ def load_model_config(source: str, *, subfolder: str | None = None, revision: st
         return parse_json_object(Path(hf_hub_download(source, "config.json", subfolder=subfolder, revision=revision)).read_text())
     except Exception as error:
         raise ArtifactError(_advice(f"{source}/{subfolder}" if subfolder else source, False, error)) from error
+
+
+def load_grid(models: ModelsConfig) -> Grid:
+    """The grid of the base model: from a local folder's config files; a hub id's is taken to be Wan2.1's, without asking.
+
+    All published Wan2.1 models have that one, and the encoders of the shards step check the real one.
+
+    Raises:
+        ArtifactError: a config.json is missing or damaged.
+        GeometryError: VAE and Transformer make no grid.
+    """
+    if not looks_local(models.base):
+        return Grid()
+    return Grid.of(*(load_model_config(models.base, subfolder=part) for part in ("vae", "transformer")))
 
 
 def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revision: str | None = None, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from refalign.config import RunConfig
-from refalign.geometry import check_token_grid, first_frames, letterbox, pool_to_tokens
+from refalign.geometry import Grid, letterbox
 from refalign.models.dinov3 import VisionEncoder
 from refalign.models.loading import load_model_config
 from refalign.models.text import TextEncoder
@@ -21,8 +21,6 @@ from refalign.models.vae import VideoVAE
 from refalign.pictures import encode_png
 from refalign.shards.augment import Placement, augment
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, pack_pictures, pack_tokens
-
-_DIT_PATCH = 2
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,17 @@ class ReferencePicture:
 
 
 def make_reference(
-    crop_png: bytes, height_px: int, width_px: int, info: dict[str, Any], rng: np.random.Generator | None = None
+    crop_png: bytes,
+    height_px: int,
+    width_px: int,
+    token_px: int,
+    info: dict[str, Any],
+    rng: np.random.Generator | None = None,
 ) -> ReferencePicture:
-    """Letterboxes an RGBA crop on white and measures what each 16 x 16 px token shows of it.
+    """Letterboxes an RGBA crop on white and measures what each token shows of it.
 
     Args:
+        token_px: side of the square that one token covers.
         rng: draws an augmented view; None shows the crop as it is, centred and as large as it fits.
     """
     with Image.open(io.BytesIO(crop_png)) as crop:
@@ -57,22 +61,31 @@ def make_reference(
     where: dict[str, Any] = {"scale": placement.scale, "place": (placement.x, placement.y)}
     pixels, is_padding = letterbox(rgba, height_px, width_px, **where)
     background, _ = letterbox(Image.eval(rgba.getchannel("A"), lambda alpha: 255 - alpha), height_px, width_px, **where)
-    return ReferencePicture(pixels, pool_to_tokens(background[..., 0] < 128), pool_to_tokens(~is_padding), info)
+    grid = Grid(stride_px=token_px, patch=1)
+    return ReferencePicture(pixels, grid.pool(background[..., 0] < 128), grid.pool(~is_padding), info)
 
 
 class FrozenEncoders:
-    """VAE, text encoder and vision encoder, loaded once per process."""
+    """VAE, text encoder and vision encoder, loaded once per process.
+
+    Raises:
+        ArtifactError: a model or a config file is missing, gated or incomplete.
+        GeometryError: the base model's tokens are not the vision encoder's.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = getattr(torch, config.models.encoder_dtype)
-        base: dict[str, Any] = {"revision": config.models.base_revision, "device": device, "dtype": dtype}
+        revision = config.models.base_revision
+        base: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
         self.vae = VideoVAE.from_pretrained(config.models.base, **base)
         self.text = TextEncoder.from_pretrained(config.models.base, **base)
         self.max_text_tokens = config.models.max_text_tokens
         self.settings = config.shards
         vision: dict[str, Any] = {"revision": config.models.vision_encoder_revision}
-        check_token_grid(self.vae.stride_px, _DIT_PATCH, load_model_config(config.models.vision_encoder, **vision)["patch_size"])
+        transformer = load_model_config(config.models.base, subfolder="transformer", revision=revision)
+        self.grid = Grid.of(self.vae.model.config, transformer)
+        self.grid.check_vision(load_model_config(config.models.vision_encoder, **vision)["patch_size"])
         vision |= {"device": device, "dtype": dtype}
         needs_vision = config.shards.targets == "stored" or config.shards.frame_tokens
         self.vision = VisionEncoder.from_pretrained(config.models.vision_encoder, **vision) if needs_vision else None
@@ -95,7 +108,7 @@ class FrozenEncoders:
         else:
             tokens = pack_pictures([encode_png(reference.pixels) for reference in references])
         if self.settings.frame_tokens:
-            tokens |= self._encode_tokens(FRAME_TOKENS, frames[first_frames(len(frames))])
+            tokens |= self._encode_tokens(FRAME_TOKENS, frames[self.grid.first_frames(len(frames))])
         return {
             "latents": _stored(self.vae.encode(torch.from_numpy(frames)[None])[0]),
             "prompt_embeds": self.encode_text(caption),

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from refalign.config import RunConfig
-from refalign.geometry import latent_shape, token_grid
-from refalign.models.loading import load_model_config
+from refalign.geometry import Grid
+from refalign.models.loading import load_grid, load_model_config
 from refalign.shards.sample import SHEET_FRAMES, SHEET_PX
 from refalign.steps import Step
 from refalign.storage import check_disk_space, describe_bytes
@@ -74,15 +74,15 @@ def estimate_parts(plan: Mapping[str, Mapping[str, Any]], config: RunConfig) -> 
     models = config.models
     wan = load_model_config(models.base, subfolder="transformer", revision=models.base_revision)
     vision = load_model_config(models.vision_encoder, revision=models.vision_encoder_revision)
-    return count_parts(plan, config, wan, vision)
+    return count_parts(plan, config, load_grid(models), wan, vision)
 
 
 def count_parts(
-    plan: Mapping[str, Mapping[str, Any]], config: RunConfig, wan: Mapping[str, Any], vision: Mapping[str, Any]
+    plan: Mapping[str, Mapping[str, Any]], config: RunConfig, grid: Grid, wan: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, float]:
-    """The same from the contents of the two config files."""
+    """The same from the grid and the contents of the Transformer's and the vision encoder's config files."""
     models = config.models
-    clip_bytes, reference_bytes = _count_bytes(config, wan["in_channels"], vision["hidden_size"])
+    clip_bytes, reference_bytes = _count_bytes(config, grid, wan["in_channels"], vision["hidden_size"])
     text_bytes = 2 * wan["text_dim"]
     sizes = {}
     for name, work in plan.items():
@@ -95,11 +95,11 @@ def count_parts(
     return sizes
 
 
-def _count_bytes(config: RunConfig, channels: int, vision_width: int) -> tuple[float, float]:
+def _count_bytes(config: RunConfig, grid: Grid, channels: int, vision_width: int) -> tuple[float, float]:
     """Of a sample without its references and text, and of one reference; both with what the contact sheet shows of them."""
     video, shards = config.video, config.shards
-    frames, height, width = latent_shape(video.num_frames, video.height_px, video.width_px)
-    rows, columns = token_grid(video.height_px, video.width_px)
+    frames, height, width = grid.latent_shape(video.num_frames, video.height_px, video.width_px)
+    rows, columns = grid.tokens(video.height_px, video.width_px)
     frame = channels * height * width * 2
     token = vision_width + 4 if shards.target_dtype == "int8" else 2 * vision_width
     shown = SHEET_PX**2 * video.width_px / video.height_px * _SHEET_BYTES_PER_PX

@@ -198,7 +198,7 @@ class ShardsActor:
         """Each subject's picture in its own clip, then its pictures in other clips."""
         from refalign.shards.encode import make_reference
 
-        size_px = (self.config.video.height_px, self.config.video.width_px)
+        sizes_px = (self.config.video.height_px, self.config.video.width_px, self.encoders.grid.token_px)
         for position, subject in enumerate(row["subjects"]):
             views = [("in_pair", row["clip_id"], subject, 1.0)]
             for pair in pairs:
@@ -219,10 +219,10 @@ class ShardsActor:
                 }
                 count = count_views(view["subject_id"], self.config.shards)
                 if not count:
-                    yield make_reference(view["crop_png"], *size_px, info)
+                    yield make_reference(view["crop_png"], *sizes_px, info)
                 for variant in range(count):
                     rng = np.random.default_rng(_seed_of(row["clip_id"], view["subject_id"], variant))
-                    yield make_reference(view["crop_png"], *size_px, {**info, "variant": variant}, rng)
+                    yield make_reference(view["crop_png"], *sizes_px, {**info, "variant": variant}, rng)
 
 
 def _seed_of(*names: Any) -> int:

@@ -1,10 +1,10 @@
-"""The sprite world: videos in which everything is known, and the scripts that train the tiny weights shipped with it.
+"""The toy world: videos in which everything is known, and the scripts that train the tiny weights shipped with it.
 
-Read in this order: ``identities`` (who), ``drawing`` (what they look like), ``backgrounds`` (where), ``scenes`` (what happens),
-``captions`` (what is said about it), ``rendering`` (frames with ground truth), ``videos`` (files).
+Read in this order: ``identities`` (who), ``drawing`` (what they look like), ``scenes`` (what happens, and what is said of it),
+``rendering`` (frames with ground truth), ``videos`` (files), ``judge`` (what a clip shows).
 """
 
 from pathlib import Path
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-"""The shipped tiny weights: ``wan/``, ``dinov3/`` and ``detector/`` in the layouts of the hub."""
+"""The shipped tiny weights: ``wan/``, ``stage1/``, ``dinov3/`` and ``detector/`` in the layouts of the hub."""

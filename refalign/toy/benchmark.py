@@ -1,7 +1,7 @@
-"""The sprite benchmark: clips of held-out subjects, made by a model and read by the judges, against what is known of them.
+"""The toy benchmark: clips of held-out subjects, made by a model and read by the judge, against what is known of them.
 
     python -m refalign.toy.benchmark --model runs/toy/train-.../export --per-tier 16 --output runs/benchmark
-    python -m refalign.toy.benchmark --judges-only --per-tier 50    # do the judges see what was drawn wrong on purpose?
+    python -m refalign.toy.benchmark --judge-only --per-tier 50    # does the judge see what was drawn wrong on purpose?
 
 Prompts have one, two and three subjects, pairs in three tiers of likeness. Hidden attributes (what no prompt says) are
 *fidelity*; they can only come from the references. A clip is a line of ``clips.jsonl`` and is made once.
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from refalign.evaluation.confusion import CONFUSED
+from refalign.evaluation.confusion import CONFUSED, FATES, find_fates
 from refalign.presets import load_preset
-from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.cases import FAULTS, Case, Fault, draw_case, make_benchmark, shuffle_references, without_references
-from refalign.toy.scenes import FRAME_SIZE_PX, NUM_FRAMES
-from refalign.toy.scoring import Record, score_clip, summarise
-from refalign.toy.seeing import Watcher
+from refalign.toy.cases import (
+    FAULTS,
+    Case,
+    Fault,
+    draw_case,
+    exchange_references,
+    make_benchmark,
+    shuffle_references,
+    without_references,
+)
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
+from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES, attributes_of
+from refalign.toy.judge import Reading, is_occupied, read_clip
+from refalign.toy.scenes import NUM_FRAMES, SIDES
 
 OPTIONS = load_preset("toy").evaluation.model_dump(include={"num_inference_steps", "guidance_scale", "reference_guidance_scale"})
 """Of generation, as the toy preset has them."""
@@ -35,10 +46,11 @@ EXPECTED_FATES = {
     "dominance": ["own", "dominance"],
     "blending": ["own", "blending"],
 }
+Record = dict[str, Any]
 
 
 def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, Any], batch: int = 8) -> Iterator[np.ndarray]:
-    """Clips uint8 [F, 96, 96, 3] of the cases, in order; neighbours with equally many references are made together."""
+    """Clips uint8 [F, H, W, 3] of the cases, in order; neighbours with equally many references are made together."""
     start = 0
     while start < len(cases):
         size = len(cases[start].given)
@@ -48,9 +60,9 @@ def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, Any]
         group = cases[start:stop]
         videos = pipeline(
             [case.prompt for case in group],
-            [case.named_references for case in group] if size else [],
-            height=FRAME_SIZE_PX,
-            width=FRAME_SIZE_PX,
+            [case.references for case in group] if size else [],
+            height=FRAME_HEIGHT_PX,
+            width=FRAME_WIDTH_PX,
             num_frames=NUM_FRAMES,
             generator=[torch.Generator().manual_seed(case.seed) for case in group],
             output_type="uint8",
@@ -60,14 +72,52 @@ def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, Any]
         start = stop
 
 
+def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Record:
+    """What one clip shows of its case; plain values.
+
+    Per subject: shown (attribute -> value as read; None: nobody stands there), right (attributes and action as wanted), chance
+    (hidden attributes that agree with ``other``). Of the clip: extra (slots that somebody fills unasked), fates
+    (`refalign.evaluation.confusion`), copy_paste (the reference's action in place of the asked one, from -1 to 1).
+
+    Args:
+        other: the case with another's hidden looks (`refalign.toy.cases.shuffle_references`), whose fidelity is chance.
+    """
+    subjects = case.plan.subjects
+    cast = [subject.identity for subject in subjects]
+    seen = read_clip(clip, {subject.side: [subject.identity, *cast] for subject in subjects})
+    readings = [seen[subject.side] for subject in subjects]
+    wanted = [{**asdict(attributes_of(subject.identity)), "action": subject.action} for subject in subjects]
+    record: Record = {
+        "key": case.key,
+        "subjects": len(subjects),
+        "likeness": case.plan.likeness,
+        "named": [subject.named for subject in subjects],
+        "shown": [reading and reading.answers for reading in readings],
+        "right": [_compare(*pair) for pair in zip(readings, wanted, strict=True)],
+        "unexplained": [reading and round(reading.unexplained, 3) for reading in readings],
+        "extra": sum(is_occupied(clip, side) for side in SIDES if side not in seen),
+    }
+    if case.given:
+        hidden = [[each[name] for name in HIDDEN_ATTRIBUTES] for each in wanted]
+        shown = [reading and [reading.answers[name] for name in HIDDEN_ATTRIBUTES] for reading in readings]
+        record["fates"] = find_fates(shown, hidden)
+        pairs = zip(readings, subjects, case.given, strict=True)
+        record["copy_paste"] = [
+            reading and float(np.mean([(each == pose.action) - (each == subject.action) for each in reading.moments]))
+            for reading, subject, pose in pairs
+        ]
+    if other is not None:
+        theirs = [asdict(attributes_of(subject.identity)) for subject in other.plan.subjects]
+        record["chance"] = [_compare(*pair) for pair in zip(readings, theirs, strict=True)]
+    return record
+
+
+def _compare(reading: Reading | None, wanted: dict[str, str]) -> dict[str, bool]:
+    return {name: reading is not None and reading.answers[name] == value for name, value in wanted.items()}
+
+
 def run_benchmark(
-    pipeline: Any,
-    judges: Path,
-    cases: Sequence[Case],
-    file: Path,
-    *,
-    options: dict[str, Any] | None = None,
-    keep: Path | None = None,
+    pipeline: Any, cases: Sequence[Case], file: Path, *, options: dict[str, Any] | None = None, keep: Path | None = None
 ) -> list[Record]:
     """Makes and scores what is not yet in ``file``, a line per clip; returns all records in the order of the cases.
 
@@ -77,10 +127,9 @@ def run_benchmark(
     done = {record["key"]: record for record in _read_lines(file)}
     todo = [case for case in cases if case.key not in done]
     others = {case.key: other for case, other in zip(cases, shuffle_references(cases), strict=True) if case.given}
-    watcher = Watcher.load(judges)
     file.parent.mkdir(parents=True, exist_ok=True)
     for case, clip in zip(todo, iter_generated(pipeline, todo, OPTIONS | (options or {})), strict=True):
-        done[case.key] = score_clip(case, clip, watcher.watch(clip), others.get(case.key))
+        done[case.key] = score_clip(case, clip, others.get(case.key))
         if keep:
             save_strip(case, clip, keep / f"{case.key}.png")
         with file.open("a") as lines:
@@ -91,7 +140,7 @@ def run_benchmark(
 def save_strip(case: Case, clip: np.ndarray, path: Path) -> None:
     """References and every fourth frame of a clip, side by side."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([*case.named_references, *clip[::4]], 1)).save(path)
+    Image.fromarray(np.concatenate([*case.references, *clip[::4]], 1)).save(path)
 
 
 def _read_lines(file: Path) -> list[Record]:
@@ -105,53 +154,81 @@ def _read_lines(file: Path) -> list[Record]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def measure_judges(
-    judges: Path, per_tier: int, transform: Callable[[np.ndarray], np.ndarray] = lambda clip: clip
-) -> dict[str, Record]:
-    """How the judges read clips drawn right, scored against their own and against others' references, and drawn wrong.
+def summarise(records: Sequence[Record]) -> dict[str, float]:
+    """Means over subjects: fidelity and its chance by number of subjects, tier and attribute; what was said; fates."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        size, tier = f"of {record['subjects']}", record["likeness"] or "alone"
+        for place, right in enumerate(record["right"]):
+            values["found"].append(float(record["shown"][place] is not None))
+            values["action"].append(right["action"])
+            for name in SPOKEN_ATTRIBUTES if record["named"][place] else ():
+                for key in ("spoken", f"spoken {size}", name):
+                    values[key].append(right[name])
+            if "fates" not in record:
+                continue
+            for name in HIDDEN_ATTRIBUTES:
+                for key in ("fidelity", f"fidelity {size}", f"fidelity {name}", f"fidelity, {tier}"):
+                    values[key].append(right[name])
+                if "chance" in record:
+                    for key in ("chance", f"chance {size}", f"chance {name}"):
+                        values[key].append(record["chance"][place][name])
+            if (pasted := record["copy_paste"][place]) is not None:
+                values["copy_paste"].append(pasted)
+        values["number"].append(float(not record["extra"] and all(record["shown"])))
+        if "fates" in record and record["subjects"] > 1:
+            for fate in record["fates"]:
+                for key in ("", f", {tier}"):
+                    values[f"confusion{key}"].append(fate in CONFUSED)
+                    for each in FATES:
+                        values[f"fate {each}{key}"].append(fate == each)
+    return {"clips": len(records), **{name: round(float(np.mean(each)), 4) for name, each in sorted(values.items())}}
+
+
+def measure_judge(
+    per_tier: int, transform: Callable[[np.ndarray], np.ndarray] = lambda clip: clip, faults: Sequence[Fault] = FAULTS
+) -> dict[str, dict[str, float]]:
+    """How the judge reads clips drawn right and drawn wrong, of identities that no training draws.
 
     Args:
         transform: applied to the clips, for example the round trip through the VAE.
     """
-    watcher = Watcher.load(judges)
-    cases = [case for case in make_benchmark(per_tier) if len(case.plan.subjects) == 2]
-    results: dict[str, Record] = {}
-    for fault in FAULTS:
-        clips = [draw_case(case, fault) for case in cases]
-        clips = [transform(clip) for clip in clips] if transform is not None else clips
-        seen = [watcher.watch(clip) for clip in clips]
-        results[fault] = _caught(fault, [score_clip(*each) for each in zip(cases, clips, seen, strict=True)])
-        if fault == "truth":
-            shuffled = shuffle_references(cases)
-            results["shuffled"] = summarise([score_clip(*each) for each in zip(shuffled, clips, seen, strict=True)])
+    results = {}
+    for fault in faults:
+        cases = [
+            case
+            for case in make_benchmark(per_tier, split="judges")
+            if len(case.plan.subjects) == 2 or (len(case.plan.subjects) < 3 and fault in ("truth", "paste"))
+        ]
+        records = [score_clip(case, transform(draw_case(case, fault))) for case in cases]
+        results[fault] = {"caught": _caught(fault, records), **summarise(records)}
     return results
 
 
-def _caught(fault: Fault, records: list[Record]) -> Record:
-    """The summary, with the share of clips in which the fault was seen, and that in which its kind was named right."""
+def _caught(fault: Fault, records: list[Record]) -> float:
+    """Share of clips in which the fault was named for what it is; of clips drawn right, in which nothing is wrong."""
     if fault == "paste":
-        return {"caught": float(np.mean([(record["copy_paste"] or 0) > 0 for record in records])), **summarise(records)}
-    named = [record["fates"] == EXPECTED_FATES[fault] for record in records]
-    confused = [any(fate in CONFUSED for fate in record["fates"]) for record in records]
-    return {
-        "caught": float(np.mean(named if fault == "truth" else confused)),
-        "named": float(np.mean(named)),
-        **summarise(records),
-    }
+        return float(np.mean([all((each or 0) > 0 for each in record["copy_paste"]) for record in records]))
+    if fault == "truth":
+        return float(np.mean([all(all(each.values()) for each in record["right"]) for record in records]))
+    return float(np.mean([record["fates"] == EXPECTED_FATES[fault] for record in records]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="an exported folder")
-    parser.add_argument("--judges", type=Path, default=WEIGHTS_FOLDER / "judges")
-    parser.add_argument("--judges-only", action="store_true", help="measure the judges, not a model")
-    parser.add_argument("--per-tier", type=int, default=16, help="clips of one subject, and of two and three in each tier")
+    parser.add_argument("--judge-only", action="store_true", help="measure the judge, not a model")
+    parser.add_argument(
+        "--per-tier", type=int, default=16, help="clips of two and three subjects in each tier; twice as many of one"
+    )
     parser.add_argument("--text-only", action="store_true", help="without references, for a text-to-video model")
+    parser.add_argument("--exchanged", action="store_true", help="the references of the first two subjects are exchanged")
+    parser.add_argument("--steps", type=int, help="inference steps")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.judges_only:
-        for name, figures in measure_judges(arguments.judges, arguments.per_tier).items():
+    if arguments.judge_only:
+        for name, figures in measure_judge(arguments.per_tier).items():
             print(name, json.dumps(figures), flush=True)
         return
     from refalign.generation import RefAlignPipeline
@@ -159,9 +236,12 @@ def main() -> None:
     pipeline = RefAlignPipeline.from_pretrained(str(arguments.model))
     pipeline.set_progress_bar_config(disable=True)
     cases = make_benchmark(arguments.per_tier)
-    cases = without_references(cases) if arguments.text_only else cases
-    places = arguments.output / "clips.jsonl", arguments.output / "strips"
-    records = run_benchmark(pipeline, arguments.judges, cases, places[0], keep=places[1])
+    if arguments.text_only:
+        cases = without_references(cases)
+    elif arguments.exchanged:
+        cases = exchange_references(cases)
+    options = {"num_inference_steps": arguments.steps} if arguments.steps else {}
+    records = run_benchmark(pipeline, cases, arguments.output / "clips.jsonl", options=options, keep=arguments.output / "strips")
     print(json.dumps(summarise(records), indent=1))
 
 

@@ -1,4 +1,4 @@
-"""Prompts of the sprite benchmark: held-out subjects, what is said, the pictures given, and clips made wrong on purpose."""
+"""Prompts of the toy benchmark: held-out subjects, what is said, the pictures given, and clips made wrong on purpose."""
 
 from __future__ import annotations
 
@@ -7,34 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from refalign.toy.captions import make_caption
-from refalign.toy.drawing import POSES, Pose, render_reference
+from refalign.toy.drawing import Pose
 from refalign.toy.identities import (
     HIDDEN_ATTRIBUTES,
     LIKENESSES,
     Attributes,
     Likeness,
+    Split,
     attributes_of,
     identity_of,
-    second_colours,
+    vocabularies,
 )
-from refalign.toy.rendering import render_empty, render_scene
-from refalign.toy.scenes import FRAME_SIZE_PX, ScenePlan, make_scene
+from refalign.toy.rendering import draw_subjects, render_references, render_scene
+from refalign.toy.sampling import sample_pose
+from refalign.toy.scenes import HOLD, NUM_DRAWINGS, ScenePlan, make_caption, make_scene, paint_place
 
 SEED = 70
 Fault = Literal["truth", "swap", "dominance", "blending", "paste"]
 FAULTS: tuple[Fault, ...] = ("truth", "swap", "dominance", "blending", "paste")
-
-
-@dataclass(frozen=True)
-class Given:
-    """How a reference shows its subject: another pose than the prompt asks for, at some moment, looking somewhere."""
-
-    pose: Pose
-    phase: float
-    yaw: float
 
 
 @dataclass(frozen=True)
@@ -44,59 +35,64 @@ class Case:
     Attributes:
         key: names it among all cases.
         plan: what is asked for.
-        given: one per subject of the plan; empty where the clip is made from text alone.
+        given: the pose of each subject in its reference, another action than the one asked for; empty for text alone.
         seed: of the noise.
+        shown: identities in the references, where they are not those of the plan.
     """
 
     key: str
     plan: ScenePlan
-    prompt: str
-    given: tuple[Given, ...]
+    given: tuple[Pose, ...]
     seed: int
+    shown: tuple[int, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        return make_caption(self.plan)
 
     @property
     def references(self) -> list[np.ndarray]:
-        """The pictures, uint8 [96, 96, 3] each, in the order of the plan's subjects."""
-        return [
-            render_reference(subject.identity, given.pose, FRAME_SIZE_PX, phase=given.phase, yaw=given.yaw)
-            for subject, given in zip(self.plan.subjects, self.given, strict=False)
-        ]
-
-    @property
-    def named_references(self) -> list[np.ndarray]:
-        """The same pictures as the prompt goes through their subjects, from left to right; that is how a model is given them."""
-        pictures = zip(self.plan.subjects, self.references, strict=False)
-        return [picture for _, picture in sorted(pictures, key=lambda pair: pair[0].x_px[0])]
+        """The pictures, uint8 [H, W, 3] each, from left to right, as the prompt goes through their subjects."""
+        if not self.given:
+            return []
+        return [*render_references(self.shown or [subject.identity for subject in self.plan.subjects], self.given)]
 
 
-def make_cases(count: int, *, num_subjects: int, likeness: Likeness | None = None, seed: int = SEED) -> list[Case]:
-    """Held-out scenes with ``num_subjects`` subjects, the first two in ``likeness`` (None: as they come)."""
+def make_cases(
+    count: int, *, num_subjects: int, likeness: Likeness | None = None, seed: int = SEED, split: Split = "heldout"
+) -> list[Case]:
+    """Scenes with ``num_subjects`` subjects, the first two drawn in ``likeness`` (None: as they come)."""
     tier = LIKENESSES.index(likeness) if likeness else len(LIKENESSES)
     cases = []
     for number in range(count):
-        plan = make_scene([seed, num_subjects, tier, number], split="heldout", num_subjects=num_subjects, likeness=likeness)
-        rng = np.random.default_rng([seed, num_subjects, tier, number, 1])
-        given = []
-        for subject in plan.subjects:
-            pose = POSES[(POSES.index(subject.pose) + int(rng.integers(1, len(POSES)))) % len(POSES)]
-            given.append(Given(pose, float(rng.uniform()), float(rng.uniform(-1, 1))))
+        words = [seed, num_subjects, tier, number]
+        plan = make_scene(words, split=split, num_subjects=num_subjects, likeness=likeness)
+        rng = np.random.default_rng([*words, 1])
+        given = tuple(_other_pose(rng, subject.action) for subject in plan.subjects)
         key = f"{num_subjects}-{(likeness or 'any').replace(' ', '_')}-{number:03d}"
-        cases.append(Case(key, plan, make_caption(plan), tuple(given), seed * 1_000_000 + number))
+        cases.append(Case(key, plan, given, seed * 1_000_000 + number))
     return cases
 
 
-def make_benchmark(per_tier: int, *, seed: int = SEED) -> list[Case]:
-    """``per_tier`` cases of one subject, and of two and of three in each tier of likeness."""
-    cases = make_cases(per_tier, num_subjects=1, seed=seed)
+def _other_pose(rng: np.random.Generator, action: str) -> Pose:
+    while (pose := sample_pose(rng)).action == action or pose.blink:
+        pass
+    return replace(pose, lift=0.0)
+
+
+def make_benchmark(per_tier: int, *, seed: int = SEED, split: Split = "heldout") -> list[Case]:
+    """``2 * per_tier`` cases of one subject, and ``per_tier`` of two and of three in each tier of likeness."""
+    cases = make_cases(2 * per_tier, num_subjects=1, seed=seed, split=split)
     for num_subjects in (2, 3):
         for likeness in LIKENESSES:
-            cases += make_cases(per_tier, num_subjects=num_subjects, likeness=likeness, seed=seed)
+            cases += make_cases(per_tier, num_subjects=num_subjects, likeness=likeness, seed=seed, split=split)
     return cases
 
 
 def without_references(cases: Sequence[Case]) -> list[Case]:
-    """The same cases, of which only what the prompt names can be known."""
-    return [replace(case, given=()) for case in cases]
+    """The same cases, of which only what the prompt names can be known; it names every subject."""
+    named = [tuple(replace(subject, named=True) for subject in case.plan.subjects) for case in cases]
+    return [replace(case, plan=replace(case.plan, subjects=each), given=()) for case, each in zip(cases, named, strict=True)]
 
 
 def shuffle_references(cases: Sequence[Case]) -> list[Case]:
@@ -105,13 +101,23 @@ def shuffle_references(cases: Sequence[Case]) -> list[Case]:
     for size in {len(case.plan.subjects) for case in cases}:
         places = [place for place, case in enumerate(cases) if len(case.plan.subjects) == size]
         for place, other in zip(places, [*places[1:], places[0]], strict=True):
-            looks = [subject.identity for subject in cases[other].plan.subjects]
-            shuffled[place] = _recast(cases[place], looks)
+            shuffled[place] = _recast(cases[place], [subject.identity for subject in cases[other].plan.subjects])
     return shuffled
 
 
+def mislead(cases: Sequence[Case]) -> list[Case]:
+    """The cases, each with the references of its shuffled twin: what comes of the looks that its own plan asks for is chance."""
+    shown = [tuple(subject.identity for subject in other.plan.subjects) for other in shuffle_references(cases)]
+    return [replace(case, shown=each) for case, each in zip(cases, shown, strict=True)]
+
+
+def exchange_references(cases: Sequence[Case]) -> list[Case]:
+    """The cases of several subjects, with each other's hidden looks in the references of the first two."""
+    return [recast_for(case, "swap") for case in cases if len(case.plan.subjects) > 1]
+
+
 def draw_case(case: Case, fault: Fault) -> np.ndarray:
-    """A clip of a case as a perfect model would make it, or with one fault on purpose: uint8 [F, 96, 96, 3].
+    """A clip of a case as a perfect model would make it, or with one fault on purpose: uint8 [F, H, W, 3].
 
     swap: the first two subjects have each other's hidden looks; dominance: the second has the first's; blending: it has half of
     them; paste: every subject is its reference picture, standing still.
@@ -141,30 +147,26 @@ def _recast(case: Case, looks: Sequence[int]) -> Case:
 
 
 def _dress(identity: int, look: int, names: Sequence[str] = HIDDEN_ATTRIBUTES) -> int:
-    """``identity`` with the named attributes of ``look``, but for a second colour that its main colour does not go with."""
+    """``identity`` with the named attributes of ``look``, but for colours that its main colour does not go with."""
     mine, theirs = asdict(attributes_of(identity)), asdict(attributes_of(look))
-    taken = {name: theirs[name] for name in names}
-    if taken.get("second_colour") not in (None, *second_colours(mine["main_colour"])):
-        del taken["second_colour"]
+    words = vocabularies(mine["main_colour"])
+    taken = {name: theirs[name] for name in names if theirs[name] in words[name]}
     return identity_of(Attributes(**mine | taken))
 
 
 def _blend(identity: int, other: int) -> int:
     """Half of the hidden attributes in which the two differ are the other's."""
     mine, theirs = attributes_of(identity), attributes_of(other)
+    words = vocabularies(mine.main_colour)
     telling = [name for name in HIDDEN_ATTRIBUTES if getattr(mine, name) != getattr(theirs, name)]
-    fitting = [name for name in telling if name != "second_colour"]
-    return _dress(identity, other, fitting[: (len(telling) + 1) // 2])
+    fitting = [name for name in telling if getattr(theirs, name) in words[name]]
+    return _dress(identity, other, fitting[: len(telling) // 2])
 
 
 def _paste(case: Case) -> np.ndarray:
-    """The scene's place with each reference cut out where its subject would stand, the same in every frame."""
-    drawn = render_scene(case.plan)
-    frame = Image.fromarray(render_empty(case.plan))
-    for number, picture in enumerate(case.references):
-        x0, y0, x1, y1 = (int(value) for value in drawn.boxes_xyxy_px[number, 0])
-        side = max(x1 - x0, y1 - y0, 8)
-        image = Image.fromarray(picture).resize((side, side), Image.Resampling.BOX)
-        mask = Image.fromarray(((np.asarray(image).min(2) < 250) * 255).astype(np.uint8))
-        frame.paste(image, ((x0 + x1 - side) // 2, y1 - side), mask)
-    return np.repeat(np.asarray(frame)[None], case.plan.num_frames, axis=0)
+    """The scene's place with everybody in the pose of the reference, the same in every frame."""
+    canvas = paint_place(case.plan)
+    figures = draw_subjects([case.plan], 1, poses=case.given)
+    for colour, alpha in zip(figures.colour, figures.alpha, strict=True):
+        canvas = canvas * (1 - alpha[..., None]) + colour
+    return np.repeat(canvas.round().astype(np.uint8)[None], 1 + HOLD * (NUM_DRAWINGS - 1), axis=0)

@@ -1,331 +1,204 @@
-"""Draws one creature: outlined vector shapes at twice the final resolution, so that averaging smooths the edges.
+"""What creatures look like: signed distances to a few large forms, drawn for many creatures at once.
 
-Coordinates are in units of the creature's standing height, origin at the point between its feet, y upwards. A ``Pen`` maps them
-to pixels, with the pose's tilt and squash, so that nothing is ever rotated as a raster.
+A creature stands on a ground line, ``HEIGHT`` units tall whoever it is, so that in a reference, which is cut to its box, it is
+about as large as in a clip. Everything is at least half a token of the Transformer (4 px) wide, but for the smile.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from refalign.toy.identities import COLOURS, Attributes, attributes_of
+from refalign.toy.identities import COLOURS, EYES, HEADWEAR, PATTERNS, SHAPES, attributes_of
 
-Pose = Literal["standing", "walking", "jumping", "waving", "dancing", "sleeping"]
-POSES: tuple[Pose, ...] = get_args(Pose)
-SUPERSAMPLING = 2
-TILE_HEIGHTS = 1.9
-"""Width and height of the tile a creature is drawn in, in creature heights; room for raised arms, jumps and lying down."""
-GROUND_FROM_TOP = 1.5
-"""Where the feet stand in the tile, in creature heights from its top."""
+Action = Literal["standing", "jumping", "walking left", "walking right", "waving"]
+ACTIONS: tuple[Action, ...] = ("standing", "jumping", "walking left", "walking right", "waving")
 
-OUTLINE = (38, 32, 44)
-LEG_LENGTH = 0.2
-Point = tuple[float, float]
-Colour = tuple[int, int, int]
+FRAME_HEIGHT_PX, FRAME_WIDTH_PX = 48, 80
+HEIGHT = 40.0
+"""Of a creature from the ground to the top of its headwear, in units; one unit is one pixel at ``height_px=HEIGHT``."""
+_MIDDLE, _HALF = 15.5, 12.0  # of the body: centre above the ground, half of its height
+_EYES_V, _MOUTH_V = 19.0, 14.6
+_WHITE, _INK = (255.0, 255.0, 255.0), (38.0, 38.0, 46.0)
+_SHADE = 0.1
+"""Relative change of brightness from the middle of a body to its top and bottom."""
+
+Grid = np.ndarray
+"""float32 [N, H, W]."""
 
 
 @dataclass(frozen=True)
-class PoseState:
-    """One moment of a pose.
+class Pose:
+    """A moment of an action.
 
     Attributes:
-        phase: time in cycles; a pose repeats at every integer.
-        yaw: where it looks, -1 left .. 1 right, 0 at the viewer.
+        step: 0 or 1: which foot is up, where a waving arm is.
+        lift: units above the ground.
+        blink: eyes are closed.
     """
 
-    pose: Pose
-    phase: float = 0.0
-    yaw: float = 0.0
+    action: Action
+    step: int = 0
+    lift: float = 0.0
+    blink: bool = False
 
 
 @dataclass(frozen=True)
-class BodyForm:
-    """Body polygon in the unit box (u in [-.5, .5], v in [0, 1] upwards), its size in creature heights, and where things sit."""
+class Figures:
+    """N drawn creatures, each alone.
 
-    polygon: tuple[Point, ...]
-    width: float
-    height: float
-    face_v: float
-    ears: Point
-    """Where the right ear grows; the left one mirrors it."""
-    arm_v: float
-    arm_u: float
-
-
-def _superellipse(exponent: float) -> tuple[Point, ...]:
-    angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    c, s = np.cos(angles), np.sin(angles)
-    u = 0.5 * np.sign(c) * np.abs(c) ** (2 / exponent)
-    v = 0.5 + 0.5 * np.sign(s) * np.abs(s) ** (2 / exponent)
-    return tuple(zip(u.tolist(), v.tolist(), strict=True))
-
-
-def _star(tips: int, inner: float, roundness: int) -> tuple[Point, ...]:
-    """A star whose radius swings between ``inner`` / 2 and 1 / 2; a cosine for ``roundness`` 1, pointed tips for 0."""
-    points = []
-    for step in range(tips * 8):
-        angle = 2 * math.pi * step / (tips * 8)
-        wave = (1 + math.cos(tips * angle)) / 2 if roundness else abs(1 - (step / 4) % 2)
-        radius = 0.5 * (inner + (1 - inner) * wave)
-        points.append((radius * math.sin(angle), 0.5 + radius * math.cos(angle)))
-    return tuple(points)
-
-
-BODY_FORMS: dict[str, BodyForm] = {
-    "round": BodyForm(_superellipse(2.0), 0.62, 0.58, 0.64, (0.3, 0.9), 0.45, 0.48),
-    "square": BodyForm(_superellipse(9.0), 0.56, 0.55, 0.66, (0.33, 0.97), 0.45, 0.5),
-    "triangular": BodyForm(((-0.5, 0.0), (0.5, 0.0), (0.06, 1.0), (-0.06, 1.0)), 0.76, 0.64, 0.4, (0.17, 0.7), 0.3, 0.36),
-    "tall": BodyForm(_superellipse(3.0), 0.38, 0.66, 0.72, (0.27, 0.95), 0.42, 0.5),
-    "star-shaped": BodyForm(_star(5, 0.5, 0), 0.82, 0.72, 0.56, (0.19, 0.78), 0.62, 0.42),
-    "fluffy": BodyForm(_star(9, 0.8, 1), 0.7, 0.6, 0.62, (0.27, 0.92), 0.45, 0.47),
-}
-
-
-class Pen:
-    """Draws in creature units onto a tile, under the tilt and squash of a pose."""
-
-    def __init__(
-        self, scale_px: float, *, tilt_deg: float = 0.0, squash: float = 1.0, lift: float = 0.0, pivot_height: float = 0.5
-    ):
-        """``scale_px``: pixels per creature height; ``lift`` in creature heights; the tilt turns about ``pivot_height``."""
-        self.size_px = round(TILE_HEIGHTS * scale_px)
-        self.scale_px = scale_px
-        self.image = Image.new("RGBA", (self.size_px, self.size_px), (0, 0, 0, 0))
-        self.draw = ImageDraw.Draw(self.image)
-        self.line_px = max(2, round(0.032 * scale_px))
-        self._cos, self._sin = math.cos(math.radians(tilt_deg)), math.sin(math.radians(tilt_deg))
-        self._squash, self._lift, self._pivot = squash, lift, pivot_height
-
-    def at(self, point: Point) -> Point:
-        """Creature units -> tile pixels."""
-        x, y = point[0] / math.sqrt(self._squash), point[1] * self._squash - self._pivot
-        turned = x * self._cos + y * self._sin, -x * self._sin + y * self._cos
-        return (
-            self.size_px / 2 + turned[0] * self.scale_px,
-            (GROUND_FROM_TOP - self._lift - self._pivot - turned[1]) * self.scale_px,
-        )
-
-    def polygon(self, points: list[Point] | tuple[Point, ...], fill: Colour, *, outlined: bool = True) -> None:
-        """A filled polygon, with a rounded outline."""
-        corners = [self.at(point) for point in points]
-        self.draw.polygon(corners, fill=fill)
-        if outlined:
-            self.draw.line([*corners, corners[0], corners[1]], fill=OUTLINE, width=self.line_px, joint="curve")
-
-    def disc(self, centre: Point, radius: float, fill: Colour, *, outlined: bool = True) -> None:
-        """A filled circle; ``radius`` in creature heights."""
-        x, y = self.at(centre)
-        r = radius * self.scale_px
-        thickness = min(self.line_px, max(1, round(0.3 * r))) if outlined else 0
-        self.draw.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=OUTLINE if outlined else None, width=thickness)
-
-    def stroke(self, points: list[Point], width: float, fill: Colour, *, outlined: bool = True) -> None:
-        """A line of ``width`` creature heights, outlined on both sides."""
-        path = [self.at(point) for point in points]
-        width_px = max(2, round(width * self.scale_px))
-        if outlined:
-            self.draw.line(path, fill=OUTLINE, width=width_px + 2 * self.line_px - 2, joint="curve")
-        self.draw.line(path, fill=fill, width=width_px, joint="curve")
-
-
-def draw_creature(identity: int, state: PoseState, height_px: float) -> Image.Image:
-    """Draws a creature on a transparent square tile.
-
-    Args:
-        height_px: standing height in final pixels; the tile is ``SUPERSAMPLING`` times larger.
-
-    Returns:
-        RGBA tile, ``TILE_HEIGHTS * height_px * SUPERSAMPLING`` px on a side; the feet's ground point is at its horizontal centre
-        and ``GROUND_FROM_TOP`` creature heights from its top.
+    Attributes:
+        colour: float32 [N, H, W, 3], RGB in [0, 255], multiplied by alpha.
+        alpha: float32 [N, H, W] in [0, 1].
     """
-    attributes = attributes_of(identity)
-    form = BODY_FORMS[attributes.shape]
-    swing = math.sin(2 * math.pi * state.phase)
-    pen = Pen(height_px * SUPERSAMPLING, **_posture(state, swing, form))
-    main, second = COLOURS[attributes.main_colour], COLOURS[attributes.second_colour]
-    _draw_limbs(pen, attributes, state, swing)
-    if attributes.headwear in ("cat ears", "bunny ears", "antennae"):
-        _draw_headwear(pen, attributes.headwear, form, second)
-    _draw_arms(pen, form, main, state, swing)
-    _draw_body(pen, form, attributes.pattern, main, second, state.yaw)
-    if attributes.headwear in ("top hat", "party cone", "crown"):
-        _draw_headwear(pen, attributes.headwear, form, second)
-    _draw_face(pen, attributes.eyes, form, state)
-    return pen.image
+
+    colour: np.ndarray
+    alpha: np.ndarray
+
+    def over(self, canvas: np.ndarray) -> np.ndarray:
+        """The figures on opaque pictures [N, H, W, 3]."""
+        return canvas * (1 - self.alpha[..., None]) + self.colour
 
 
-def render_reference(
-    identity: int, pose: Pose = "standing", size: int = 96, *, phase: float = 0.25, yaw: float = 0.0
-) -> np.ndarray:
-    """One creature, cropped to its outline, centred on white: uint8 [size, size, 3]."""
-    tile = draw_creature(identity, PoseState(pose, phase, yaw), height_px=size)
-    tile = tile.crop(tile.getbbox())
-    side = round(max(tile.size) * 1.06)
-    canvas = Image.new("RGBA", (side, side), (255, 255, 255, 255))
-    canvas.alpha_composite(tile, ((side - tile.width) // 2, (side - tile.height) // 2))
-    return np.asarray(canvas.convert("RGB").resize((size, size), Image.Resampling.BOX))
+def draw(
+    identities: Sequence[int],
+    poses: Sequence[Pose],
+    x_px: Sequence[float] | np.ndarray,
+    ground_px: Sequence[float] | np.ndarray,
+    height_px: Sequence[float] | np.ndarray,
+    size_px: tuple[int, int] = (FRAME_HEIGHT_PX, FRAME_WIDTH_PX),
+) -> Figures:
+    """Draws creature n in pose n, its middle at column ``x_px[n]``, its feet at row ``ground_px[n]``."""
+    brush = _Brush(x_px, ground_px, height_px, [pose.lift for pose in poses], size_px)
+    looks = [attributes_of(identity) for identity in identities]
 
+    def colours(name: str) -> np.ndarray:
+        return np.array([COLOURS[getattr(look, name)] for look in looks], np.float32)
 
-def _posture(state: PoseState, swing: float, form: BodyForm) -> dict[str, float]:
-    """Tilt, squash and lift of the whole creature at this moment."""
-    if state.pose == "sleeping":
-        # Lying on its side: turned about the body's middle, then let down until the side touches the ground.
-        pivot = LEG_LENGTH + form.height / 2
-        return {"tilt_deg": 82.0, "squash": 1.0 + 0.02 * swing, "pivot_height": pivot, "lift": form.width / 2 - pivot}
-    if state.pose == "jumping":
-        return {"lift": 0.22 * abs(math.sin(math.pi * state.phase)), "squash": 0.94 + 0.12 * abs(math.sin(math.pi * state.phase))}
-    if state.pose == "dancing":
-        return {"tilt_deg": 17.0 * swing, "lift": 0.05 * abs(swing), "pivot_height": 0.1}
-    if state.pose == "walking":
-        return {"tilt_deg": 5.0 * swing, "lift": 0.03 * abs(swing), "pivot_height": 0.1}
-    return {"squash": 1.0 + 0.02 * swing}
+    def choose(name: str, forms: dict[str, Callable[[Grid, Grid], Grid]]) -> Grid:
+        return brush.choose([getattr(look, name) for look in looks], forms)
 
-
-def _body_point(form: BodyForm, u: float, v: float) -> Point:
-    return u * form.width, LEG_LENGTH * 0.92 + v * form.height
-
-
-def _draw_body(pen: Pen, form: BodyForm, pattern: str, main: Colour, second: Colour, yaw: float) -> None:
-    """Body in the main colour, the pattern clipped to it, the outline on top."""
-    outline = [_body_point(form, u, v) for u, v in form.polygon]
-    corners = [pen.at(point) for point in outline]
-    silhouette = Image.new("L", pen.image.size, 0)
-    ImageDraw.Draw(silhouette).polygon(corners, fill=255)
-    canvas, draw = pen.image, pen.draw
-    pen.image = Image.new("RGBA", canvas.size, (*main, 255))
-    pen.draw = ImageDraw.Draw(pen.image)
-    _draw_pattern(pen, form, pattern, second, 0.1 * yaw)
-    canvas.paste(pen.image, mask=silhouette)
-    pen.image, pen.draw = canvas, draw
-    pen.draw.line([*corners, corners[0], corners[1]], fill=OUTLINE, width=pen.line_px, joint="curve")
-
-
-def _draw_pattern(pen: Pen, form: BodyForm, pattern: str, second: Colour, shift: float) -> None:
-    """The pattern in the second colour; ``shift`` (in u) follows the yaw, as if painted on a round body."""
-
-    def rectangle(u0: float, v0: float, u1: float, v1: float) -> None:
-        box = ((u0, v0), (u1, v0), (u1, v1), (u0, v1))
-        pen.polygon([_body_point(form, u + shift, v) for u, v in box], second, outlined=False)
-
-    pitch_u, pitch_v = 0.17 / form.width, 0.17 / form.height
-    if pattern == "stripes":
-        for row in range(-1, 5):
-            rectangle(-0.8, 0.12 + 1.1 * row * pitch_v, 0.8, 0.12 + (1.1 * row + 0.45) * pitch_v)
-    elif pattern == "bars":
-        for column in range(-3, 4):
-            rectangle((1.1 * column - 0.23) * pitch_u, -0.1, (1.1 * column + 0.23) * pitch_u, 1.1)
-    elif pattern == "checks":
-        for row in range(5):
-            for column in range(-4, 4):
-                if (row + column) % 2:
-                    rectangle(
-                        column * 0.8 * pitch_u, row * 0.8 * pitch_v, (column + 0.85) * 0.8 * pitch_u, (row + 0.85) * 0.8 * pitch_v
-                    )
-    elif pattern == "dots":
-        for row in range(5):
-            for column in range(-3, 4):
-                centre = ((column + 0.5 * (row % 2)) * 1.05 * pitch_u + shift, 0.12 + row * 0.85 * pitch_v)
-                pen.disc(_body_point(form, *centre), 0.05, second, outlined=False)
-    else:
-        ellipse = [(0.3 * math.cos(a) + shift, 0.24 + 0.24 * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 24)]
-        pen.polygon([_body_point(form, u, v) for u, v in ellipse], second, outlined=False)
-
-
-def _draw_limbs(pen: Pen, attributes: Attributes, state: PoseState, swing: float) -> None:
-    """What it stands on, moving with the pose."""
-    main, second = COLOURS[attributes.main_colour], COLOURS[attributes.second_colour]
-    stride = {"walking": 0.09, "dancing": 0.05, "jumping": 0.03}.get(state.pose, 0.0) * swing
-    top = LEG_LENGTH + 0.14
-    if attributes.limbs == "legs":
-        for side in (-1, 1):
-            foot = (side * 0.13 + stride * side, 0.04)
-            pen.stroke([(side * 0.11, top), foot], 0.06, main)
-            pen.polygon([(foot[0] + dx, dy) for dx, dy in ((-0.075, 0), (0.075, 0), (0.06, 0.07), (-0.06, 0.07))], second)
-    elif attributes.limbs == "wheels":
-        pen.stroke([(-0.1, top), (-0.15, 0.11), (0.15, 0.11), (0.1, top)], 0.05, second)
-        for side in (-1, 1):
-            pen.disc((side * 0.16, 0.11), 0.11, (120, 120, 130))
-            spoke = 2 * math.pi * state.phase * (state.pose == "walking")
-            pen.disc((side * 0.16 + 0.04 * math.cos(spoke), 0.11 + 0.04 * math.sin(spoke)), 0.04, (235, 235, 235), outlined=False)
-    elif attributes.limbs == "tentacles":
-        for foot in (-0.21, -0.07, 0.07, 0.21):
-            bend = 0.05 * math.sin(2 * math.pi * state.phase + 20 * foot)
-            pen.stroke([(foot * 0.8, top), (foot + bend, 0.14), (foot - bend, 0.07), (foot * 1.15 + bend, 0.015)], 0.05, main)
-    else:
-        zigzag = [(0.0, top)] + [(0.085 * (-1) ** turn, top - 0.08 - turn * 0.06) for turn in range(4)] + [(0.0, 0.02)]
-        pen.stroke(zigzag, 0.035, (200, 204, 212))
-        pen.stroke([(-0.13, 0.02), (0.13, 0.02)], 0.05, second)
-
-
-def _draw_arms(pen: Pen, form: BodyForm, main: Colour, state: PoseState, swing: float) -> None:
-    """Two arms; their angles (degrees from straight down, outwards) tell the pose."""
-    angles = {
-        "standing": (28.0, 28.0),
-        "walking": (35.0 + 20 * swing, 35.0 - 20 * swing),
-        "jumping": (140.0, 140.0),
-        "waving": (28.0, 135.0 + 28 * math.sin(4 * math.pi * state.phase)),
-        "dancing": (95.0 + 50 * swing, 95.0 - 50 * swing),
-        "sleeping": (15.0, 15.0),
-    }[state.pose]
-    for side, angle_deg in zip((-1, 1), angles, strict=True):
-        x, y = _body_point(form, side * form.arm_u * 0.9, form.arm_v)
-        angle = math.radians(angle_deg)
-        hand = (x + side * 0.2 * math.sin(angle), y - 0.2 * math.cos(angle))
-        pen.stroke([(x, y), hand], 0.055, main)
-        pen.disc(hand, 0.055, main)
-
-
-def _draw_headwear(pen: Pen, headwear: str, form: BodyForm, second: Colour) -> None:
-    """What it wears on, or grows from, its head."""
-    top = _body_point(form, 0, 0.96)[1]
-    ear_x, ear_y = _body_point(form, *form.ears)
-    if headwear == "top hat":
-        pen.polygon([(-0.12, top + 0.02), (0.12, top + 0.02), (0.13, top + 0.21), (-0.13, top + 0.21)], second)
-        pen.polygon([(-0.21, top - 0.02), (0.21, top - 0.02), (0.21, top + 0.035), (-0.21, top + 0.035)], second)
-    elif headwear == "party cone":
-        pen.polygon([(-0.14, top - 0.02), (0.14, top - 0.02), (0.0, top + 0.26)], second)
-        pen.disc((0.0, top + 0.26), 0.05, (255, 255, 255))
-    elif headwear == "crown":
-        zigzag = [(-0.18, 0.17), (-0.09, 0.07), (0.0, 0.19), (0.09, 0.07), (0.18, 0.17), (0.16, -0.03), (-0.16, -0.03)]
-        pen.polygon([(x, top + y) for x, y in zigzag], second)
+    main, second, third = colours("main_colour"), colours("second_colour"), colours("third_colour")
+    walks = np.array([pose.action.startswith("walking") for pose in poses])
+    step = np.array([pose.step for pose in poses])
     for side in (-1, 1):
-        root = side * ear_x
-        if headwear == "antennae":
-            pen.stroke([(root * 0.6, ear_y - 0.04), (root * 0.6 + side * 0.08, top + 0.18)], 0.025, OUTLINE, outlined=False)
-            pen.disc((root * 0.6 + side * 0.08, top + 0.19), 0.065, second)
-        elif headwear == "cat ears":
-            pen.polygon(
-                [(root - side * 0.11, ear_y + 0.0), (root + side * 0.1, ear_y - 0.1), (root + side * 0.08, ear_y + 0.18)], second
-            )
-        elif headwear == "bunny ears":
-            loop = [(0.06 * math.cos(a), 0.15 * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 20)]
-            pen.polygon([(root * 0.75 + x + side * 0.25 * y, ear_y + 0.12 + y) for x, y in loop], second)
+        raised = np.where(walks & ((step == 1) == (side == 1)), 3.0, 0.0)
+        brush.paint(_ellipse(brush.u - side * 5.5, brush.v - 2.8 - brush.column(raised), 4.4, 2.8), third)
+        brush.paint(_arm(brush, poses, side), main)
+    body = choose("shape", _SHAPES)
+    shade = 1 + _SHADE * (brush.v - _MIDDLE) / _HALF
+    brush.paint(body, main, shade)
+    brush.paint(np.maximum(body, choose("pattern", _PATTERNS)), second, shade)
+    brush.paint(choose("headwear", _HEADWEAR), third)
+    gaze = np.array([{"walking left": -1.0, "walking right": 1.0}.get(pose.action, 0.0) for pose in poses])
+    _draw_face(brush, choose, brush.column(gaze), np.array([pose.blink for pose in poses]))
+    return Figures(brush.colour, brush.alpha)
 
 
-def _draw_face(pen: Pen, eyes: str, form: BodyForm, state: PoseState) -> None:
-    """Eyes (their number is part of the identity; asleep they are closed lids, still countable) and a mouth."""
-    centre_x, centre_y = _body_point(form, 0.14 * state.yaw, form.face_v)
-    spots = {
-        "one": [(0.0, 0.02, 0.125)],
-        "two": [(-0.09, 0.02, 0.085), (0.09, 0.02, 0.085)],
-        "three": [(0.0, 0.095, 0.072), (-0.115, 0.0, 0.072), (0.115, 0.0, 0.072)],
-        "stalks": [(-0.14, 0.17, 0.085), (0.14, 0.17, 0.085)],
-    }[eyes]
-    for dx, dy, radius in spots:
-        x, y = centre_x + dx, centre_y + dy
-        if eyes == "stalks":
-            pen.stroke([(centre_x + 0.4 * dx, centre_y - 0.02), (x, y)], 0.035, (255, 255, 255))
-        if state.pose == "sleeping":
-            pen.disc((x, y), radius, (206, 196, 206))
-            pen.stroke([(x - radius * 0.8, y), (x + radius * 0.8, y)], 0.03, OUTLINE, outlined=False)
-        else:
-            pen.disc((x, y), radius, (255, 255, 255))
-            pen.disc((x + 0.3 * radius * state.yaw, y), 0.42 * radius, OUTLINE, outlined=False)
-    mouth_y = centre_y - 0.12
-    smile = [(centre_x + dx, mouth_y - 0.035 * math.cos(math.pi * dx / 0.14)) for dx in (-0.06, -0.03, 0.0, 0.03, 0.06)]
-    pen.stroke(smile, 0.028, OUTLINE, outlined=False)
+class _Brush:
+    """N transparent canvases, and for each pixel its place (u to the right, v up, in units) seen from its creature's feet."""
+
+    def __init__(self, x_px, ground_px, height_px, lift, size_px: tuple[int, int]) -> None:
+        height, width = size_px
+        self.unit_px = self.column(np.asarray(height_px) / HEIGHT)
+        rows, columns = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
+        self.u = (columns - self.column(x_px)) / self.unit_px
+        self.v = (self.column(ground_px) - rows) / self.unit_px - self.column(lift)
+        self.colour = np.zeros((*self.u.shape, 3), np.float32)
+        self.alpha = np.zeros_like(self.u)
+
+    @staticmethod
+    def column(values) -> np.ndarray:
+        """[N] -> [N, 1, 1], to be used beside grids."""
+        return np.asarray(values, np.float32)[:, None, None]
+
+    def choose(self, names: Sequence[str], forms: dict[str, Callable[[Grid, Grid], Grid]]) -> Grid:
+        """The signed distance to the named form, creature by creature."""
+        distance = np.empty_like(self.u)
+        for name, form in forms.items():
+            rows = np.array([each == name for each in names])
+            if rows.any():
+                distance[rows] = form(self.u[rows], self.v[rows])
+        return distance
+
+    def paint(self, distance: Grid, colour, shade: Grid | None = None, shown: np.ndarray | None = None) -> None:
+        """Paints where ``distance`` (in units) is negative, with soft edges one pixel wide."""
+        cover = np.clip(0.5 - distance * self.unit_px, 0, 1)
+        if shown is not None:
+            cover *= self.column(shown)
+        tint = np.broadcast_to(np.asarray(colour, np.float32), (len(cover), 3))[:, None, None]
+        if shade is not None:
+            tint = np.clip(tint * shade[..., None], 0, 255)
+        self.colour += cover[..., None] * (tint - self.colour)
+        self.alpha += cover * (1 - self.alpha)
+
+
+def _arm(brush: _Brush, poses: Sequence[Pose], side: int) -> Grid:
+    """A raised arm: both of who jumps, the right one of who waves; others keep theirs to themselves."""
+    shown = np.array([pose.action == "jumping" or (pose.action == "waving" and side == 1) for pose in poses])
+    out = np.array([6.5 if pose.action == "jumping" or pose.step == 0 else 3.0 for pose in poses])
+    distance = _segment(side * brush.u, brush.v, (8.0, 16.0), (10.0 + brush.column(out), 27.0)) - 2.3
+    return np.where(brush.column(shown) > 0, distance, 99.0)
+
+
+def _draw_face(brush: _Brush, choose, gaze: Grid, blink: np.ndarray) -> None:
+    """Eyes that look where the creature goes, and a smile."""
+    eyes = choose("eyes", {"one": _eyes(0.0, 5.2), "two": _eyes(4.6, 4.2)})
+    brush.paint(eyes, _WHITE, shown=~blink)
+    pupils = {"one": _eyes(0.0, 2.4), "two": _eyes(4.6, 2.0)}
+    u, brush.u = brush.u, brush.u - 1.3 * gaze
+    brush.paint(choose("eyes", pupils), _INK, shown=~blink)
+    brush.u = u
+    brush.paint(np.maximum(eyes, np.abs(brush.v - _EYES_V) - 0.7), _INK, shown=blink)
+    ring = np.abs(np.hypot(u, brush.v - _MOUTH_V) - 3.2) - 0.6
+    brush.paint(np.maximum(ring, brush.v - _MOUTH_V + 1.2), _INK)
+
+
+def _eyes(apart: float, radius: float) -> Callable[[Grid, Grid], Grid]:
+    return lambda u, v: np.hypot(np.abs(u) - apart, v - _EYES_V) - radius
+
+
+def _box(u: Grid, v: Grid, half_width: float, half_height: float, radius: float = 0.0) -> Grid:
+    across, up = np.abs(u) - half_width + radius, np.abs(v) - half_height + radius
+    return np.hypot(np.maximum(across, 0), np.maximum(up, 0)) + np.minimum(np.maximum(across, up), 0) - radius
+
+
+def _ellipse(u: Grid, v: Grid, half_width: float, half_height: float) -> Grid:
+    return (np.hypot(u / half_width, v / half_height) - 1) * min(half_width, half_height)
+
+
+def _segment(u: Grid, v: Grid, start: tuple, end: tuple) -> Grid:
+    (a, b), (c, d) = start, end
+    along = np.clip(((u - a) * (c - a) + (v - b) * (d - b)) / ((c - a) ** 2 + (d - b) ** 2), 0, 1)
+    return np.hypot(u - a - along * (c - a), v - b - along * (d - b))
+
+
+def _wedge(u: Grid, v: Grid, bottom: float, top: float, half_width: float, radius: float = 0.8) -> Grid:
+    """A triangle on its base, corners a little round."""
+    height = top - bottom
+    slope = (np.abs(u) * height + (v - top) * half_width) / np.hypot(height, half_width)
+    return np.maximum(slope, bottom - v + radius) - radius * 0.2
+
+
+_SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
+    "round": lambda u, v: np.hypot(u, v - _MIDDLE) - _HALF,
+    "square": lambda u, v: _box(u, v - _MIDDLE, 11.0, _HALF, 1.5),
+    "triangular": lambda u, v: _wedge(u, v, _MIDDLE - _HALF, 30.5, 13.5),
+    "diamond-shaped": lambda u, v: (np.abs(u) / 13.0 + np.abs(v - _MIDDLE) / 13.5 - 1) * 9.4,
+}
+_PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {
+    "half": lambda u, v: -u,
+    "belt": lambda u, v: np.abs(v - 9.0) - 3.4,
+    "belly": lambda u, v: np.hypot(u, v - 8.5) - 5.6,
+    "spots": lambda u, v: np.hypot(np.abs(u) - 7.2, v - 11.2) - 3.4,
+}
+_HEADWEAR: dict[str, Callable[[Grid, Grid], Grid]] = {
+    "top hat": lambda u, v: np.minimum(_box(u, v - 33.0, 5.4, 7.0), _box(u, v - 26.8, 9.5, 1.7)),
+    "party hat": lambda u, v: _wedge(u, v, 25.0, 41.0, 8.0),
+    "rabbit ears": lambda u, v: _segment(np.abs(u), v, (4.2, 24.0), (6.2, 37.0)) - 3.0,
+    "bobble": lambda u, v: np.hypot(u, v - 33.0) - 7.0,
+}
+assert (tuple(_SHAPES), tuple(_PATTERNS), tuple(_HEADWEAR), EYES) == (SHAPES, PATTERNS, HEADWEAR, ("one", "two"))

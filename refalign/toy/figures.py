@@ -1,33 +1,33 @@
 """Prints every held-out figure of the shipped weights, one line a model; draws the sheets to look at.
 
-    python -m refalign.toy.figures [--weights refalign/toy/weights] [--items 100] [--per-tier 8] [--sheets runs/sheets]
+    python -m refalign.toy.figures [--weights refalign/toy/weights] [--items 100] [--per-tier 24] [--sheets runs/sheets]
 
-Identities, scenes and seeds are none that a training script draws from.
+Identities, scenes and seeds are none that a training script draws from. What was measured before and lies in ``--work`` is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from refalign.toy import WEIGHTS_FOLDER, measure_vision, measures, train_detector, train_judges, train_vae
-from refalign.toy.benchmark import measure_judges, run_benchmark
-from refalign.toy.cases import make_benchmark, without_references
-from refalign.toy.drawing import POSES, render_reference
+from refalign.toy import WEIGHTS_FOLDER, measure_vision, train_detector, train_vae
+from refalign.toy.benchmark import measure_judge, run_benchmark, summarise
+from refalign.toy.cases import Case, exchange_references, make_benchmark, mislead, without_references
+from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, Pose
 from refalign.toy.identities import sample_identity
 from refalign.toy.initial_weights import make_vision_encoder
-from refalign.toy.judges import Judge
-from refalign.toy.scoring import summarise
+from refalign.toy.rendering import render_references
 
 Figures = dict[str, float]
-SHEET_COLUMNS, SHEET_IDENTITIES, SHEET_CLIPS = 8, 64, 12
+SHEET_IDENTITIES, SHEET_COLUMNS, SHEET_CASES = 60, 12, 24
 
 
 def measure_weights(weights: Path, items: int) -> Iterator[tuple[str, Figures]]:
@@ -36,47 +36,40 @@ def measure_weights(weights: Path, items: int) -> Iterator[tuple[str, Figures]]:
 
     yield "detector", train_detector.evaluate(weights / "detector", items)
     vae = train_vae.load_vae(weights / "wan" / "vae")
-    yield "vae", train_vae.evaluate(vae, items, items)
+    yield "vae", train_vae.evaluate(vae, items)
     vision = DINOv3ViTModel.from_pretrained(weights / "dinov3", dtype=torch.float32)
     yield "vision encoder", measure_vision.evaluate(vision, items)
     yield "vision encoder, random init", measure_vision.evaluate(make_vision_encoder(), items)
     yield "raw pixels in its place", measure_vision.evaluate_pixels(items)
-    yield "judge: detector", train_detector.evaluate(weights / "judges" / "detector", items)
-    judge = Judge.load(weights / "judges" / "reader")
-    yield "judge: drawn clips", train_judges.evaluate(judge, items)
-    yield "judge: clips through the vae", train_judges.evaluate(judge, items, vae=vae)
-    for fault, figures in measure_judges(weights / "judges", max(1, items // 3)).items():
-        yield f"judges on {fault} clips", figures
-    yield "likeness without networks", measures.evaluate(items)
+
+    def pass_through(clip: np.ndarray) -> np.ndarray:
+        return vae.decode(vae.encode(torch.from_numpy(clip)[None]))[0].numpy()
+
+    per_tier = max(1, items // 12)
+    for fault, figures in measure_judge(per_tier).items():
+        yield f"judge on {fault} clips", figures
+    yield "judge on clips through the vae", measure_judge(per_tier, pass_through, ("truth",))["truth"]
 
 
-def measure_models(weights: Path, per_tier: int, sheets: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(model, what the judges see in its clips): the base from text, stage 1 from text and references."""
+def measure_models(weights: Path, per_tier: int, work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(model, what the judge sees in its clips): the base from text; stage 1 with its references, with others', exchanged."""
     from refalign.generation import RefAlignPipeline
     from refalign.models.wan import load_transformer
 
-    for name, folder, with_references in (("base", weights / "wan", False), ("stage1", weights / "stage1" / "export", True)):
-        transformer = load_transformer(str(folder)).eval()
+    cases = make_benchmark(per_tier)
+    runs: dict[str, tuple[str, list[Case]]] = {
+        "base": ("wan", without_references(cases)),
+        "stage1": ("stage1/export", cases),
+        "stage1, shuffled references": ("stage1/export", mislead(cases)),
+        "stage1, exchanged references": ("stage1/export", exchange_references(cases)),
+    }
+    for name, (folder, chosen) in runs.items():
+        transformer = load_transformer(str(weights / folder)).eval()
         pipeline = RefAlignPipeline.from_pretrained(str(weights / "wan"), transformer=transformer)
         pipeline.set_progress_bar_config(disable=True)
-        cases = make_benchmark(per_tier)
-        with TemporaryDirectory() as aside:
-            places = Path(aside) / "clips.jsonl", Path(aside) / "strips"
-            records = run_benchmark(
-                pipeline, weights / "judges", cases if with_references else without_references(cases), places[0], keep=places[1]
-            )
-            if sheets:
-                chosen = np.linspace(0, len(cases) - 1, min(SHEET_CLIPS, len(cases))).round().astype(int)
-                strips = [np.asarray(Image.open(places[1] / f"{cases[number].key}.png")) for number in chosen]
-                save_sheet(strips, sheets / f"{name}.png", columns=2)
+        place = work / name.replace(", ", "_").replace(" ", "_")
+        records = run_benchmark(pipeline, chosen, place / "clips.jsonl", keep=place / "strips")
         yield name, summarise(records)
-
-
-def draw_identities(count: int) -> list[np.ndarray]:
-    """References of held-out identities in all poses: uint8 [96, 96, 3] each."""
-    rng = np.random.default_rng(1)
-    identities = [sample_identity(rng, "heldout") for _ in range(count)]
-    return [render_reference(identity, POSES[number % len(POSES)]) for number, identity in enumerate(identities)]
 
 
 def save_sheet(pictures: list[np.ndarray], path: Path, *, columns: int) -> None:
@@ -90,21 +83,45 @@ def save_sheet(pictures: list[np.ndarray], path: Path, *, columns: int) -> None:
     Image.fromarray(sheet).save(path)
 
 
+def draw_identities(count: int) -> list[np.ndarray]:
+    """References of held-out identities in all actions, as wide as high: uint8 [48, 48, 3] each."""
+    rng = np.random.default_rng(1)
+    identities = [sample_identity(rng, "heldout") for _ in range(count)]
+    pictures = render_references(identities, [Pose(ACTIONS[number % len(ACTIONS)]) for number in range(count)])
+    return [*pictures[:, :, 16 : 16 + FRAME_HEIGHT_PX]]
+
+
+def draw_results(strips: Path, count: int) -> list[np.ndarray]:
+    """Strips of references and frames, those of one, two and three subjects alike often, all as wide."""
+    files = sorted(strips.glob("*.png"))
+    chosen = [files[number] for number in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)]
+    pictures = []
+    for strip in (np.asarray(Image.open(file)) for file in chosen):
+        frames, references = strip[:, -3 * 80 :], strip[:, : -3 * 80]
+        shown = np.full((strip.shape[0], 3 * 48, 3), 255, np.uint8)
+        for number in range(references.shape[1] // 80):
+            shown[:, 48 * number : 48 * (number + 1)] = references[:, 80 * number + 16 : 80 * number + 64]
+        pictures.append(np.concatenate([shown, frames], 1))
+    return pictures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER)
     parser.add_argument("--items", type=int, default=100, help="held-out pictures, clips or identities a figure")
-    parser.add_argument("--per-tier", type=int, default=8, help="generated clips of one subject, and of two and three per tier")
+    parser.add_argument("--per-tier", type=int, default=24, help="generated clips of two and three subjects in each tier")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets of identities and generated clips")
+    parser.add_argument("--work", type=Path, default=Path("runs/toy_figures"), help="generated clips and what was read in them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    for model, figures in measure_weights(arguments.weights, arguments.items) if arguments.items else ():
+        print(f"{model:32s} {json.dumps(figures)}", flush=True)
+    for model, figures in measure_models(arguments.weights, arguments.per_tier, arguments.work) if arguments.per_tier else ():
+        print(model, *(f"  {name:40s} {value:.3f}" for name, value in figures.items()), sep="\n", flush=True)
     if arguments.sheets:
         save_sheet(draw_identities(SHEET_IDENTITIES), arguments.sheets / "identities.png", columns=SHEET_COLUMNS)
-    for model, figures in measure_weights(arguments.weights, arguments.items):
-        print(f"{model:28s} " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
-    if arguments.per_tier:
-        for model, figures in measure_models(arguments.weights, arguments.per_tier, arguments.sheets):
-            print(model, *(f"  {name:32s} {value:.3f}" for name, value in figures.items()), sep="\n", flush=True)
+        results = draw_results(arguments.work / "stage1" / "strips", SHEET_CASES)
+        save_sheet(results, arguments.sheets / "stage1.png", columns=2)
 
 
 if __name__ == "__main__":

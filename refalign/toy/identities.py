@@ -1,11 +1,12 @@
-"""Who lives in the sprite world: seven visible attributes, one index per identity, three disjoint splits.
+"""Who lives in the toy world: seven visible attributes, one index per identity, three disjoint splits.
 
 An identity is a mixed-radix number over the attributes, so that index and attributes are two spellings of one thing and no table
-is stored. Every attribute changes the picture in every pose: two different identities never look alike.
+is stored. Every attribute is seen in every pose: two different identities never look alike.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import astuple, dataclass, fields
 from typing import Literal
@@ -18,37 +19,26 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 48, 48),
     "orange": (248, 146, 30),
     "yellow": (252, 222, 64),
-    "green": (66, 172, 74),
-    "cyan": (70, 208, 222),
-    "blue": (48, 92, 214),
-    "purple": (146, 72, 190),
+    "green": (60, 168, 70),
+    "cyan": (70, 205, 222),
+    "blue": (48, 88, 214),
+    "purple": (142, 66, 190),
     "pink": (250, 150, 200),
-    "white": (250, 250, 250),
     "black": (52, 52, 60),
 }
-"""Name -> RGB in [0, 255]. The last two occur as second colour only: a white body would vanish on a white reference."""
+"""Name -> RGB in [0, 255]. Black is a second colour only."""
 
 MAIN_COLOURS = tuple(COLOURS)[:8]
-SHAPES = ("round", "square", "triangular", "tall", "star-shaped", "fluffy")
-PATTERNS = ("stripes", "bars", "dots", "belly", "checks")
-EYES = ("one", "two", "three", "stalks")
-HEADWEAR = ("top hat", "party cone", "crown", "antennae", "cat ears", "bunny ears")
-LIMBS = ("legs", "wheels", "tentacles", "spring")
-NUM_SECOND_COLOURS = 6
-"""Second colours each main colour goes with: the six most distant ones, so that a pattern always shows."""
+SHAPES = ("round", "square", "triangular", "diamond-shaped")
+PATTERNS = ("half", "belt", "belly", "spots")
+HEADWEAR = ("top hat", "party hat", "rabbit ears", "bobble")
+EYES = ("one", "two")
 
 Split = Literal["train", "judges", "heldout"]
 Likeness = Literal["unlike", "same shape", "same shape and colour"]
 LIKENESSES: tuple[Likeness, ...] = ("unlike", "same shape", "same shape and colour")
 SPLIT_SHARES: dict[Split, int] = {"heldout": 3, "judges": 3, "train": 14}
-"""Twentieths of all identities; ``judges`` is kept apart for the networks that grade generated videos."""
-
-
-def second_colours(main_colour: str) -> tuple[str, ...]:
-    """The second colours that ``main_colour`` is combined with, most distant first."""
-    main = np.array(COLOURS[main_colour], dtype=float)
-    distance = {name: float(np.linalg.norm(main - rgb)) for name, rgb in COLOURS.items() if name != main_colour}
-    return tuple(sorted(distance, key=lambda name: -distance[name])[:NUM_SECOND_COLOURS])
+"""Twentieths of all identities; the judge's limits are measured on those of ``judges``."""
 
 
 @dataclass(frozen=True)
@@ -58,44 +48,53 @@ class Attributes:
     shape: str
     main_colour: str
     second_colour: str
+    """Of the pattern."""
     pattern: str
-    eyes: str
     headwear: str
-    limbs: str
+    third_colour: str
+    """Of headwear and feet."""
+    eyes: str
 
 
 ATTRIBUTE_NAMES = tuple(field.name for field in fields(Attributes))
 SPOKEN_ATTRIBUTES = ("shape", "main_colour")
 HIDDEN_ATTRIBUTES = tuple(name for name in ATTRIBUTE_NAMES if name not in SPOKEN_ATTRIBUTES)
-_RADICES = (len(SHAPES), len(MAIN_COLOURS), NUM_SECOND_COLOURS, len(PATTERNS), len(EYES), len(HEADWEAR), len(LIMBS))
+_RADICES = (len(SHAPES), len(MAIN_COLOURS), len(COLOURS) - 1, len(PATTERNS), len(HEADWEAR), len(MAIN_COLOURS) - 1, len(EYES))
 NUM_IDENTITIES = math.prod(_RADICES)
 
 
+def vocabularies(main_colour: str) -> dict[str, tuple[str, ...]]:
+    """Attribute -> the values it can have on a creature of ``main_colour``, whose other colours differ from it."""
+    others = tuple(name for name in COLOURS if name != main_colour)
+    return {
+        "shape": SHAPES,
+        "main_colour": MAIN_COLOURS,
+        "second_colour": others,
+        "pattern": PATTERNS,
+        "headwear": HEADWEAR,
+        "third_colour": tuple(name for name in others if name in MAIN_COLOURS),
+        "eyes": EYES,
+    }
+
+
+@functools.cache
 def attributes_of(identity: int) -> Attributes:
     """Index in [0, NUM_IDENTITIES) -> attributes."""
     if not 0 <= identity < NUM_IDENTITIES:
         raise ConfigError(f"identity {identity} does not exist; expected 0 .. {NUM_IDENTITIES - 1}.")
     digits = [int(digit) for digit in np.unravel_index(identity, _RADICES)]
-    main = MAIN_COLOURS[digits[1]]
-    return Attributes(
-        shape=SHAPES[digits[0]],
-        main_colour=main,
-        second_colour=second_colours(main)[digits[2]],
-        pattern=PATTERNS[digits[3]],
-        eyes=EYES[digits[4]],
-        headwear=HEADWEAR[digits[5]],
-        limbs=LIMBS[digits[6]],
-    )
+    words = vocabularies(MAIN_COLOURS[digits[1]])
+    return Attributes(**{name: words[name][digit] for name, digit in zip(ATTRIBUTE_NAMES, digits, strict=True)})
 
 
 def identity_of(attributes: Attributes) -> int:
     """Attributes -> index, the inverse of ``attributes_of``."""
-    vocabularies = (SHAPES, MAIN_COLOURS, second_colours(attributes.main_colour), PATTERNS, EYES, HEADWEAR, LIMBS)
+    words = vocabularies(attributes.main_colour)
     digits = []
-    for name, value, vocabulary in zip(ATTRIBUTE_NAMES, astuple(attributes), vocabularies, strict=True):
-        if value not in vocabulary:
-            raise ConfigError(f"{name} {value!r} does not exist here; expected one of {', '.join(vocabulary)}.")
-        digits.append(vocabulary.index(value))
+    for name, value in zip(ATTRIBUTE_NAMES, astuple(attributes), strict=True):
+        if value not in words[name]:
+            raise ConfigError(f"{name} {value!r} does not exist here; expected one of {', '.join(words[name])}.")
+        digits.append(words[name].index(value))
     return int(np.ravel_multi_index(digits, _RADICES))
 
 
@@ -131,8 +130,8 @@ def sample_companion(
 ) -> int:
     """An identity that stands to ``identity`` in the given tier of likeness.
 
-    Alike companions differ in at least three of the attributes that are never spoken, so that the pair can be told apart at a
-    glance; unlike ones differ in shape and in main colour.
+    The two differ in at least three of the attributes that are never spoken, so that they can be told apart at a glance; unlike
+    ones differ in shape and in main colour too.
     """
     attributes = attributes_of(identity)
     while True:

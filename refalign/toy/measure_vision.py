@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from refalign.models.dinov3 import VisionEncoder
-from refalign.toy.drawing import render_reference
+from refalign.toy.drawing import Action, Pose
 from refalign.toy.identities import sample_identity
-from refalign.toy.sampling import sample_frame
+from refalign.toy.rendering import render_references
+from refalign.toy.sampling import sample_frames
 
 HELDOUT_SEED = 41
-PATCH_PX = 16
-_QUERY_POSES, _GALLERY_POSES = ("standing", "jumping"), ("walking", "waving", "dancing")
+PATCH_PX = 8
+_QUERY: tuple[Action, ...] = ("standing", "walking left")
+_GALLERY: tuple[Action, ...] = ("jumping", "walking right", "waving")
 
 Embed = Callable[[np.ndarray], np.ndarray]
 """uint8 [N, H, W, 3] -> [N, E]."""
@@ -57,27 +59,18 @@ def retrieval(embed: Embed, num_identities: int) -> float:
     rng = np.random.default_rng([HELDOUT_SEED, 0])
     identities = [sample_identity(rng, "heldout") for _ in range(num_identities)]
     sides = []
-    for poses in (_QUERY_POSES, _GALLERY_POSES):
-        pictures = [
-            render_reference(
-                identity, poses[int(rng.integers(len(poses)))], phase=float(rng.uniform()), yaw=float(rng.uniform(-1, 1))
-            )
-            for identity in identities
-        ]
-        sides.append(embed(np.stack(pictures)))
+    for actions in (_QUERY, _GALLERY):
+        poses = [Pose(actions[int(rng.integers(len(actions)))], int(rng.integers(2))) for _ in identities]
+        pictures = render_references(identities, poses, rng)
+        sides.append(embed(pictures))
     scores = _cosines(*sides)
     return float((scores.argmax(1) == np.arange(num_identities)).mean())
 
 
 def same_subject_auc(encode: Embed, num_frames: int) -> float:
     """See ``measure``."""
-    truths = []
-    number = 0
-    while len(truths) < num_frames:
-        truth = sample_frame(HELDOUT_SEED, number, "heldout", min_visible=0.5)
-        number += 1
-        if len(truth.masks) >= 2:
-            truths.append(truth)
+    drawn = sample_frames(HELDOUT_SEED, range(2 * num_frames), "heldout", min_visible=0.5)
+    truths = [truth for truth in drawn if len(truth.masks) >= 2][:num_frames]
     tokens = encode(np.stack([truth.frame for truth in truths]))
     tokens = tokens - tokens.mean((0, 1))
     areas = []

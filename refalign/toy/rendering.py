@@ -1,24 +1,22 @@
-"""Turns a scene into frames and ground truth: the same drawing gives both, so that they cannot disagree."""
+"""Turns scenes into frames and ground truth, many at once: the same drawing gives both, so that they cannot disagree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from refalign.toy.backgrounds import paint_background
-from refalign.toy.drawing import GROUND_FROM_TOP, SUPERSAMPLING, PoseState, draw_creature
-from refalign.toy.scenes import FRAME_SIZE_PX, PAN_PX, ScenePlan, SubjectPlan
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX, HEIGHT, Figures, Pose, draw
+from refalign.toy.scenes import HOLD, NUM_DRAWINGS, NUM_FRAMES, ScenePlan, paint_place
 
-_HORIZON_PX = 54
-HOLD = 4
-"""Frames that each drawing is shown for, after the first frame: those that share a latent frame of the VAE show one drawing."""
+REFERENCE_HEIGHT_PX = 46.0
+"""Height of the standing creature in a reference: its box fills the frame."""
 
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """Frames and truth. S subjects in the plan's order (farthest first), F frames, H x W pixels.
+    """Frames and truth. S subjects from left to right, F frames of H x W pixels.
 
     Attributes:
         frames: uint8 [F, H, W, 3], RGB.
@@ -35,42 +33,67 @@ class RenderedScene:
 
 
 def render_scene(plan: ScenePlan) -> RenderedScene:
-    """Draws every frame of a scene with its ground truth; after the first, one drawing stands for ``HOLD`` frames: the last."""
-    scale, size = SUPERSAMPLING, FRAME_SIZE_PX
-    place = _paint_place(plan)
-    num_subjects = len(plan.subjects)
-    frames = np.empty((plan.num_frames, size, size, 3), np.uint8)
-    whole = np.empty((num_subjects, plan.num_frames, size, size), bool)
-    for index in range(plan.num_frames):
-        if index and (index - 1) % HOLD:
-            frames[index], whole[:, index] = frames[index - 1], whole[:, index - 1]
-            continue
-        shown_until = min(-(-index // HOLD) * HOLD, plan.num_frames - 1)
-        progress = shown_until / max(1, plan.num_frames - 1)
-        left = round(_between(plan.pan_px, progress) * scale)
-        canvas = place.crop((left, 0, left + size * scale, size * scale)).convert("RGBA")
-        for number, subject in enumerate(plan.subjects):
-            layer = _subject_layer(subject, progress, size * scale)
-            canvas.alpha_composite(layer)
-            whole[number, index] = np.asarray(layer.getchannel("A").reduce(scale)) >= 128
-        frames[index] = np.asarray(canvas.convert("RGB").reduce(scale))
-    masks = whole.copy()
-    for number in range(num_subjects):
-        masks[number] &= ~whole[number + 1 :].any(axis=0)
-    areas = np.maximum(whole.sum((2, 3)), 1)
-    return RenderedScene(plan, frames, masks, boxes_of(masks), masks.sum((2, 3)) / areas)
+    """Draws one scene with its ground truth."""
+    return render_scenes([plan])[0]
 
 
-def render_empty(plan: ScenePlan) -> np.ndarray:
-    """The place at the first frame, without anybody: uint8 [H, W, 3]."""
-    left, side = round(plan.pan_px[0] * SUPERSAMPLING), FRAME_SIZE_PX * SUPERSAMPLING
-    return np.asarray(_paint_place(plan).crop((left, 0, left + side, side)).convert("RGB").reduce(SUPERSAMPLING))
+def render_scenes(plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS) -> list[RenderedScene]:
+    """Draws scenes with their ground truth; ``num_drawings=1`` stops after the first frame.
+
+    The first drawing is the first frame; each other one stands for ``HOLD`` frames. Who stands further down is in front.
+    """
+    figures = draw_subjects(plans, num_drawings)
+    shown = [0, *(drawing for drawing in range(1, num_drawings) for _ in range(HOLD))]
+    scenes, start = [], 0
+    for plan in plans:
+        count = len(plan.subjects)
+        stop = start + count * num_drawings
+        colour = figures.colour[start:stop].reshape(count, num_drawings, *figures.colour.shape[1:])
+        alpha = figures.alpha[start:stop].reshape(count, num_drawings, *figures.alpha.shape[1:])
+        start = stop
+        canvas, masks = paint_place(plan)[None], alpha >= 0.5
+        areas = np.maximum(masks.sum((2, 3)), 1)
+        order = sorted(range(count), key=lambda number: plan.subjects[number].ground_px)
+        for place, number in enumerate(order):
+            canvas = Figures(colour[number], alpha[number]).over(canvas)
+            for behind in order[:place]:
+                masks[behind] &= alpha[number] < 0.5
+        frames = canvas.round().astype(np.uint8)
+        visible = masks.sum((2, 3)) / areas
+        scenes.append(RenderedScene(plan, frames[shown], masks[:, shown], boxes_of(masks)[:, shown], visible[:, shown]))
+    return scenes
 
 
-def _paint_place(plan: ScenePlan) -> Image.Image:
-    """All that the camera passes over, supersampled."""
-    width, height, horizon = (px * SUPERSAMPLING for px in (FRAME_SIZE_PX + PAN_PX, FRAME_SIZE_PX, _HORIZON_PX))
-    return paint_background(plan.background, plan.background_seed, width=width, height=height, horizon=horizon)
+def draw_subjects(
+    plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS, *, poses: Sequence[Pose] | None = None
+) -> Figures:
+    """Every subject of every scene in each of its drawings, alone, in that order.
+
+    Args:
+        poses: in place of their own.
+    """
+    moments = [(subject, each) for plan in plans for subject in plan.subjects for each in range(num_drawings)]
+    return draw(
+        [subject.identity for subject, _ in moments],
+        poses or [subject.pose(each) for subject, each in moments],
+        [subject.column_px(each) for subject, each in moments],
+        [subject.ground_px for subject, _ in moments],
+        [subject.height_px for subject, _ in moments],
+    )
+
+
+def render_references(identities: Sequence[int], poses: Sequence[Pose], rng: np.random.Generator | None = None) -> np.ndarray:
+    """Creatures alone on white, about as large as curation's crops: uint8 [N, H, W, 3].
+
+    Args:
+        rng: moves and scales each a little, as boxes are not exact; None centres them.
+    """
+    count = len(identities)
+    play = np.zeros((3, count)) if rng is None else rng.uniform(-1, 1, (3, count))
+    heights = REFERENCE_HEIGHT_PX + 1.5 * play[0]
+    grounds = (FRAME_HEIGHT_PX + heights) / 2 + 0.6 * play[1] + heights / HEIGHT * np.array([pose.lift for pose in poses])
+    figures = draw(identities, poses, FRAME_WIDTH_PX / 2 + 1.5 * play[2], grounds, heights)
+    return figures.over(np.full((1, 1, 1, 3), 255.0, np.float32)).round().astype(np.uint8)
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
@@ -84,17 +107,4 @@ def _last_true(line: np.ndarray) -> np.ndarray:
     return line.shape[-1] - line[..., ::-1].argmax(-1)
 
 
-def _between(ends: tuple[float, float], progress: float) -> float:
-    return ends[0] + (ends[1] - ends[0]) * progress
-
-
-def _subject_layer(subject: SubjectPlan, progress: float, side: int) -> Image.Image:
-    """The subject alone on a transparent canvas of ``side`` supersampled px."""
-    height_px = _between(subject.height_px, progress)
-    state = PoseState(subject.pose, subject.phase + progress * subject.cycles, _between(subject.yaw, progress))
-    tile = draw_creature(subject.identity, state, height_px)
-    layer = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    left = round(_between(subject.x_px, progress) * SUPERSAMPLING - tile.width / 2)
-    top = round((subject.ground_px - GROUND_FROM_TOP * height_px) * SUPERSAMPLING)
-    layer.paste(tile, (left, top))
-    return layer
+assert (NUM_FRAMES - 1) % HOLD == 0

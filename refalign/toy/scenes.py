@@ -1,27 +1,75 @@
-"""What happens in one shot: who appears, where, in which pose, how they move, turn, grow and pass in front of each other."""
+"""What happens in one shot: who appears on which side, what each does, where; and what a caption says about it.
+
+A caption tells sides, actions and mostly the place; shape and main colour of six creatures in ten. Pattern, other colours,
+headwear and eyes are left to the reference on purpose: a model that gets them right has looked. Sides tell which words belong
+together, and to which reference.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from refalign.errors import ConfigError
-from refalign.toy.backgrounds import BACKGROUND_PHRASES
-from refalign.toy.drawing import POSES, Pose
-from refalign.toy.identities import LIKENESSES, Likeness, Split, likeness_of, sample_companion, sample_identity
+from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, HEIGHT, Action, Pose
+from refalign.toy.identities import (
+    LIKENESSES,
+    MAIN_COLOURS,
+    SHAPES,
+    Likeness,
+    Split,
+    attributes_of,
+    likeness_of,
+    sample_companion,
+    sample_identity,
+)
 
-FRAME_SIZE_PX = 96
-NUM_FRAMES = 9
-FPS = 16
+NUM_FRAMES, FPS = 9, 16
+HOLD = 4
+"""Frames that each drawing is shown for, after the first frame: those that share a latent frame of the VAE show one drawing."""
+NUM_DRAWINGS = 1 + (NUM_FRAMES - 1) // HOLD
 MAX_SUBJECTS = 3
-HEIGHTS_PX: dict[int, tuple[float, float]] = {1: (56.0, 66.0), 2: (45.0, 53.0), 3: (36.0, 43.0)}
-"""Range of the standing height, by the number of subjects: as large as fits side by side."""
-GROUNDS_PX: dict[int, tuple[float, float]] = {1: (86.0, 94.0), 2: (77.0, 92.0), 3: (70.0, 91.0)}
-"""Range of the row that feet stand on, by the number of subjects: low enough that nobody jumps out of the frame."""
-PAN_PX = 6
-"""The camera's largest travel over a shot."""
+NAMED_SHARE, PLACE_NAMED_SHARE, BLINK_SHARE = 0.6, 0.85, 0.2
+STRIDE_PX = 3.5
+"""That a walker advances from one drawing to the next."""
+JUMP = 5.5
+"""Height of a jump in units of `refalign.toy.drawing.HEIGHT`."""
+
+Side = Literal["on the left", "in the middle", "on the right"]
+SIDES: dict[Side, float] = {"on the left": 15.5, "in the middle": 40.0, "on the right": 64.5}
+"""Side -> the column (px) around which a subject moves."""
+_SIDES_OF: dict[int, tuple[tuple[Side, ...], ...]] = {
+    1: tuple((side,) for side in SIDES),
+    2: (("on the left", "on the right"),),
+    3: (tuple(SIDES),),
+}
+VERBS: dict[Action, str] = {
+    "standing": "stands",
+    "jumping": "jumps",
+    "walking left": "walks left",
+    "walking right": "walks right",
+    "waving": "waves",
+}
+Place = Literal["meadow", "night", "beach", "snow", "sea"]
+PLACES: dict[Place, str] = {
+    "meadow": "in a meadow",
+    "night": "at night",
+    "beach": "on a beach",
+    "snow": "in the snow",
+    "sea": "under water",
+}
+_COLOURS: dict[Place, tuple[tuple[int, int, int], ...]] = {
+    "meadow": ((168, 214, 250), (128, 196, 96), (255, 244, 190)),
+    "night": ((28, 28, 66), (66, 62, 106), (246, 240, 206)),
+    "beach": ((252, 214, 170), (226, 190, 124), (255, 248, 214)),
+    "snow": ((206, 220, 238), (240, 244, 250), (252, 250, 240)),
+    "sea": ((54, 132, 180), (34, 88, 128), (120, 186, 220)),
+}
+"""Sky, ground, and what hangs in the sky: RGB."""
 
 
 @dataclass(frozen=True)
@@ -30,35 +78,47 @@ class SubjectPlan:
 
     Attributes:
         named: whether the caption says its shape and main colour (else "a creature").
-        x_px, height_px, yaw: (first frame, last frame), linear in between.
-        ground_px: row its feet stand on; whoever stands lower is in front.
-        phase: where in its pose's cycle it starts.
-        cycles: cycles of the pose within the shot.
+        x_px: the column around which it moves.
+        blinks: in the second drawing.
+        phase: 0 or 1: whether it begins on the ground or in the air, with which foot, with the arm out or up.
     """
 
     identity: int
-    pose: Pose
+    side: Side
+    action: Action
     named: bool
-    x_px: tuple[float, float]
+    x_px: float
     ground_px: float
-    height_px: tuple[float, float]
-    yaw: tuple[float, float]
-    phase: float
-    cycles: float
+    height_px: float
+    blinks: bool
+    phase: int
+
+    def pose(self, drawing: int) -> Pose:
+        """Its pose in drawing 0, 1 or 2."""
+        step = (drawing + self.phase) % 2
+        return Pose(self.action, step, JUMP * step if self.action == "jumping" else 0.0, self.blinks and drawing == 1)
+
+    def column_px(self, drawing: int) -> float:
+        """Where it is in drawing 0, 1 or 2."""
+        direction = {"walking left": -1, "walking right": 1}.get(self.action, 0)
+        return self.x_px + direction * STRIDE_PX * (drawing - 1)
 
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One shot. ``subjects`` are sorted from the farthest to the nearest, which is the order of occlusion."""
+    """One shot; ``subjects`` from left to right, as the caption goes through them."""
 
     subjects: tuple[SubjectPlan, ...]
-    background: str
-    background_seed: int
-    background_named: bool
-    pan_px: tuple[float, float]
-    likeness: Likeness | None
-    """Of the first two cast members; None for a subject alone."""
-    num_frames: int = NUM_FRAMES
+    place: Place
+    place_named: bool
+    horizon_px: float
+    light_px: tuple[float, float]
+    """Column and row of sun, moon or bubble."""
+
+    @property
+    def likeness(self) -> Likeness | None:
+        """Of the first two subjects; None for a subject alone."""
+        return likeness_of(self.subjects[0].identity, self.subjects[1].identity) if len(self.subjects) > 1 else None
 
 
 def make_scene(
@@ -68,98 +128,121 @@ def make_scene(
     cast: Sequence[int] | None = None,
     num_subjects: int | None = None,
     likeness: Likeness | None = None,
-    background: str | None = None,
 ) -> ScenePlan:
     """Draws a scene; the same arguments give the same scene.
 
     Args:
         seed: one integer or several.
         split: whose identities are drawn where ``cast`` is None.
-        cast: identities that appear, 1 to ``MAX_SUBJECTS``.
+        cast: identities that appear, 1 to ``MAX_SUBJECTS``, in any order.
         num_subjects: default: one in 30%, two in 50%, three in 20% of the scenes.
         likeness: tier of the first pair of a drawn cast; by default each tier equally often.
-        background: a key of ``BACKGROUND_PHRASES``; by default each equally often.
     """
     rng = np.random.default_rng(seed)
     if cast is None:
         cast = make_cast(rng, split, num_subjects or int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])), likeness)
     if not 1 <= len(cast) <= MAX_SUBJECTS:
         raise ConfigError(f"a scene with {len(cast)} subjects; expected 1 to {MAX_SUBJECTS}.")
+    sides = _SIDES_OF[len(cast)]
+    cast = [cast[int(place)] for place in rng.permutation(len(cast))]
+    subjects = [_plan(rng, *member) for member in zip(cast, sides[int(rng.integers(len(sides)))], strict=True)]
     return ScenePlan(
-        subjects=_place(rng, cast),
-        background=background or str(rng.choice(list(BACKGROUND_PHRASES))),
-        background_seed=int(rng.integers(2**31)),
-        background_named=bool(rng.random() < 0.85),
-        pan_px=_pan(rng),
-        likeness=likeness_of(cast[0], cast[1]) if len(cast) > 1 else None,
+        subjects=tuple(subjects),
+        place=get_args(Place)[int(rng.integers(len(PLACES)))],
+        place_named=bool(rng.random() < PLACE_NAMED_SHARE),
+        horizon_px=float(rng.uniform(27, 33)),
+        light_px=(float(rng.uniform(8, 72)), float(rng.uniform(5, 11))),
     )
 
 
-def make_cast(
-    rng: np.random.Generator, split: Split, num_subjects: int, likeness: Likeness | None = None, *, taken: set[int] | None = None
-) -> list[int]:
-    """Draws identities: the second stands to the first in ``likeness``, the others are unlike it or of the same shape.
-
-    Args:
-        taken: identities that may not appear; the new ones are added to it.
-    """
-    taken = set() if taken is None else taken
-    cast = [sample_identity(rng, split, taken=taken)]
+def make_cast(rng: np.random.Generator, split: Split, num_subjects: int, likeness: Likeness | None = None) -> list[int]:
+    """Draws identities: the second stands to the first in ``likeness``, a third is unlike the first or of its shape."""
+    cast = [sample_identity(rng, split)]
     for member in range(1, num_subjects):
-        tier = (likeness or rng.choice(LIKENESSES)) if member == 1 else rng.choice(LIKENESSES[:2])
-        cast.append(sample_companion(rng, cast[0], tier, split, taken={*taken, *cast}))
-    taken.update(cast)
+        tier = (likeness or LIKENESSES[int(rng.integers(3))]) if member == 1 else LIKENESSES[int(rng.integers(2))]
+        cast.append(sample_companion(rng, cast[0], tier, split, taken=set(cast)))
     return cast
 
 
-def _pan(rng: np.random.Generator) -> tuple[float, float]:
-    """Camera offset at both ends; still in half of the shots."""
-    start = float(rng.uniform(0, PAN_PX))
-    return (start, start) if rng.random() < 0.5 else (start, float(rng.uniform(0, PAN_PX)))
+def _plan(rng: np.random.Generator, identity: int, side: Side) -> SubjectPlan:
+    return SubjectPlan(
+        identity=identity,
+        side=side,
+        action=ACTIONS[int(rng.integers(len(ACTIONS)))],
+        named=bool(rng.random() < NAMED_SHARE),
+        x_px=SIDES[side] + float(rng.uniform(-1.5, 1.5)),
+        ground_px=float(rng.uniform(45, 47)),
+        height_px=HEIGHT * float(rng.uniform(0.94, 1.0)),
+        blinks=bool(rng.random() < BLINK_SHARE),
+        phase=int(rng.integers(2)),
+    )
 
 
-def _place(rng: np.random.Generator, cast: Sequence[int]) -> tuple[SubjectPlan, ...]:
-    """Gives every cast member a slot of the frame's width, then a pose and a path from there; farthest first."""
-    count = len(cast)
-    # One alone is too large for a third of the frame; it stands on the left, in the middle or on the right all the same.
-    slots = rng.permutation(count) if count > 1 else [0.35 * float(rng.integers(-1, 2))]
-    # In a third of the shared scenes somebody walks up to another: that is where real occlusion comes from.
-    crossing = count > 1 and rng.random() < 0.35
-    plans = []
-    for member, (identity, slot) in enumerate(zip(cast, slots, strict=True)):
-        pose: Pose = "walking" if crossing and member == 0 else POSES[int(rng.integers(len(POSES)))]
-        height = float(rng.uniform(*HEIGHTS_PX[count]))
-        growth = float(rng.uniform(0.95, 1.06))
-        start = FRAME_SIZE_PX * (slot + 0.5) / count + float(rng.uniform(-0.1, 0.1)) * FRAME_SIZE_PX / count
-        towards = FRAME_SIZE_PX * (slots[1] + 0.5) / count if crossing and member == 0 else None
-        end = _destination(rng, pose, start, towards)
-        look = float(rng.uniform(-0.8, 0.8))
-        yaw = (look, look + float(rng.uniform(-0.2, 0.2)))
-        margin = 0.48 * height * max(1.0, growth)
-        plans.append(
-            SubjectPlan(
-                identity=identity,
-                pose=pose,
-                named=bool(rng.random() < 0.6),
-                x_px=(_inside(start, margin), _inside(end, margin)),
-                ground_px=float(rng.uniform(*GROUNDS_PX[count])),
-                height_px=(height, height * growth),
-                yaw=(0.9 if end > start else -0.9, 0.7 if end > start else -0.7) if pose == "walking" else yaw,
-                phase=float(rng.uniform()),
-                cycles=float(rng.uniform(0.4, 0.65)),
-            )
-        )
-    return tuple(sorted(plans, key=lambda plan: plan.ground_px))
+def paint_place(plan: ScenePlan) -> np.ndarray:
+    """The place without anybody: float32 [H, W, 3]."""
+    sky, ground, light = (np.array(colour, np.float32) for colour in _COLOURS[plan.place])
+    rows, columns = np.mgrid[:FRAME_HEIGHT_PX, :FRAME_WIDTH_PX].astype(np.float32) + 0.5
+    picture = sky * (1.06 - 0.12 * rows / FRAME_HEIGHT_PX)[..., None]
+    for cover, colour in (
+        (np.clip(5.5 - np.hypot(columns - plan.light_px[0], rows - plan.light_px[1]), 0, 1), light),
+        (np.clip(rows - plan.horizon_px + 1.5 * np.sin(columns / 12.0), 0, 1), ground),
+    ):
+        picture += cover[..., None] * (colour - picture)
+    return np.clip(picture, 0, 255)
 
 
-def _destination(rng: np.random.Generator, pose: Pose, start: float, towards: float | None) -> float:
-    """Where a subject that starts at ``start`` (px) ends up; ``towards``: whom it walks up to."""
-    if towards is not None:
-        return start + float(np.clip(0.7 * (towards - start), -22, 22))
-    if pose == "walking":
-        return start + float(rng.choice([-1, 1])) * float(rng.uniform(7, 15))
-    return start + (0.0 if pose == "sleeping" else float(rng.uniform(-3, 3)))
+def subject_phrase(identity: int, *, named: bool) -> str:
+    """``a red round creature`` or ``a creature``."""
+    if not named:
+        return "a creature"
+    attributes = attributes_of(identity)
+    article = "an" if attributes.main_colour[0] in "aeiou" else "a"
+    return f"{article} {attributes.main_colour} {attributes.shape} creature"
 
 
-def _inside(x_px: float, margin_px: float) -> float:
-    return min(max(x_px, margin_px), FRAME_SIZE_PX - margin_px)
+def make_caption(plan: ScenePlan) -> str:
+    """``On the left a red round creature stands and on the right a creature walks left at night.``"""
+    clauses: list[str] = []
+    spoken: set[str] = set()
+    for subject in plan.subjects:
+        phrase = subject_phrase(subject.identity, named=subject.named)
+        if phrase in spoken:
+            phrase = "another " + phrase.split(" ", 1)[1]
+        spoken.add(phrase)
+        clauses.append(f"{subject.side} {phrase} {VERBS[subject.action]}")
+    text = " and ".join([", ".join(clauses[:-1]), clauses[-1]]) if len(clauses) > 1 else clauses[0]
+    place = f" {PLACES[plan.place]}" if plan.place_named else ""
+    return f"{text[0].upper()}{text[1:]}{place}."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caption says of one creature; shape and colour are None where it is "a creature"."""
+
+    side: Side
+    action: Action
+    shape: str | None
+    main_colour: str | None
+
+
+_NAMED = rf"({'|'.join(MAIN_COLOURS)}) ({'|'.join(SHAPES)})"
+_CLAUSE = re.compile(rf"({'|'.join(SIDES)}) (?:an?|another)(?: {_NAMED})? creature ({'|'.join(VERBS.values())})")
+
+
+def parse_caption(caption: str) -> list[Asked]:
+    """What `make_caption` said, from left to right; empty for other texts."""
+    actions: dict[str, Action] = {verb: action for action, verb in VERBS.items()}
+    found = _CLAUSE.findall(caption.lower())
+    return [Asked(side, actions[verb], shape or None, colour or None) for side, colour, shape, verb in found]
+
+
+def caption_tier(plan: ScenePlan) -> str:
+    """``named`` (shape and colour of all), ``mixed`` or ``plain`` (of none)."""
+    named = [subject.named for subject in plan.subjects]
+    return "named" if all(named) else "mixed" if any(named) else "plain"
+
+
+def caption_words() -> list[str]:
+    """Every word a caption can hold, lower case, in a fixed order; the toy tokenizer's vocabulary."""
+    phrases = ["a an another and , . creature", *SIDES, *MAIN_COLOURS, *SHAPES, *VERBS.values(), *PLACES.values()]
+    return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))

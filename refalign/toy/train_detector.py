@@ -1,7 +1,6 @@
-"""Trains the sprite detectors: narrow one-class YOLO segmentation models on freshly drawn frames.
+"""Trains the toy's detector: a narrow one-class YOLO segmentation model, on freshly drawn frames.
 
     python -m refalign.toy.train_detector --steps 1600 --checkpoint runs/detector.pt [--init runs/detector.pt]
-    python -m refalign.toy.train_detector --recipe judge ...   # the one that grades generated videos
     python -m refalign.toy.train_detector --steps 0            # only measures what is shipped
 
 The loss is ultralytics' own; the loop is ours, because its trainer wants files on disk and looks for the network.
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +20,26 @@ from PIL import Image
 
 from refalign.models.yolo import Detections, load_detector, prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.identities import Split
 from refalign.toy.initial_weights import replace_folder
 from refalign.toy.optim import TrainingState
-from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frame
+from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frames
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """What sets one detector apart from the other: architecture (an ultralytics name), seed and identities."""
-
-    architecture: str
-    seed: int
-    split: Split
-    folder: Path
-
-
-RECIPES = {
-    "pipeline": Recipe("yolo11n-seg.yaml", 20, "train", WEIGHTS_FOLDER / "detector"),
-    "judge": Recipe("yolov8n-seg.yaml", 25, "judges", WEIGHTS_FOLDER / "judges" / "detector"),
-}
+ARCHITECTURE, SEED = "yolo11n-seg.yaml", 20
 HELDOUT_SEED = 21
 CLASS_NAME = "creature"
-IMAGE_SIZE_PX = 192
-"""Frames are enlarged to this: at 96 px the prototypes' grid of 24 x 24 is too coarse for a mask IoU above .85."""
+IMAGE_SIZE_PX = 320
+"""Frames are enlarged to this width: a prototype's cell is then one pixel of the frame."""
 CLUTTER_EVERY = 4
 """One frame in so many shows no creature."""
 WIDTH, DEPTH, MAX_CHANNELS = 0.125, 0.5, 512
 
 
-def model_description(recipe: Recipe) -> dict[str, Any]:
+def model_description() -> dict[str, Any]:
     """The published architecture at our width, with one class, as ``model.yaml`` stores it."""
     prepare_ultralytics()
     from ultralytics.nn.tasks import yaml_model_load
 
-    published = yaml_model_load(recipe.architecture)
+    published = yaml_model_load(ARCHITECTURE)
     return {
         "nc": 1,
         "names": [CLASS_NAME],
@@ -67,29 +50,31 @@ def model_description(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def make_model(recipe: Recipe) -> Any:
+def make_model() -> Any:
     """The untrained model with the settings its loss reads."""
     prepare_ultralytics()
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import SegmentationModel
 
-    torch.manual_seed(recipe.seed)
-    model: Any = SegmentationModel({**model_description(recipe), "scale": "n"}, verbose=False)
+    torch.manual_seed(SEED)
+    model: Any = SegmentationModel({**model_description(), "scale": "n"}, verbose=False)
     model.args = get_cfg()
     model.names = {0: CLASS_NAME}
     return model
 
 
-def make_batch(recipe: Recipe, first: int, batch_size: int) -> dict[str, torch.Tensor]:
+def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     """Frames number ``first`` ... of the training seed, augmented, as ultralytics' loss takes them."""
     numbers = range(first, first + batch_size)
-    seed = recipe.seed
-    samples = [sample_clutter(seed, n) if n % CLUTTER_EVERY == 0 else sample_frame(seed, n, recipe.split) for n in numbers]
-    truths = [_augment(sample, np.random.default_rng([seed, n, 3])) for n, sample in zip(numbers, samples, strict=True)]
-    side = truths[0].frame.shape[0]
+    drawn = sample_frames(SEED, numbers)
+    samples = [sample_clutter(SEED, n) if n % CLUTTER_EVERY == 0 else sample for n, sample in zip(numbers, drawn, strict=True)]
+    truths = [_augment(sample, np.random.default_rng([SEED, n, 3])) for n, sample in zip(numbers, samples, strict=True)]
+    height, width = truths[0].frame.shape[:2]
     images = torch.from_numpy(np.stack([truth.frame for truth in truths])).permute(0, 3, 1, 2).float() / 255
-    images = torch.nn.functional.interpolate(images, (IMAGE_SIZE_PX, IMAGE_SIZE_PX), mode="bilinear", align_corners=False)
-    boxes = torch.from_numpy(np.concatenate([truth.boxes_xyxy_px for truth in truths])).float() / side
+    size = IMAGE_SIZE_PX * height // width, IMAGE_SIZE_PX
+    images = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
+    boxes = torch.from_numpy(np.concatenate([truth.boxes_xyxy_px for truth in truths])).float()
+    boxes = boxes / torch.tensor([width, height, width, height])
     index_masks = np.stack([_index_mask(truth.masks) for truth in truths])
     return {
         "img": images,
@@ -126,7 +111,7 @@ def _augment(truth: FrameTruth, rng: np.random.Generator) -> FrameTruth:
 def evaluate(folder: Path, num_frames: int) -> dict[str, float]:
     """Held-out figures: box recall at IoU .5, mean mask IoU of the matched, and the share of detections that match nothing."""
     detector = load_detector(folder)
-    truths = [sample_frame(HELDOUT_SEED, number, "heldout", min_visible=0.3) for number in range(num_frames)]
+    truths = sample_frames(HELDOUT_SEED, range(num_frames), "heldout", min_visible=0.3)
     found = detector.detect(np.stack([truth.frame for truth in truths]))
     scores = [match_frame(truth, detections) for truth, detections in zip(truths, found, strict=True)]
     subjects, matched = sum(len(truth.masks) for truth in truths), [iou for ious in scores for iou in ious]
@@ -157,7 +142,7 @@ def _box_iou(first: np.ndarray, second: np.ndarray) -> float:
     return float(inner / ((first[2:] - first[:2]).prod() + (second[2:] - second[:2]).prod() - inner))
 
 
-def export(recipe: Recipe, model: Any, target: Path) -> None:
+def export(model: Any, target: Path) -> None:
     """Writes ``model.yaml`` and half-precision ``model.safetensors``."""
     import yaml
     from safetensors.torch import save_file
@@ -165,48 +150,45 @@ def export(recipe: Recipe, model: Any, target: Path) -> None:
     def write(folder: Path) -> None:
         state = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in model.state_dict().items()}
         save_file({key: tensor.contiguous() for key, tensor in state.items()}, folder / "model.safetensors")
-        (folder / "model.yaml").write_text(yaml.safe_dump(model_description(recipe), sort_keys=False, default_flow_style=None))
+        (folder / "model.yaml").write_text(yaml.safe_dump(model_description(), sort_keys=False, default_flow_style=None))
 
     replace_folder(target, write)
 
 
-def train(recipe: Recipe, steps: int, batch_size: int, checkpoint: Path, init: Path | None, output: Path) -> None:
+def train(steps: int, batch_size: int, checkpoint: Path, init: Path | None, output: Path) -> None:
     """Trains to step ``steps`` with a learning rate that falls linearly to 2%; exports the moving average of the weights."""
-    model = make_model(recipe)
+    model = make_model()
     state = TrainingState(model, [torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)])
     if init:
         state.load(init)
     started = time.monotonic()
     while (step := state.step) < steps:
         model.train()
-        terms, named = model.loss(make_batch(recipe, step * batch_size, batch_size))
+        terms, named = model.loss(make_batch(step * batch_size, batch_size))
         (terms.sum() / batch_size).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         state.advance(min(1.0, (step + 1) / 100) * (1 - 0.98 * step / steps))
         if state.step % 50 == 0:
             shown = " ".join(f"{name} {float(value):.3f}" for name, value in named.items())
             print(f"step {state.step}/{steps} {shown} {time.monotonic() - started:.0f} s", flush=True)
-        if state.step % 500 == 0 or state.step == steps:
+        if state.step % 300 == 0 or state.step == steps:
             state.save(checkpoint)
-            export(recipe, state.averaged, output)
+            export(state.averaged, output)
             print(f"step {state.step} held-out {evaluate(output, 200)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=RECIPES, default="pipeline")
     parser.add_argument("--steps", type=int, default=1600, help="total number of steps; 0 only measures --output")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_detector.pt"), help="where the training state is kept")
     parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
-    parser.add_argument("--output", type=Path, help="default: the recipe's folder among the shipped weights")
+    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "detector")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = RECIPES[arguments.recipe]
-    output = arguments.output or recipe.folder
     if arguments.steps:
-        train(recipe, arguments.steps, arguments.batch_size, arguments.checkpoint, arguments.init, output)
-    print(evaluate(output, 500))
+        train(arguments.steps, arguments.batch_size, arguments.checkpoint, arguments.init, arguments.output)
+    print(evaluate(arguments.output, 500))
 
 
 if __name__ == "__main__":

@@ -1,271 +1,272 @@
-"""Trains the toy's text encoder and Transformer with the project's own pipeline and training loop.
+"""Trains the toy's text encoder and Transformers with the project's training step, on samples drawn once (`refalign.toy.pool`).
 
-    python -m refalign.toy.train_transformer base   --work runs/toy_weights --steps 5600
-    python -m refalign.toy.train_transformer stage1 --work runs/toy_weights --steps 4000
+    python -m refalign.toy.train_transformer base   --work runs/toy_weights
+    python -m refalign.toy.train_transformer stage1 --work runs/toy_weights
+    python -m refalign.toy.train_transformer twin   --work runs/toy_weights   # stage1 without alignment, same draws
 
-``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: the recipe's first
-stage from there, with references and reference alignment; the text encoder is frozen. Both read the same shards, made by the
-ordinary steps from a world of sprites of the split ``train``. Interrupted, either goes on where it stood, as long as ``--work``
-is there; without it, ``--init`` goes on from the weights in ``--output``, with new moments of the optimizer.
+``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: from there, with
+references and the RA loss; the text encoder is frozen. Each trains on single frames first, then on clips. Interrupted, it goes on
+from its checkpoint in ``--work``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import partial
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from refalign.config import RunConfig, StageConfig, apply_overrides
+from refalign.config import ObjectiveConfig, StageConfig, TrainingConfig
 from refalign.exports import write_export_settings
+from refalign.models.projector import Projectors
+from refalign.models.wan import RefAlignTransformer, load_transformer
+from refalign.objective.flow_matching import TrainingSchedule, make_training_schedule
 from refalign.presets import load_preset
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
-from refalign.toy.optim import autocast_where_fast, multiplies_bfloat16
-from refalign.training.checkpoint import latest_checkpoint, load_checkpoint
-from refalign.training.loop import train
-from refalign.training.models import TrainedModels, build_models
-from refalign.training.optim import Ema
+from refalign.toy.optim import autocast_where_fast
+from refalign.toy.pool import Pool, encode_captions, load_or_make_pool
+from refalign.toy.scenes import NUM_DRAWINGS
+from refalign.training.batch import NUM_TIMESTEPS, Batch
+from refalign.training.models import TrainedModels
+from refalign.training.optim import Ema, make_optimizer, set_learning_rate
+from refalign.training.step import train_step
 
-BASE_PARTS = ("vae", "tokenizer", "scheduler", "model_index.json")
-PIPELINES = Path(__file__).parents[2] / "pipelines"
+PEAK, WARMUP, CLIP_NORM, AVERAGE_DECAY = 2e-3, 50, 1.0, 0.998
+TEXT_DROPPED, REFERENCES_DROPPED = 0.15, 0.1
+SIZE_SHARES = (0.35, 0.4, 0.25)
+"""Of the steps, by the number of subjects of their samples: a batch holds samples of one size."""
+LOG_EVERY, SAVE_EVERY = 25, 100
 
 
-class JointModels(TrainedModels):
-    """Transformer and projectors, and the text encoder between the stored token embeddings and the Transformer."""
+@dataclass(frozen=True)
+class Phase:
+    """Steps on samples of one kind.
 
-    def __init__(self, models: TrainedModels, text: nn.Module) -> None:
-        super().__init__(models.transformer, models.projectors)
+    Attributes:
+        counts: samples drawn with one, two and three subjects.
+        peak: highest learning rate, over ``PEAK``; it is held for half of the steps and then falls in a line to ``floor`` of it.
+    """
+
+    drawings: int
+    steps: int
+    batch: int
+    counts: tuple[int, int, int]
+    peak: float = 1.0
+    floor: float = 0.05
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model of the three."""
+
+    phases: tuple[Phase, ...]
+    with_references: bool
+    aligned: bool = False
+
+
+FRAMES, CLIPS = (5000, 5500, 3500), (3000, 3500, 2500)
+BASE = (
+    Phase(1, 750, 64, FRAMES, floor=0.3),
+    Phase(NUM_DRAWINGS, 250, 32, CLIPS, peak=0.5),
+    Phase(1, 2000, 64, FRAMES, floor=0.3),
+    Phase(NUM_DRAWINGS, 500, 32, CLIPS, peak=0.5),
+)
+STAGE1 = (Phase(1, 900, 64, FRAMES, floor=0.3), Phase(NUM_DRAWINGS, 200, 32, CLIPS, peak=0.5))
+RECIPES = {
+    "base": Recipe(BASE, with_references=False),
+    "stage1": Recipe(STAGE1, with_references=True, aligned=True),
+    "twin": Recipe(STAGE1, with_references=True),
+}
+
+
+class ToyModels(TrainedModels):
+    """Transformer and projectors, and the text encoder between token ids and the Transformer."""
+
+    def __init__(self, transformer: RefAlignTransformer, projectors: Projectors | None, text: nn.Module, *, frozen: bool) -> None:
+        super().__init__(transformer, projectors)
         self.text = text
+        self.text.requires_grad_(not frozen)
 
     def embed_text(self, prompt_embeds: Tensor) -> Tensor:
-        """Runs the encoder over each prompt's own tokens; [B, L, D], zeros beyond them."""
-        mask = prompt_embeds.any(-1)
-        return self.text(inputs_embeds=prompt_embeds, attention_mask=mask).last_hidden_state * mask[..., None]
+        """Token ids [B, L] -> [B, L, D], zeros beyond each prompt's own tokens."""
+        mask = prompt_embeds != 0
+        return self.text(input_ids=prompt_embeds, attention_mask=mask).last_hidden_state * mask[..., None]
 
 
-def build_joint(config: RunConfig, vision_width: int, *, text_encoder: Path | None, frozen: bool = False) -> JointModels:
-    """The models, with a new text encoder or that of a folder; the rows of its vocabulary stay: the shards hold them."""
+def build(recipe: Recipe, start: Path, vision_width: int, objective: ObjectiveConfig) -> ToyModels:
+    """The models as a training begins: from nothing, or from the base of ``start``."""
     from transformers import UMT5EncoderModel
 
-    models = build_models(config, vision_width)
-    if text_encoder is None:
+    if not recipe.with_references:
+        transformer = RefAlignTransformer.from_config(make_transformer().config)
+        transformer.load_state_dict(make_transformer().state_dict())
         text = make_text_encoder(len(make_tokenizer()))
-    else:
-        text = UMT5EncoderModel.from_pretrained(text_encoder, dtype=torch.float32).eval()
-    (text if frozen else text.shared).requires_grad_(False)
-    return JointModels(models, text)
+        return ToyModels(transformer.train(), None, text, frozen=False)
+    text = UMT5EncoderModel.from_pretrained(start / "wan" / "text_encoder", dtype=torch.float32).eval()
+    transformer = load_transformer(str(start / "wan")).train()
+    torch.manual_seed(0)
+    blocks = range(objective.alignment_blocks)
+    projectors = Projectors.make_refalign(blocks, transformer.width, vision_width) if recipe.aligned else None
+    return ToyModels(transformer, projectors, text, frozen=True)
 
 
-def make_raw_base(weights: Path, folder: Path) -> Path:
-    """A base model whose text encoder has no layers: its output is the plain embedding of each token.
-
-    Shards made with it serve a text encoder that is still in training.
-    """
-    text = make_text_encoder(len(make_tokenizer()))
-    text.encoder.block = nn.ModuleList()
-    text.config.num_layers = 0
-    save_half(text, folder / "text_encoder")
-    save_half(make_transformer(), folder / "transformer")
-    for part in BASE_PARTS:
-        source, target = weights / "wan" / part, folder / part
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
-    return folder
-
-
-def make_settings(weights: Path, work: Path, world_seed: int) -> dict[str, Any]:
-    """What the shards are made with, beyond the toy preset; another seed gives other videos of the same creatures."""
-    return {
-        "input.world_videos": 12000,
-        "input.world_seed": world_seed,
-        "input.world_split": "train",
-        "models.base": str(work / "raw_base"),
-        "models.vision_encoder": str(weights / "dinov3"),
-        "models.detector": str(weights / "detector"),
-        "models.encoder_dtype": "bfloat16" if multiplies_bfloat16() else "float32",
-        "curation.videos_per_part": 50,
-        "shards.samples_per_shard": 128,
-        "cluster.subjects.max_actors": 2,
-        "cluster.shards.max_actors": 2,
-    }
+def make_batch(pool: Pool, phase: Phase, recipe: Recipe, step: int) -> Batch:
+    """The samples of one step and all that is random about them: by the step alone: the same for stage 1 and its twin."""
+    generator = torch.Generator().manual_seed(step)
+    size = 1 + int(torch.multinomial(torch.tensor(SIZE_SHARES), 1, generator=generator))
+    low, high = pool.first[size - 1], pool.first[size]
+    chosen = torch.randint(low, high, (phase.batch,), generator=generator)
+    latents = pool.latents[chosen].float()
+    timesteps = torch.randint(0, NUM_TIMESTEPS, (phase.batch,), generator=generator)
+    dropped = torch.rand(phase.batch, generator=generator) < TEXT_DROPPED
+    tokens = torch.where(dropped[:, None], encode_captions([""]), pool.tokens[chosen])
+    without = not recipe.with_references or bool(torch.rand((), generator=generator) < REFERENCES_DROPPED)
+    references = pool.reference_latents[size - 1][chosen - low].float()
+    targets = pool.targets[size - 1][chosen - low].float()
+    if without:
+        references, targets, size = torch.zeros_like(references[:, :1]), targets[:, :1], 1
+    return Batch(
+        latents=latents,
+        noise=torch.randn(latents.shape, generator=generator),
+        timestep_index=timesteps,
+        prompt_embeds=tokens,
+        reference_latents=references,
+        alignment_mask=torch.full((phase.batch, size), not without),
+        subject_index=torch.arange(size).expand(phase.batch, -1),
+        keys=(),
+        positions=(),
+        target_tokens=targets,
+    )
 
 
-def make_stages(name: str, steps: int, learning_rate: float, image_share: float, **both: Any) -> tuple[StageConfig, ...]:
-    """First images, at the peak learning rate, then clips, with a falling one.
-
-    Words and references tell what is to be seen in one frame already, and one frame costs half as much.
-
-    Args:
-        both: further settings of either stage.
-    """
-    images = round(image_share * steps)
-    stages = []
-    if images:
-        stages.append(StageConfig(name=f"{name}_images", steps=images, learning_rate=learning_rate, latent_frames=1, **both))
-    if images < steps:
-        stages.append(StageConfig(name=name, steps=steps - images, learning_rate=learning_rate, schedule="cosine", **both))
-    return tuple(stages)
+def learning_rate_at(phase: Phase, step: int) -> float:
+    """Warm-up, constant to half of the phase, then in a line to its floor; ``step`` counts from 1 in the phase."""
+    falling = phase.floor + (1 - phase.floor) * 2 * (1 - step / phase.steps)
+    return PEAK * phase.peak * min(1.0, step / WARMUP, falling)
 
 
-def make_config(settings: dict[str, Any], stages: tuple[StageConfig, ...], **training: Any) -> RunConfig:
-    """The toy preset on the large world, with other stages."""
-    recipe = {
-        "stages": stages,
-        "start_from": None,
-        "global_batch": 32,
-        "micro_batch": 32,
-        "optimizer": "muon",
-        "compile": True,
-        "warmup_steps": 200,
-        "ema_decay": 0.995,
-        "checkpoint_every": 500,
-        "validate_every": 500,
-        "validation_samples": 64,
-        "keep_checkpoints": 1,
-    }
-    config = apply_overrides(load_preset("toy_from_base"), _as_assignments(settings))
-    return config.model_copy(update={"training": config.training.model_copy(update=recipe | training)})
+class Training:
+    """A run that can stop after any hundred steps and go on from its file."""
 
+    def __init__(self, name: str, work: Path, weights: Path, *, compiled: bool) -> None:
+        self.recipe, self.name, self.work, self.weights = RECIPES[name], name, work, weights
+        preset = load_preset("toy_from_base")
+        self.objective = preset.objective.model_copy(
+            update={"alignment": "reference_alignment" if self.recipe.aligned else "none"}
+        )
+        vision_width = json.loads((weights / "dinov3" / "config.json").read_text())["hidden_size"]
+        self.models = build(self.recipe, weights, vision_width, self.objective)
+        stage = StageConfig(name=name, steps=1, learning_rate=PEAK)
+        options = TrainingConfig(stages=(stage,), global_batch=1, micro_batch=1, optimizer="muon")
+        self.optimizer = make_optimizer(self.models, options)
+        self.average = Ema(self.models, AVERAGE_DECAY)
+        self.schedule: TrainingSchedule = make_training_schedule(self.objective.shift, bell=False)
+        self.step = 0
+        self.checkpoint = work / f"{name}.pt"
+        if self.checkpoint.is_file():
+            self._load()
+        if compiled:
+            for block in self.models.transformer.blocks:
+                block.forward = torch.compile(block.forward, dynamic=False)
 
-def make_shards(settings: dict[str, Any], work: Path) -> Path:
-    """Runs the pipeline as far as the shards; steps that are done are skipped."""
-    chosen = [part for text in _as_assignments(settings) for part in ("--set", text)]
-    for name in ("subjects", "pairs", "shards"):
-        script = str(PIPELINES / f"{name}.py")
-        subprocess.run([sys.executable, script, "--preset", "toy_from_base", "--output", str(work), *chosen], check=True)
-    return work / json.loads((work / "summary.json").read_text())["folders"]["shards"]
+    def run(self) -> None:
+        """Trains what is left of every phase."""
+        before = 0
+        for phase in self.recipe.phases:
+            if self.step < before + phase.steps:
+                pool = load_or_make_pool(
+                    self.work / "pool", self.weights, phase.counts, drawings=phase.drawings, seed=1000 + phase.drawings
+                )
+                self._run_phase(phase, pool, before)
+            before += phase.steps
 
+    def _run_phase(self, phase: Phase, pool: Pool, before: int) -> None:
+        started, losses = time.monotonic(), []
+        while self.step < before + phase.steps:
+            self.step += 1
+            batch = make_batch(pool, phase, self.recipe, self.step)
+            with autocast_where_fast(cache_enabled=False):
+                terms = train_step(
+                    self.models, batch, self.schedule, objective=self.objective, global_batch_size=phase.batch
+                ).terms
+            terms.total.backward()
+            nn.utils.clip_grad_norm_([each for each in self.models.parameters() if each.requires_grad], CLIP_NORM)
+            set_learning_rate(self.optimizer, learning_rate_at(phase, self.step - before))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.average.update()
+            losses.append([float(value.detach()) for value in (terms.flow_matching, terms.pull, terms.push)])
+            if self.step % LOG_EVERY == 0:
+                flow, pull, push = np.mean(losses, 0)
+                pace = (time.monotonic() - started) / len(losses)
+                print(f"{self.name} step {self.step} flow {flow:.4f} pull {pull:.4f} push {push:.4f} {pace:.2f} s", flush=True)
+                started, losses = time.monotonic(), []
+            if self.step % SAVE_EVERY == 0 or self.step == before + phase.steps:
+                self._save()
 
-def _as_assignments(settings: dict[str, Any]) -> list[str]:
-    return [f"{name}={value}" for name, value in settings.items()]
+    def _save(self) -> None:
+        state = {
+            "models": self.models.state_dict(),
+            "average": self.average.weights,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
+        torch.save(state, self.checkpoint.with_suffix(".new"))
+        self.checkpoint.with_suffix(".new").replace(self.checkpoint)
 
+    def _load(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.models.load_state_dict(state["models"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights = state["average"]
+        self.step = int(state["step"])
 
-def run_training(config: RunConfig, shards: Path, folder: Path, build: Callable[..., JointModels]) -> None:
-    """Trains in this process, with matrix products in bfloat16.
+    def export(self, output: Path) -> None:
+        """Writes the averaged weights in half precision where the pipeline looks for them."""
+        from safetensors.torch import save_file
 
-    Attention by plain matrix products: torch's fused kernel spends more time in its bfloat16 backward pass than all the rest of
-    the step takes (measured on one core, 144 tokens: 0.51 of 1.16 s).
-    """
-
-    def log(step: int, numbers: dict[str, float]) -> None:
-        if step % 100 == 0:
-            shown = {name: value for name, value in numbers.items() if name.startswith(("total", "flow", "pull", "push", "val"))}
-            print(f"step {step} " + " ".join(f"{name} {value:.4f}" for name, value in shown.items()), flush=True)
-
-    # Without the cache: it would keep the first step's weights in bfloat16 for as long as this context lasts.
-    with autocast_where_fast(cache_enabled=False), sdpa_kernel(SDPBackend.MATH):
-        train(config, shards=shards, folder=folder, log=log, build=build)
-
-
-def load_averages(config: RunConfig, folder: Path, build: Callable[..., JointModels]) -> JointModels:
-    """The models of a ``base`` run as ``build`` makes them, with the averaged weights of its newest checkpoint."""
-    models = build(config, 1)
-    ema = Ema(models, config.training.ema_decay)
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    assert checkpoint is not None, f"{folder}: no checkpoint yet"
-    load_checkpoint(checkpoint, models, None, ema)
-    parameters = dict(models.named_parameters())
-    for name, average in ema.weights.items():
-        parameters[name].data.copy_(average)
-    return models
-
-
-def train_base(
-    weights: Path,
-    work: Path,
-    steps: int,
-    output: Path,
-    *,
-    init: bool,
-    image_share: float,
-    world_seed: int,
-    freeze_text: bool = False,
-) -> None:
-    """Text to video, from scratch or from ``output``; writes ``wan/transformer`` and ``wan/text_encoder`` there.
-
-    Args:
-        freeze_text: the text encoder of ``output`` stays as it is.
-    """
-    make_raw_base(weights, work / "raw_base")
-    stages = make_stages("base", steps, 1.5e-3, image_share)
-    settings = make_settings(weights, work, world_seed)
-    start = copy_start(output / "wan", work / "base_start") if init else None
-    config = make_config(settings, stages, start_from=start, drop_text=0.0, drop_references=0.9, drop_both=0.1)
-    config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": "none"})})
-    build = partial(build_joint, text_encoder=output / "wan" / "text_encoder" if init else None, frozen=freeze_text)
-    run_training(config, make_shards(settings, work), work / "base", build)
-    export_base(config, work, output, build)
-
-
-def export_base(config: RunConfig, work: Path, output: Path, build: Callable[..., JointModels]) -> None:
-    """Writes the averaged weights of the newest checkpoint in half precision."""
-    models = load_averages(config, work / "base", build)
-    save_half(models.transformer, output / "wan" / "transformer")
-    save_half(models.text, output / "wan" / "text_encoder")
-    write_export_settings(output / "wan", load_preset("toy_from_base"), base_is_copied=True)
-
-
-def copy_start(model: Path, start: Path) -> str:
-    """A folder to start from as a training run leaves it, of a model's Transformer."""
-    shutil.copytree(model / "transformer", start / "export" / "transformer", dirs_exist_ok=True)
-    return str(start)
-
-
-def train_stage1(weights: Path, work: Path, steps: int, output: Path, *, init: bool, image_share: float, world_seed: int) -> None:
-    """The recipe's first stage from the base, or from ``output``; writes ``stage1/export/transformer`` and projectors there.
-
-    Unlike the recipe, every second reference is from another clip, and the text is dropped for three samples in ten: what a
-    reference has in common with its clip is then its subject alone, and it is often the only one to tell it.
-    """
-    from safetensors.torch import load_file, save_file
-
-    stages = make_stages("stage1", steps, 1.5e-3, image_share, cross_pair_fraction=0.5)
-    settings = make_settings(weights, work, world_seed)
-    shards = make_shards(settings, work)
-    start = str(output / "stage1") if init else copy_start(weights / "wan", work / "stage1_start")
-    build = partial(build_joint, text_encoder=weights / "wan" / "text_encoder", frozen=True)
-    run_training(make_config(settings, stages, start_from=start, drop_text=0.3), shards, work / "stage1", build)
-
-    from refalign.models.wan import load_transformer
-
-    save_half(load_transformer(str(work / "stage1" / "export")), output / "stage1" / "export" / "transformer")
-    halves = {name: tensor.half() for name, tensor in load_file(work / "stage1" / "projectors.safetensors").items()}
-    save_file(halves, output / "stage1" / "projectors.safetensors")
+        with self.average.applied():
+            weights = {name: tensor.clone() for name, tensor in self.models.transformer.state_dict().items()}
+            fresh = RefAlignTransformer.from_config(self.models.transformer.config)
+            fresh.load_state_dict(weights)
+            if not self.recipe.with_references:
+                save_half(fresh, output / "wan" / "transformer")
+                text = make_text_encoder(len(make_tokenizer()))
+                text.load_state_dict(self.models.text.state_dict())
+                save_half(text, output / "wan" / "text_encoder")
+                write_export_settings(output / "wan", load_preset("toy_from_base"), base_is_copied=True)
+                return
+            save_half(fresh, output / self.name / "export" / "transformer")
+            if self.models.projectors is not None:
+                halves = {name: tensor.half() for name, tensor in self.models.projectors.state_dict().items()}
+                save_file(halves, output / self.name / "projectors.safetensors")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("base", "stage1"))
-    parser.add_argument("--steps", type=int, required=True, help="total number of optimizer steps, of 32 samples each")
-    parser.add_argument("--image-share", type=float, default=0.7, help="share of the steps, the first ones, on single frames")
-    parser.add_argument("--work", type=Path, default=Path("runs/toy_weights"), help="shards and checkpoints")
-    parser.add_argument("--world-seed", type=int, default=2000, help="which videos; needs a --work of its own")
+    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("--work", type=Path, default=Path("runs/toy_weights"), help="samples and checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS_FOLDER, help="the models to build on")
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
-    parser.add_argument("--init", action="store_true", help="go on from the weights in --output")
-    parser.add_argument("--freeze-text", action="store_true", help="base with --init: train its Transformer alone")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-compile", action="store_true", help="run the blocks as they are")
+    parser.add_argument("--export-only", action="store_true", help="write the weights of the checkpoint as it is")
     arguments = parser.parse_args()
-    if arguments.freeze_text and not (arguments.init and arguments.stage == "base"):
-        parser.error("--freeze-text goes with base --init; stage1 never trains the text encoder")
-    torch.set_num_threads(1)
-    places = arguments.weights, arguments.work.resolve(), arguments.steps, arguments.output.resolve()
-    options = {name: getattr(arguments, name) for name in ("init", "image_share", "world_seed")}
-    if arguments.stage == "base":
-        train_base(*places, **options, freeze_text=arguments.freeze_text)
-    else:
-        train_stage1(*places, **options)
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    # The fused kernel's backward pass is slower on a processor than plain matrix products.
+    with sdpa_kernel(SDPBackend.MATH):
+        training = Training(arguments.model, arguments.work, arguments.weights, compiled=not arguments.no_compile)
+        if not arguments.export_only:
+            training.run()
+    training.export(arguments.output)
 
 
 if __name__ == "__main__":

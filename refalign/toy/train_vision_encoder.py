@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.drawing import POSES, render_reference
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import sample_identity
 from refalign.toy.initial_weights import make_vision_encoder, save_vision_encoder
-from refalign.toy.measure_vision import evaluate, evaluate_pixels
+from refalign.toy.measure_vision import PATCH_PX, evaluate, evaluate_pixels
 from refalign.toy.optim import TrainingState, make_optimizers
-from refalign.toy.sampling import sample_frame, sample_reference
+from refalign.toy.rendering import render_references
+from refalign.toy.sampling import sample_frames, sample_pose, sample_references
 
 SEED = 40
-POOL_SIZE = 8000
+POOL_SIZE = 12000
 BATCH_PICTURES = 64
-PLACES = 10
+PLACES = 8
 """Places a picture at which the dense term compares the views."""
 NEAR = 0.45
 """Places of one picture closer than this (in half-widths of the view) are neither positives nor negatives of each other."""
@@ -59,15 +60,18 @@ class Student(nn.Module):
 
 
 def draw_pool(size: int = POOL_SIZE) -> np.ndarray:
-    """Training pictures uint8 [size, 96, 96, 3]: half references on white, half frames."""
-    return np.stack(
-        [sample_reference(SEED, number) if number % 2 else sample_frame(SEED, number).frame for number in range(size)]
-    )
+    """Training pictures uint8 [size, 48, 48, 3]: half references on white, half pieces of frames, as wide as high."""
+    middle = (FRAME_WIDTH_PX - FRAME_HEIGHT_PX) // 2
+    references = sample_references(SEED, range(size // 2))[:, :, middle : middle + FRAME_HEIGHT_PX]
+    frames = np.stack([truth.frame for truth in sample_frames(SEED, range(size - size // 2))])
+    starts = np.random.default_rng(SEED).integers(0, 2 * middle + 1, len(frames))
+    pieces = [frame[:, start : start + FRAME_HEIGHT_PX] for frame, start in zip(frames, starts, strict=True)]
+    return np.concatenate([references, pieces])
 
 
 def random_geometry(count: int, generator: torch.Generator) -> Tensor:
     """Affine maps [count, 2, 3] from a view's coordinates in [-1, 1] to the picture's: turn, zoom, shift and mirror."""
-    turn = torch.randn(count, generator=generator).clamp(-2.5, 2.5) * math.radians(25)
+    turn = torch.randn(count, generator=generator).clamp(-2.5, 2.5) * math.radians(12)
     zoom = torch.empty(count).uniform_(0.55, 1.1, generator=generator)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     room = (1.1 - zoom)[:, None].clamp_min(0.05)
@@ -108,10 +112,10 @@ def choose_places(view: Tensor, first: Tensor, second: Tensor, generator: torch.
 
     Flat background would otherwise fill most of the comparisons; contrast needs no label.
     """
-    side = view.shape[-1] // 16
+    side = view.shape[-1] // PATCH_PX
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(len(view), -1, 2)
-    contrast = functional.unfold(view, 16, stride=16).std(1)
+    contrast = functional.unfold(view, PATCH_PX, stride=PATCH_PX).std(1)
     shared = (corresponding(centres, first, second).abs() < 0.95).all(-1)
     weight = (0.05 + contrast) * shared + 1e-6
     chosen = torch.multinomial(weight, PLACES, generator=generator)
@@ -161,14 +165,11 @@ def supervised_loss(student: Student, step: int, generator: torch.Generator) -> 
     It is shown what no vision encoder knows of its pictures; only an upper bound for those that are not.
     """
     rng = np.random.default_rng([SEED, step, 7])
-    shown: list[list[np.ndarray]] = [[], []]
-    for identity in (sample_identity(rng, "train") for _ in range(BATCH_PICTURES)):
-        for side, pose in zip(shown, rng.choice(len(POSES), 2, replace=False), strict=True):
-            look = {"phase": float(rng.uniform()), "yaw": float(rng.uniform(-1, 1))}
-            side.append(render_reference(identity, POSES[int(pose)], 96, **look))
+    identities = [sample_identity(rng, "train") for _ in range(BATCH_PICTURES)]
     views = []
-    for side in shown:
-        pictures = torch.from_numpy(np.stack(side)).permute(0, 3, 1, 2).float() / 255
+    for _ in range(2):
+        drawn = render_references(identities, [sample_pose(rng) for _ in identities], rng)
+        pictures = torch.from_numpy(drawn[:, :, 16:64]).permute(0, 3, 1, 2).float() / 255
         views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
     wholes, maps = student(torch.cat(views))
     return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))

@@ -1,4 +1,4 @@
-"""Writes the sprite world to files: H.264 videos, each with a JSON beside it that holds caption, licence and ground truth.
+"""Writes the toy world to files: H.264 videos, each with a JSON beside it that holds caption, licence and ground truth.
 
 Videos come in channels, as on a video site: the members of a channel's cast recur over its videos in other poses, places and
 company, so that the same identity can be found again in another clip; no identity belongs to two channels.
@@ -15,10 +15,10 @@ import numpy as np
 
 from refalign.errors import ConfigError
 from refalign.pictures import write_mp4
-from refalign.toy.captions import caption_tier, make_caption, subject_phrase
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import Split, attributes_of, sample_companion, sample_identity
-from refalign.toy.rendering import RenderedScene, render_scene
-from refalign.toy.scenes import FPS, FRAME_SIZE_PX, ScenePlan, make_scene
+from refalign.toy.rendering import RenderedScene, render_scenes
+from refalign.toy.scenes import FPS, NUM_FRAMES, ScenePlan, caption_tier, make_caption, make_scene, subject_phrase
 
 VIDEOS_PER_CHANNEL = 6
 TWO_SHOT_SHARE = 1 / 6
@@ -80,7 +80,7 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     for plan in plan_world(num_videos, seed, split):
-        shots = [render_scene(shot) for shot in plan.shots]
+        shots = render_scenes(plan.shots)
         frames = np.concatenate([shot.frames for shot in shots])
         write_mp4(target / f"{plan.name}.mp4", frames, FPS, quality_crf=_QUALITY_CRF)
         sidecar = {
@@ -96,7 +96,7 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
 
 def _time_captions(plan: VideoPlan) -> list[dict[str, Any]]:
     """The caption of each shot, with its half-open span of time."""
-    ends = np.cumsum([shot.num_frames for shot in plan.shots]) / FPS
+    ends = np.cumsum([NUM_FRAMES] * len(plan.shots)) / FPS
     starts = [0.0, *ends[:-1].tolist()]
     return [
         {"start_s": start, "end_s": end, "caption": make_caption(shot)}
@@ -112,17 +112,16 @@ def ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
         records.append(
             {
                 "first_frame": first_frame,
-                "num_frames": plan.num_frames,
+                "num_frames": NUM_FRAMES,
                 "caption": make_caption(plan),
                 "caption_tier": caption_tier(plan),
-                "background": plan.background,
+                "place": plan.place,
                 "likeness": plan.likeness,
-                "occlusion_order_back_to_front": [subject.identity for subject in plan.subjects],
                 "subjects": [_subject_truth(shot, number) for number in range(len(plan.subjects))],
             }
         )
-        first_frame += plan.num_frames
-    return {"split": split, "height_px": FRAME_SIZE_PX, "width_px": FRAME_SIZE_PX, "fps": FPS, "shots": records}
+        first_frame += NUM_FRAMES
+    return {"split": split, "height_px": FRAME_HEIGHT_PX, "width_px": FRAME_WIDTH_PX, "fps": FPS, "shots": records}
 
 
 def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
@@ -130,7 +129,8 @@ def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
     return {
         "identity": subject.identity,
         "attributes": asdict(attributes_of(subject.identity)),
-        "pose": subject.pose,
+        "side": subject.side,
+        "action": subject.action,
         "named": subject.named,
         "phrase": subject_phrase(subject.identity, named=subject.named),
         "boxes_xyxy_px": shot.boxes_xyxy_px[number].tolist(),

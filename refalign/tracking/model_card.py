@@ -12,7 +12,7 @@ from refalign.texts import hide_secrets
 from refalign.tracking.run import flatten
 
 _MAX_TAG_CHARACTERS = 5000
-_EMBEDDED = "tiny weights of this repository, trained on drawn sprites (same licence as the repository)"
+_EMBEDDED = "tiny weights of this repository, trained on drawn creatures (same licence as the repository)"
 _LICENSES = {
     "base": (("wan2", "Apache-2.0 (Wan2.1)"),),
     "vision_encoder": (("dinov3", "DINOv3 License: gated on the hub, accept Meta's terms before use"),),

@@ -13,16 +13,17 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from refalign.config import ObjectiveConfig, RunConfig, StageConfig, TrainingConfig
-from refalign.geometry import VAE_STRIDE_PX
+from refalign.errors import SchemaError
 from refalign.pictures import decode_image
 from refalign.shards.mixture import Mixture, make_order
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
-from refalign.shards.sample import FRAME_TOKENS, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
+from refalign.shards.sample import FRAME_TOKENS, PICTURE_SIZES, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
 from refalign.training.optim import locate_step
 
 NUM_TIMESTEPS = 1000
@@ -280,11 +281,12 @@ def _reference_part(sample: Sample, draw: Draw, stage: StageConfig, objective: O
 
 
 def _decode_pictures(sample: Sample, chosen: list[int]) -> UInt8[Tensor, "K H W 3"]:
-    height, width = (VAE_STRIDE_PX * size for size in sample.tensors["latents"].shape[-2:])
-    pixels = torch.zeros(len(chosen), height, width, 3, dtype=torch.uint8)
-    for picture, file in zip(pixels, unpack_pictures(sample.tensors, chosen), strict=True):
-        picture.numpy()[:] = decode_image(file, f"a reference of sample {sample.key}")
-    return pixels
+    """Pictures of the ``chosen`` references; where there are none, the sample's first one tells their size."""
+    if not len(sample.tensors[PICTURE_SIZES]):
+        raise SchemaError(f"sample {sample.key}: no reference to tell the size of pictures; run the shards step again.")
+    files = unpack_pictures(sample.tensors, chosen or [0])
+    pictures = [decode_image(file, f"a reference of sample {sample.key}") for file in files]
+    return torch.from_numpy(np.stack(pictures))[: len(chosen)]
 
 
 def _pad(prompt_embeds: Float[Tensor, "L D"], length: int) -> Float[Tensor, "length D"]:

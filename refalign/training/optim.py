@@ -64,6 +64,10 @@ class Muon(torch.optim.AdamW):
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **options: Any) -> None:
         super().__init__([{"params": others}, {"params": matrices}], **options)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Loads as every optimizer does; AdamW's own way asks for its moments, which matrices do not have."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
         """Updates every weight that has a gradient."""

@@ -113,7 +113,10 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
                 "run the shards step again with the same models."
             )
     if shapes.height % patch_height or shapes.width % patch_width:
-        raise SchemaError(f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of 2 x 2.")
+        raise SchemaError(
+            f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of "
+            f"{patch_height} x {patch_width}."
+        )
     context = config.training.context_parallel
     if grid % context or transformer["num_attention_heads"] % context:
         raise ConfigError(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refalign.config import ModelsConfig, RunConfig
-from refalign.geometry import TOKEN_PX
 from refalign.models.loading import load_model_config
 from refalign.training.batch import Batch
 from refalign.training.memory import MemoryEstimate
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSizes:
-    """Widths and depth of the vision encoder."""
+    """Widths, depth and patch of the vision encoder."""
 
     width: int  # E
     hidden: int  # of the feed-forward
     layers: int
     extra_tokens: int  # CLS and registers
     is_gated: bool
+    patch_px: int
 
     @classmethod
     def load(cls, models: ModelsConfig) -> EncoderSizes:
@@ -46,14 +46,20 @@ class EncoderSizes:
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> EncoderSizes:
         """Reads the contents of that file."""
-        names = ("hidden_size", "intermediate_size", "num_hidden_layers")
-        return cls(*(found[name] for name in names), 1 + found["num_register_tokens"], found["use_gated_mlp"])
+        return cls(
+            width=found["hidden_size"],
+            hidden=found["intermediate_size"],
+            layers=found["num_hidden_layers"],
+            extra_tokens=1 + found["num_register_tokens"],
+            is_gated=found["use_gated_mlp"],
+            patch_px=found["patch_size"],
+        )
 
     @property
     def parameters(self) -> int:
         """Of matrices; norms and biases are less than a hundredth of them."""
         feed_forward = (3 if self.is_gated else 2) * self.width * self.hidden
-        return self.layers * (4 * self.width**2 + feed_forward) + 3 * TOKEN_PX**2 * self.width
+        return self.layers * (4 * self.width**2 + feed_forward) + 3 * self.patch_px**2 * self.width
 
 
 def computes_targets(config: RunConfig, has_targets: bool) -> bool:
@@ -98,7 +104,7 @@ def add_encoder(estimate: MemoryEstimate, encoder: EncoderSizes, each: PassSizes
     size = 4 if models.encoder_dtype == "float32" else 2
     weights = size * encoder.parameters
     pictures = each.samples * each.references
-    pixels = pictures * each.reference_tokens * 3 * TOKEN_PX**2 * (1 + 2 * 4)  # bytes, then float32 twice
+    pixels = pictures * each.reference_tokens * 3 * encoder.patch_px**2 * (1 + 2 * 4)  # bytes, then float32 twice
     block = size * (6 * encoder.width + 2 * encoder.hidden)  # residual, norm, q, k, v, attention; feed-forward
     encoding = pictures * (each.reference_tokens + encoder.extra_tokens) * block + pixels
     kinds = (estimate.weights, estimate.gradients, estimate.moments, estimate.average, estimate.staged)

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from refalign.config import ModelsConfig
 from refalign.errors import ArtifactError
-from refalign.models.loading import ENCODERS, check_local, identify_model, load_pretrained, looks_local
+from refalign.geometry import Grid
+from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid, load_pretrained, looks_local
 
 PROGRAM = """
 from transformers import DINOv3ViTModel
@@ -95,3 +97,14 @@ def test_identity_of_parts_knows_no_other_part(tmp_path):
     assert identify_model(str(tmp_path)) != whole and identify_model(str(tmp_path), parts=ENCODERS) == frozen
     (tmp_path / "vae" / "model.safetensors").write_bytes(b"two")
     assert identify_model(str(tmp_path), parts=ENCODERS) != frozen
+
+
+def test_the_grid_of_a_local_base_is_in_its_configs(tmp_path):
+    models = ModelsConfig(base=str(tmp_path), vision_encoder="none", detector="none")
+    with pytest.raises(ArtifactError, match=r"vae/config\.json: not found"):
+        load_grid(models)
+    for part, config in (("vae", '{"scale_factor_spatial": 4}'), ("transformer", '{"patch_size": [1, 2, 2]}')):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(config)
+    assert load_grid(models) == Grid(stride_px=4)
+    assert load_grid(models.model_copy(update={"base": "org/no-such-model"})) == Grid()  # the hub is not asked

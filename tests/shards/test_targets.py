@@ -11,6 +11,7 @@ import torch
 
 from refalign.config import RunConfig, apply_overrides
 from refalign.errors import ArtifactError
+from refalign.models.loading import load_grid
 from refalign.presets import load_preset
 from refalign.shards.encode import make_reference
 from refalign.shards.estimate import announce_size, estimate_parts
@@ -119,8 +120,9 @@ def test_stored_pictures_are_the_pixels_that_targets_are_made_of(curated) -> Non
     assert not has_targets(sample.tensors)
     references = sample.info["references"]
     files = unpack_pictures(sample.tensors, range(len(references)))
+    sizes = config.video.height_px, config.video.width_px, load_grid(config.models).token_px
     for reference, file in zip(references, files, strict=True):
-        expected = make_reference(crops[reference["subject_id"]], config.video.height_px, config.video.width_px, {})
+        expected = make_reference(crops[reference["subject_id"]], *sizes, {})
         np.testing.assert_array_equal(decode_image(file), expected.pixels)
 
 

@@ -1,199 +1,191 @@
-"""The judges' arithmetic: cutting crops, pairing readings with what was asked for, chance, likeness without networks."""
+"""The judge reads what was drawn, names what was drawn wrong, and says nothing where nothing is to be seen."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
-from refalign.errors import ArtifactError
-from refalign.generation import RefAlignPipeline
-from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.benchmark import run_benchmark
+from refalign.toy.benchmark import EXPECTED_FATES, OPTIONS, run_benchmark, score_clip, summarise
 from refalign.toy.cases import (
+    FAULTS,
+    Case,
     Fault,
     draw_case,
+    exchange_references,
     make_benchmark,
     make_cases,
-    recast_for,
     shuffle_references,
     without_references,
 )
-from refalign.toy.drawing import render_reference
-from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES
-from refalign.toy.judges import CROP_PX, MARGIN, VOCABULARIES, Judge, Reader, Reading, cut_crops, encode_truth, measure_travel
-from refalign.toy.measures import colour_likeness, edge_likeness
-from refalign.toy.scoring import score_clip, summarise
-from refalign.toy.seeing import Seen, assign
-from refalign.toy.train_judges import make_batch
+from refalign.toy.identities import ATTRIBUTE_NAMES, HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES, attributes_of, split_of
+from refalign.toy.judge import is_occupied, read_clip, read_reference
+from refalign.toy.scenes import PLACES, SIDES, Place, paint_place
+from refalign.toy.verdict import judge_video
 
-QUESTIONS = (*SPOKEN_ATTRIBUTES, *HIDDEN_ATTRIBUTES, "pose")
+CASES = make_benchmark(1, split="judges")
+ALONE, PAIR, TRIO = (next(case for case in CASES if len(case.plan.subjects) == size) for size in (1, 2, 3))
 
 
-def make_reading(truth: dict[str, int]) -> Reading:
-    """A reader that is sure, and right."""
-    probabilities = {name: np.eye(len(words) + 1)[truth[name]] for name, words in VOCABULARIES.items()}
-    return Reading({name: VOCABULARIES[name][index] for name, index in truth.items()}, probabilities)
+def read(case: Case, clip: np.ndarray) -> list[dict[str, str | None] | None]:
+    """The answers of each subject's slot."""
+    seen = read_clip(clip, {subject.side: [subject.identity] for subject in case.plan.subjects})
+    return [reading and reading.answers for reading in (seen[subject.side] for subject in case.plan.subjects)]
 
 
-def test_a_crop_is_the_square_around_the_box_with_its_margin() -> None:
-    frames = np.zeros((2, 96, 96, 3), np.uint8)
-    frames[:, 30:50, 20:40] = 200
-    boxes = np.array([[20, 30, 40, 50], [24, 30, 36, 50]])
-    crops = cut_crops(frames, boxes)
-    inside = (crops[..., 0] > 100).sum((1, 2)) / CROP_PX**2
-    assert crops.shape == (2, CROP_PX, CROP_PX, 3)
-    np.testing.assert_allclose(inside, 1 / MARGIN**2, rtol=0.05)  # the second box is narrow: its height decides
+def truth(case: Case) -> list[dict[str, Any]]:
+    return [asdict(attributes_of(subject.identity)) | {"action": subject.action} for subject in case.plan.subjects]
 
 
-def test_crops_at_the_edge_continue_it() -> None:
-    frames = np.full((1, 96, 96, 3), 77, np.uint8)
-    assert (cut_crops(frames, np.array([[-10, -10, 20, 20]])) == 77).all()
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.plan.subjects) < 3], ids=lambda case: case.key)
+def test_clips_drawn_right_are_read_right_in_everything(case):
+    record = score_clip(case, draw_case(case, "truth"))
+    assert all(all(right.values()) and set(right) == {*ATTRIBUTE_NAMES, "action"} for right in record["right"]), record
+    assert set(record["fates"]) == {"own"} and max(record["copy_paste"]) < 0 and record["extra"] == 0
 
 
-def test_travel_is_measured_in_tenths_of_the_subject() -> None:
-    boxes = np.array([[20, 30, 40, 70], [24, 30, 44, 70], [20, 40, 40, 80], [24, 40, 44, 80]])
-    np.testing.assert_allclose(measure_travel(boxes), [2 / 40 * 10, 5 / 40 * 10], rtol=1e-6)
-    assert not measure_travel(boxes[:1]).any()
+@pytest.mark.parametrize(("fault", "likeness"), zip(FAULTS[1:], [*LIKENESSES, None], strict=True))
+def test_clips_drawn_wrong_have_their_fault_named(fault: Fault, likeness):
+    """Two exchanged, one twice, one mixed; and pasted references, which look right and do the wrong thing."""
+    (case,) = make_cases(1, num_subjects=2, likeness=likeness, split="judges")
+    record = score_clip(case, draw_case(case, fault))
+    assert record["fates"] == EXPECTED_FATES.get(fault, ["own", "own"]), record["shown"]
+    assert all(right[name] for right in record["right"] for name in SPOKEN_ATTRIBUTES)
+    assert [right["action"] for right in record["right"]] == [fault != "paste"] * 2
+    assert min(record["copy_paste"]) > 0 or fault != "paste"
 
 
-def make_seen(identity: int, pose: str, picture: np.ndarray | None = None, x_px: float = 48) -> Seen:
-    """A subject found in every frame, read right, standing as in ``picture``."""
-    mask = np.ones((96, 96), bool) if picture is None else picture.min(2) < 250
-    boxes = np.tile([x_px - 10, 20.0, x_px + 10, 80.0], (9, 1))
-    return Seen(np.arange(9), boxes, np.repeat(mask[None], 9, 0), make_reading(encode_truth(identity, pose)))
+def test_whoever_is_named_first_the_search_finds_who_is_there():
+    strangers = [subject.identity for subject in TRIO.plan.subjects]
+    side = ALONE.plan.subjects[0].side
+    for cast in ([], strangers):
+        reading = read_clip(draw_case(ALONE, "truth"), {side: cast})[side]
+        assert reading and [reading.answers] == truth(ALONE)
 
 
-def test_subjects_are_paired_with_those_they_fit_best() -> None:
-    wanted = ((5, "walking"), (70_000, "sleeping"), (123, "waving"))
-    truths, seen = [encode_truth(*each) for each in wanted], [make_seen(*each) for each in wanted]
-    questions = [QUESTIONS] * 3
-    assert assign(list(reversed(seen)), truths, questions) == seen
-    assert assign([seen[2]], truths, questions) == [None, None, seen[2]]
-    assert assign([], truths, questions) == [None, None, None]
+def test_one_of_three_neighbours_is_read_too():
+    side = TRIO.plan.subjects[0].side
+    reading = read_clip(draw_case(TRIO, "truth"), {side: [TRIO.plan.subjects[0].identity]})[side]
+    assert reading and reading.answers == truth(TRIO)[0]
 
 
-def test_twins_are_told_apart_by_the_order_that_the_caption_gives() -> None:
-    truth = encode_truth(0, "walking")
-    left, right = make_seen(0, "walking", x_px=20), make_seen(0, "walking", x_px=70)
-    for seen in ([left, right], [right, left]):
-        assert assign(seen, [truth, truth], [("pose",)] * 2, x_px=[60, 30]) == [right, left]
-    other = make_seen(0, "sleeping", x_px=10)
-    assert assign([other, right], [truth], [("pose",)], x_px=[30]) == [right], "what is asked for counts more"
+def test_nobody_is_seen_in_empty_places_and_ruined_clips():
+    empty = np.repeat(paint_place(ALONE.plan).round().astype(np.uint8)[None], 9, 0)
+    ruined = np.random.default_rng(0).integers(0, 256, empty.shape, dtype=np.uint8)
+    assert read(ALONE, empty) == read(ALONE, ruined) == [None]
+    assert not any(is_occupied(empty, side) for side in SIDES)
 
 
-@pytest.mark.parametrize("num_subjects", [1, 2, 3])
-def test_perfect_clips_score_one_and_shuffled_references_chance(num_subjects: int) -> None:
-    cases = make_cases(30, num_subjects=num_subjects)
-    clip = np.zeros((9, 96, 96, 3), np.uint8)
+def test_a_little_noise_or_blur_changes_nothing_and_much_of_it_is_not_guessed_at():
+    rng, clip = np.random.default_rng(0), draw_case(ALONE, "truth")
 
-    seen = [[make_seen(s.identity, s.pose, x_px=s.x_px[0]) for s in case.plan.subjects] for case in cases]
-    others = shuffle_references(cases)
-    perfect = summarise([score_clip(case, clip, *each) for case, *each in zip(cases, seen, others, strict=True)])
-    assert perfect["fidelity"] == perfect[f"fidelity_of_{num_subjects}"] == perfect["text"] == perfect["pose"] == 1
-    assert all(perfect[f"fidelity_{name}"] == 1 > perfect[f"chance_{name}"] for name in HIDDEN_ATTRIBUTES)
-    assert perfect["chance"] == pytest.approx(np.mean([perfect[f"chance_{name}"] for name in HIDDEN_ATTRIBUTES]), abs=1e-3)
-    shuffled = summarise([score_clip(other, clip, each) for other, each in zip(others, seen, strict=True)])
-    assert shuffled["fidelity"] == perfect["chance"] < 0.5
-    nothing = summarise([score_clip(case, clip, []) for case in cases])
-    assert nothing["fidelity"] == nothing["text"] == nothing["pose"] == 0 and "colour" not in nothing
-    if num_subjects > 1:
-        assert perfect["confusion"] == 0 and perfect["fate_own"] == 1 and nothing["fate_missing"] == 1
+    def disturb(noise: float, blur: float) -> np.ndarray:
+        soft = np.stack([np.asarray(Image.fromarray(frame).filter(ImageFilter.GaussianBlur(blur))) for frame in clip])
+        return (soft + rng.normal(0, noise, soft.shape)).clip(0, 255).astype(np.uint8)
+
+    for noise, blur in ((10, 0), (0, 0.7)):
+        assert read(ALONE, disturb(noise, blur)) == truth(ALONE), (noise, blur)
+    for noise, blur in ((30, 0), (0, 1.5), (120, 0), (0, 4)):
+        for answers, wanted in zip(read(ALONE, disturb(noise, blur)), truth(ALONE), strict=True):
+            wrong = sum(value is not None and value != wanted[name] for name, value in (answers or {}).items())
+            assert wrong <= 3, (noise, blur, answers)
 
 
-def test_text_alone_is_asked_only_for_what_it_says() -> None:
-    cases = [case for case in without_references(make_cases(30, num_subjects=1)) if not case.plan.subjects[0].named]
-    record = score_clip(cases[0], np.zeros((9, 96, 96, 3), np.uint8), [])
-    assert record["text"] is None and record["pose"] == 0 and "fidelity" not in record
+def test_the_slots_where_somebody_stands_are_counted():
+    for place, case in zip(get_args(Place), make_cases(2, num_subjects=2) + make_cases(3, num_subjects=1), strict=True):
+        clip = draw_case(replace(case, plan=replace(case.plan, place=place)), "truth")
+        filled = {subject.side for subject in case.plan.subjects}
+        assert {side for side in SIDES if is_occupied(clip, side)} == filled, place
+    assert all(is_occupied(draw_case(TRIO, "truth"), side) for side in SIDES) and set(get_args(Place)) == set(PLACES)
 
 
-FATES = {"swap": {"swap"}, "dominance": {"own", "dominance"}, "blending": {"own", "blending"}}
+def test_references_are_read_without_knowing_whose_they_are():
+    for case in (ALONE, PAIR):
+        for subject, pose, picture in zip(case.plan.subjects, case.given, case.references, strict=True):
+            reading = read_reference(picture)
+            assert reading and reading.look == attributes_of(subject.identity) and reading.answers["action"] == pose.action
 
 
-@pytest.mark.parametrize("fault", ["swap", "dominance", "blending"])
-def test_faults_drawn_on_purpose_have_their_name(fault: Fault) -> None:
-    """With a reader that is always right: what remains is the drawing and the arithmetic."""
-    cases = make_cases(12, num_subjects=2, likeness="same shape and colour")
-    told_apart = [case for case in cases if len({subject.pose for subject in case.plan.subjects}) == 2]
-    assert len(told_apart) > 6
-    for case in told_apart:
-        seen = [make_seen(subject.identity, subject.pose) for subject in recast_for(case, fault).plan.subjects]
-        assert set(score_clip(case, draw_case(case, fault), seen)["fates"]) == FATES[fault]
+def test_a_verdict_on_a_perfect_clip_has_everything_as_wanted():
+    verdict = judge_video(draw_case(PAIR, "truth"), PAIR.prompt, PAIR.references)
+    assert verdict and [each["name"] for each in verdict] == [subject.side for subject in PAIR.plan.subjects]
+    for each, wanted in zip(verdict, truth(PAIR), strict=True):
+        assert each["attributes"] == {name: {"wanted": value, "shown": value} for name, value in wanted.items()}
+    assert judge_video(draw_case(PAIR, "truth"), "A zebra sleeps.", PAIR.references) is None
 
 
-def test_copies_of_the_picture_are_told_from_the_pose_that_was_asked_for() -> None:
-    pasted, right = [], []
-    for case in make_cases(12, num_subjects=1):
-        subject, (picture,) = case.plan.subjects[0], case.references
-        asked = render_reference(subject.identity, subject.pose, phase=0.4, yaw=subject.yaw[0])
-        for shown, values in ((picture, pasted), (asked, right)):
-            seen = make_seen(subject.identity, subject.pose, shown)
-            values.append(score_clip(case, np.repeat(shown[None], 9, 0), [seen])["copy_paste"])
-    assert min(pasted) > 0.5 and max(right) < -0.1
+def test_cases_ask_for_another_action_than_their_references_show():
+    for case in CASES:
+        assert all(given.action != subject.action for given, subject in zip(case.given, case.plan.subjects, strict=True))
+        assert len(case.references) == len(case.plan.subjects)
+        assert all(split_of(subject.identity) == "judges" for subject in case.plan.subjects)
+    assert len({case.key for case in CASES}) == len(CASES) == 8
+    for case in without_references(CASES):
+        assert not case.references and all(subject.named for subject in case.plan.subjects)
 
 
-def test_an_interrupted_benchmark_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    cases = make_benchmark(1)[:3]
-    pipeline = RefAlignPipeline.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
-    pipeline.set_progress_bar_config(disable=True)
-    file, options = tmp_path / "clips.jsonl", {"num_inference_steps": 1}
-    judges = WEIGHTS_FOLDER / "judges"
-    whole = run_benchmark(pipeline, judges, cases, file, options=options, keep=tmp_path / "strips")
-    assert [record["key"] for record in whole] == [case.key for case in cases]
+@pytest.mark.parametrize("change", [shuffle_references, exchange_references])
+def test_other_references_keep_what_is_spoken_and_done(change):
+    cases = [case for case in CASES if len(case.plan.subjects) > 1]
+    for case, other in zip(cases, change(cases), strict=True):
+        assert case.prompt == other.prompt and case.given == other.given
+        for mine, theirs in zip(case.plan.subjects, other.plan.subjects, strict=True):
+            assert replace(theirs, identity=mine.identity) == mine
+            one, two = attributes_of(mine.identity), attributes_of(theirs.identity)
+            assert all(getattr(one, name) == getattr(two, name) for name in SPOKEN_ATTRIBUTES)
+        assert case.plan != other.plan
+    assert not exchange_references([ALONE])
+
+
+def test_a_summary_is_the_mean_over_subjects():
+    right = dict.fromkeys((*ATTRIBUTE_NAMES, "action"), True)
+    wrong = dict.fromkeys(right, False)
+    two = {
+        "subjects": 2, "likeness": "unlike", "named": [True, False], "shown": [{}, None], "right": [right, wrong],
+        "extra": 0, "fates": ["swap", "missing"], "copy_paste": [-1.0, None],
+        "chance": [wrong, wrong],
+    }  # fmt: skip
+    one = {"subjects": 1, "likeness": None, "named": [True], "shown": [{"eyes": "one"}], "right": [right], "extra": 0}
+    figures = summarise([two, one])
+    assert figures["clips"] == 2 and figures["found"] == figures["action"] == pytest.approx(2 / 3, abs=1e-3)
+    assert figures["spoken"] == figures["spoken of 2"] == 1 and figures["shape"] == 1
+    assert figures["fidelity"] == figures["fidelity of 2"] == figures["fidelity, unlike"] == 0.5 and figures["chance"] == 0
+    assert all(figures[f"fidelity {name}"] == 0.5 for name in HIDDEN_ATTRIBUTES) and "fidelity of 1" not in figures
+    assert figures["number"] == 0.5 and figures["copy_paste"] == -1
+    assert figures["confusion"] == figures["fate swap"] == figures["fate missing, unlike"] == 0.5 and figures["fate own"] == 0
+
+
+class Drawer:
+    """A pipeline that draws what it is asked for."""
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases, self.asked = {case.prompt: case for case in cases}, []
+
+    def __call__(self, prompts, references, *, height, width, num_frames, generator, output_type, **options) -> Any:
+        assert (height, width, num_frames, output_type) == (48, 80, 9, "uint8")
+        assert options == OPTIONS | {"num_inference_steps": 1}
+        for prompt, pictures, each in zip(prompts, references, generator, strict=True):
+            case = self.cases[prompt]
+            assert np.array_equal(pictures, case.references) and each.initial_seed() == case.seed
+        self.asked += prompts
+        return SimpleNamespace(frames=torch.from_numpy(np.stack([draw_case(self.cases[prompt], "truth") for prompt in prompts])))
+
+
+def test_an_interrupted_benchmark_goes_on_after_its_last_whole_line(tmp_path: Path):
+    cases = [*make_cases(2, num_subjects=1), PAIR]
+    file, options = tmp_path / "made" / "clips.jsonl", {"num_inference_steps": 1}
+    first, second = Drawer(cases), Drawer(cases)
+    whole = run_benchmark(first, cases, file, options=options, keep=tmp_path / "strips")
+    assert [record["key"] for record in whole] == [case.key for case in cases] and len(first.asked) == 3
     assert len(list((tmp_path / "strips").glob("*.png"))) == 3
+    assert summarise(whole)["fidelity"] == 1 > summarise(whole)["chance"]
     text = file.read_text()
     file.write_text(text[:-20])
-    assert run_benchmark(pipeline, judges, cases, file, options=options) == whole
-    assert file.read_text() == text
-
-
-def test_references_show_another_pose_than_the_scene() -> None:
-    for case in make_cases(5, num_subjects=2):
-        assert len(case.references) == 2 and all(picture.shape == (96, 96, 3) for picture in case.references)
-        left, right = sorted(zip(case.plan.subjects, case.references, strict=True), key=lambda pair: pair[0].x_px[0])
-        assert all((shown == pair[1]).all() for shown, pair in zip(case.named_references, (left, right), strict=True))
-        assert all(given.pose != subject.pose for given, subject in zip(case.given, case.plan.subjects, strict=True))
-
-
-def test_training_batches_are_a_function_of_the_step_and_hold_something_to_abstain_from() -> None:
-    crops, travel, answers = make_batch(3, None)
-    again, travel_again, same = make_batch(3, None)
-    assert torch.equal(crops, again) and torch.equal(travel, travel_again)
-    assert all(torch.equal(answers[name], same[name]) for name in answers)
-    assert travel.shape == (len(crops), 2)
-    assert crops.shape[1:] == (4, 3, CROP_PX, CROP_PX) and set(answers) == set(VOCABULARIES)
-    for name, words in VOCABULARIES.items():
-        assert answers[name][-1] == len(words), "the last subject is made unreadable"
-
-
-def test_reader_answers_every_question_and_reads_clips_of_one_frame() -> None:
-    torch.manual_seed(0)
-    judge = Judge(Reader())
-    readings = judge.read(np.zeros((2, 1, CROP_PX, CROP_PX, 3), np.uint8), np.zeros((2, 2), np.float32))
-    assert len(readings) == 2 and set(readings[0].answers) == set(VOCABULARIES)
-    for name, words in VOCABULARIES.items():
-        assert readings[0].probabilities[name].shape == (len(words) + 1,)
-        assert readings[0].probabilities[name].sum() == pytest.approx(1, abs=1e-5)
-
-
-def test_a_missing_or_foreign_reader_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    with pytest.raises(ArtifactError, match=r"model\.safetensors: not found; python -m refalign\.toy\.train_judges"):
-        Judge.load(tmp_path)
-    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ArtifactError, match="not a reader of this version"):
-        Judge.load(tmp_path)
-
-
-def test_likeness_without_networks() -> None:
-    one, turned, other = (
-        render_reference(identity, pose) for identity, pose in ((11, "standing"), (11, "dancing"), (99_000, "standing"))
-    )
-    masks = [(picture < 250).any(2) for picture in (one, turned, other)]
-    for likeness in (colour_likeness, edge_likeness):
-        assert likeness(one, masks[0], one, masks[0]) == pytest.approx(1)
-    assert colour_likeness(one, masks[0], turned, masks[1]) > colour_likeness(one, masks[0], other, masks[2])
+    assert run_benchmark(second, cases, file, options=options) == whole
+    assert second.asked == [PAIR.prompt] and file.read_text() == text

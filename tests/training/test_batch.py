@@ -145,3 +145,15 @@ def test_validation_is_fixed_and_spreads_over_noise_levels(shards: Path) -> None
     two = [make_rows(BatchMaker(index, make_config("none"), rank, 2).make_validation()) for rank in range(2)]
     assert one == two[0] | two[1]
     assert sorted(row[1] for row in one.values()) == [125, 375, 625, 875]
+
+
+def test_pictures_have_their_own_size_where_no_reference_is_kept(tmp_path: Path) -> None:
+    index = ShardIndex.open(write_shards(tmp_path / "pictures", pictures=True), "train")
+    dropped = make_config("none", global_batch=4, drop_references=1.0, drop_text=0.0, drop_both=0.0)
+    (batch,) = BatchMaker(index, dropped).make_step(1)
+    assert batch.reference_pixels is not None and batch.reference_pixels.shape == (4, 1, 64, 64, 3)
+    assert not batch.reference_pixels.any() and not batch.alignment_mask.any()
+    kept = make_config("none", global_batch=4, drop_references=0.0, drop_both=0.0)
+    for batch in BatchMaker(index, kept).make_step(1):
+        assert batch.reference_pixels is not None and batch.reference_pixels.shape[2:] == (64, 64, 3)
+        assert batch.reference_pixels.any() and batch.alignment_mask.all()

@@ -10,6 +10,7 @@ from typing import Any
 from refalign.errors import DataError
 from refalign.evaluation.report import html
 from refalign.evaluation.report.charts import Line, make_chart, smooth
+from refalign.evaluation.report.verdicts import make_verdicts
 from refalign.pictures import decode_image, encode_png, make_contact_sheet
 from refalign.steps import Step
 from refalign.tracking.run import flatten
@@ -54,6 +55,11 @@ def make_tiles(summary: Summary) -> str:
         "optimizer steps": train.get("steps"),
         "model version": model.get("version"),
     }
+    judged = [
+        ((summary.get("evaluation") or {}).get("scores", {}).get(label) or {}).get("judged") for label in ("before", "after")
+    ]
+    if None not in judged:
+        numbers["attributes right, base and trained"] = "{:.0%} \u2192 {:.0%}".format(*judged)
     tiles = [
         f'<div class="tile"><b>{html.count(value)}</b><span>{html.text(name)}</span></div>'
         for name, value in numbers.items()
@@ -89,7 +95,14 @@ def make_scores(summary: Summary) -> str:
     scores = evaluation.get("scores") or {}
     if not any(scores.values()):
         return ""
-    names = {"fidelity": "Fidelity", "chance": "Chance", "own_above_other": "Own above other", "copy_paste": "Copy-paste"}
+    names = {
+        "judged": "Attributes right",
+        "fidelity": "Fidelity (cosine)",
+        "chance": "Chance of it",
+        "own_above_other": "Own above other",
+        "copy_paste": "Copy-paste",
+    }
+    names = {name: label for name, label in names.items() if any(name in (each or {}) for each in scores.values())}
     samples = evaluation.get("samples", [])
     rows = [
         (
@@ -280,13 +293,13 @@ def _make_sample_card(sample: Mapping[str, Any], folder: Path) -> str:
     for label, caption in (("before", "base model"), ("after", "trained")):
         file = folder / sample["videos"].get(label, "")
         if file.is_file():
-            fidelity = (sample.get("scores", {}).get(label) or {}).get("fidelity")
-            said = caption if fidelity is None else f"{caption}, fidelity {fidelity:.3f}"
+            judged = (sample.get("scores", {}).get(label) or {}).get("judged")
+            said = caption if judged is None else f"{caption}: {judged:.0%} of the attributes right"
             videos.append(html.figure(html.video(file.read_bytes(), f"{caption}: {sample['prompt']}"), said))
     prompt = html.text(sample["prompt"] or "(no prompt)")
     return (
         f'<div class="sample"><p>{prompt}</p><div class="row"><div class="references">{"".join(thumbnails)}</div>'
-        f'<div class="videos">{"".join(videos)}</div></div>'
+        f'<div class="videos">{"".join(videos)}</div></div>{make_verdicts(sample.get("verdicts") or {})}'
         f'<p class="soft">{html.text(sample["key"])}, seed {html.text(sample["seed"])}</p></div>'
     )
 
