@@ -2,7 +2,7 @@
 
     uv run python benchmarks/gate.py
 
-Scores are drawn as the sprite benchmark gives them: fidelity is the share of five attributes per subject, confusion that of the
+Scores are drawn as the toy benchmark gives them: fidelity is the share of five attributes per subject, confusion that of the
 slots, with a difficulty of the prompt that both models share. "Equal" models differ in noise alone; "worse" ones lose fidelity;
 "better" ones gain it, or lose confusion, as planted.
 """

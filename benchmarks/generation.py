@@ -16,10 +16,13 @@ import torch
 from recording import describe_machine, write_result
 
 from refalign.generation import RefAlignPipeline
+from refalign.geometry import Grid
+from refalign.models.loading import load_model_config
 from refalign.models.projector import Projectors
 from refalign.models.wan import load_transformer
 from refalign.objective.reference_alignment import reference_alignment
 from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 
 
 def train_one_step(source: str, folder: str) -> None:
@@ -28,7 +31,10 @@ def train_one_step(source: str, folder: str) -> None:
     transformer = load_transformer(source)
     projectors = Projectors.make_refalign((0, 1, 2), transformer.width, 64)
     optimizer = torch.optim.AdamW([*transformer.parameters(), *projectors.parameters()], lr=1e-4)
-    latents, references = torch.randn(1, 16, 2, 6, 6), torch.randn(1, 2, 16, 6, 6)
+    grid = Grid.of(load_model_config(source, subfolder="vae"), transformer.config)
+    channels, side_px = transformer.config.in_channels, 3 * grid.token_px
+    frames, *cells = grid.latent_shape(1 + grid.stride_frames, side_px, side_px)
+    latents, references = torch.randn(1, channels, frames, *cells), torch.randn(1, 2, channels, *cells)
     prompt_embeds = torch.randn(1, 8, transformer.config.text_dim)
     output = transformer(latents, torch.tensor([700.0]), prompt_embeds, references, alignment_blocks=projectors.block_indices)
     targets, mask = torch.randn(1, 2, 9, 64), torch.ones(1, 2, dtype=torch.bool)
@@ -68,8 +74,8 @@ def main() -> None:
     """Runs the rounds and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(WEIGHTS_FOLDER / "wan"), help="a Wan folder; default: the toy model")
-    parser.add_argument("--height", type=int, default=96)
-    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--height", type=int, default=FRAME_HEIGHT_PX)
+    parser.add_argument("--width", type=int, default=FRAME_WIDTH_PX)
     parser.add_argument("--num-frames", type=int, default=9)
     parser.add_argument("--references", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
@@ -85,6 +91,7 @@ def main() -> None:
         }
     for pipeline in pipelines.values():
         pipeline.set_progress_bar_config(disable=True)
+        pipeline.max_sequence_length = pipelines["base"].max_sequence_length  # a bare Transformer says nothing of it
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     cases = {"base": ("base", False), "trained": ("trained", False), "trained_batched_passes": ("trained", True)}
     seconds: dict[str, list[float]] = {name: [] for name in cases}

@@ -75,7 +75,7 @@ def make_rows(group: str, clips: range, embeddings: np.ndarray, rng: np.random.G
             {
                 "clip_id": clip_id, "video_id": clip_id, "video_path": "v.mp4", "source_group": group, "license": "CC0",
                 "consent": "none", "caption": "", "caption_source": "none", "start_s": 0.0, "fps": 8.0, "num_frames": 9,
-                "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0], **scores, "subjects": subjects,
+                "crop_xyxy_px": [0.0, 0.0, 80.0, 48.0], **scores, "subjects": subjects,
             }
         )  # fmt: skip
     return pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)

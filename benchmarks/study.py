@@ -1,4 +1,4 @@
-"""Does reference alignment help? Paired trainings of the toy model, read by judges, with one endpoint written down beforehand.
+"""Does reference alignment help? Paired trainings of the toy model, read by its judge, with one endpoint written down beforehand.
 
     for step in subjects pairs shards; do python pipelines/$step.py --preset toy_from_base --output runs/study_world \\
         --set input.world_videos=2400 --set input.world_seed=3001 --set input.world_split=train; done         # once: some data
@@ -7,9 +7,8 @@
     python benchmarks/study.py report                                                     # table, figure, verdict
 
 What is compared and what decides is in ``study_arms.py``. One JSON per arm, seed, kind of references and settings; what is there
-is not made again, so that any command goes on after a kill. It needs torch, diffusers, transformers, numpy, safetensors, pydantic
-and jaxtyping; a GPU is used where there is one. Clips are judged with ultralytics, SciPy and scikit-learn: without them they
-wait, and the same command on another machine only judges.
+is not made again, so that any command goes on after a kill. Every arm starts from the base that never saw a reference, with the
+text encoder frozen. No Ray is needed; a GPU is used where there is one.
 """
 
 from __future__ import annotations
@@ -144,7 +143,7 @@ def run_phase(arguments: argparse.Namespace) -> None:
         jobs = plan_main(arms, arguments.references, arguments.seeds, choose_settings(load_results(arguments.output)))
     freeze_plan(arguments.output, arguments.command, budget, jobs)
     tracking = arguments.tracking or f"sqlite:///{arguments.output.resolve()}/mlflow.db"
-    place = Place(arguments.output, find_start(arguments), shards, arguments.judges, not arguments.encoded_prompts, tracking)
+    place = Place(arguments.output, find_start(arguments), shards, tracking)
     write_json(arguments.output / "not_run.json", (load_json(str(arguments.output / "not_run.json")) or {}) | not_run)
     todo, started = [job for job in jobs if not is_done(place, job)], time.monotonic()
     print(f"{arguments.command}: {len(jobs)} jobs, {len(todo)} to do", flush=True)
@@ -152,9 +151,8 @@ def run_phase(arguments: argparse.Namespace) -> None:
         if time.monotonic() - started > arguments.hours * 3600:
             print(f"stopped after {arguments.hours} hours; the same command goes on", flush=True)
             return
-        judged = run_job(place, load_preset("toy_from_base"), job, budget)
-        told = "done" if judged else "clips wait for a machine with judges"
-        print(f"{number}/{len(todo)} {job.name}: {told}, {time.monotonic() - started:.0f} s so far", flush=True)
+        run_job(place, load_preset("toy_from_base"), job, budget)
+        print(f"{number}/{len(todo)} {job.name}: done, {time.monotonic() - started:.0f} s so far", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -169,8 +167,6 @@ def main(argv: list[str] | None = None) -> None:
         "--vision-encoder", type=Path, default=WEIGHTS_FOLDER / "dinov3", help="the one behind the shards' targets"
     )
     parser.add_argument("--supervised-encoder", type=Path, help="the one behind the upper bound")
-    parser.add_argument("--judges", type=Path, default=WEIGHTS_FOLDER / "judges")
-    parser.add_argument("--encoded-prompts", action="store_true", help="the shards hold the output of the text encoder")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--references", nargs="+", choices=("cross_pair", "in_pair"), default=["cross_pair", "in_pair"])
     parser.add_argument("--seeds", type=int, default=3)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from refalign.config import RunConfig, StageConfig
 
 PRIMARY = (
-    "Unspoken fidelity: the share of hidden attributes (what no prompt says) that the judges read as the references have them, "
+    "Unspoken fidelity: the share of hidden attributes (what no prompt says) that the judge reads as the references have them, "
     "mean over held-out prompts, as many of each number of subjects; RA less none, both with cross-pair references, at the last "
     "evaluated step and the preset's guidance, paired by seed and prompt; 95% interval of the bootstrap over seeds and prompts. "
     "Above zero: RA helps; below zero: it harms; else undecided."

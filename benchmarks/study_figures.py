@@ -11,7 +11,7 @@ from recording import describe_machine
 from study_arms import ARMS, SMALLEST_WORTH
 from study_report import Result, analyse, average, find_clips
 
-_SCORES = ("fidelity", "confusion", "copy_paste", "pose", "text")
+_SCORES = ("fidelity", "confusion", "copy_paste", "action", "text")
 
 
 def write_report(results: list[Result], output: Path, command: str, not_run: dict[str, str] | None = None) -> str:
@@ -65,7 +65,7 @@ def make_text(told: dict[str, Any], command: str, not_run: dict[str, str]) -> st
 
 
 def draw(results: list[Result], told: dict[str, Any], path: Path) -> None:
-    """Differences to none; fidelity against pose over guidance; fidelity over steps. Nothing where matplotlib is missing."""
+    """Differences to none; fidelity against action over guidance; fidelity over steps. Nothing where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -88,8 +88,8 @@ def draw(results: list[Result], told: dict[str, Any], path: Path) -> None:
             colour = f"C{number}"
             curve.plot(*_guidance_curve(runs), "o-", label=name, color=colour, markersize=3)
             steps.plot(*_step_curve(runs), "o-", label=name, color=colour, markersize=3)
-    curve.set_title("pose followed against unspoken fidelity, by reference guidance", fontsize=9)
-    curve.set_xlabel("pose"), curve.set_ylabel("unspoken fidelity")
+    curve.set_title("action followed against unspoken fidelity, by reference guidance", fontsize=9)
+    curve.set_xlabel("action"), curve.set_ylabel("unspoken fidelity")
     steps.set_title("unspoken fidelity over steps", fontsize=9)
     if main:
         steps.legend(fontsize=7)
@@ -97,14 +97,14 @@ def draw(results: list[Result], told: dict[str, Any], path: Path) -> None:
 
 
 def _guidance_curve(runs: list[Result]) -> tuple[list[float], list[float]]:
-    """Pose and fidelity at each guidance scale, weakest first, over the prompts that every scale has."""
+    """Action and fidelity at each guidance scale, weakest first, over the prompts that every scale has."""
     last = [each for each in runs[0]["evaluations"] if each["step"] == runs[0]["budget"]["steps"]]
     scales = sorted(each["reference_guidance"] for each in last)
     shared = set.intersection(*({clip["key"] for clip in each["records"]} for each in last))
     clips = {
         scale: [clip for run in runs for clip in find_clips(run, guidance=scale) if clip["key"] in shared] for scale in scales
     }
-    return [average(clips[scale], "pose") for scale in scales], [average(clips[scale], "fidelity") for scale in scales]
+    return [average(clips[scale], "action") for scale in scales], [average(clips[scale], "fidelity") for scale in scales]
 
 
 def _step_curve(runs: list[Result]) -> tuple[list[int], list[float]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,12 @@ from study_arms import (
 from study_run import load_result
 
 from refalign.evaluation.bootstrap import Interval, count_seeds, hierarchical_bootstrap, smallest_seen
-from refalign.evaluation.confusion import CONFUSED
 from refalign.toy.benchmark import OPTIONS
-from refalign.toy.identities import HIDDEN_ATTRIBUTES
 
 Result = dict[str, Any]
 Clip = dict[str, Any]
-
-
-def _confusion(clip: Clip) -> float | None:
-    fates = clip.get("fates") or []
-    return float(np.mean([fate in CONFUSED for fate in fates])) if clip["subjects"] > 1 and fates else None
-
-
-def _carried(attribute: str, clip: Clip) -> float | None:
-    return clip.get("carried", {}).get(attribute)
-
-
-SCORES: dict[str, Callable[[Clip], float | None]] = {
-    "fidelity": lambda clip: clip.get("fidelity"),
-    "confusion": _confusion,
-    "copy_paste": lambda clip: clip.get("copy_paste"),
-    "pose": lambda clip: clip.get("pose"),
-    "text": lambda clip: clip.get("text"),
-    "chance": lambda clip: clip.get("chance"),
-    **{f"fidelity_{name}": partial(_carried, name) for name in HIDDEN_ATTRIBUTES},
-}
-"""Score of one clip; None where it was not measured. ``fidelity`` decides, ``chance`` is what others' looks would score."""
+SCORES = ("fidelity", "confusion", "copy_paste", "action", "text", "chance")
+"""Of one clip, as `study_run.rate_clip` makes them."""
 
 
 def load_results(folder: Path) -> list[Result]:
@@ -66,7 +44,7 @@ def find_clips(result: Result, step: int | None = None, guidance: float | None =
 
 def average(clips: Sequence[Clip], score: str) -> float:
     """Mean of a score over the clips that have it; NaN where none has."""
-    values = [value for clip in clips if (value := SCORES[score](clip)) is not None]
+    values = [clip[score] for clip in clips if clip[score] is not None]
     return float(np.mean(values)) if values else float("nan")
 
 
@@ -109,7 +87,7 @@ def pair(treated: Sequence[Result], control: Sequence[Result], score: str) -> np
         return None
     rows = []
     for seed in seeds:
-        first, second = ({clip["key"]: SCORES[score](clip) for clip in side[seed]} for side in by_seed)
+        first, second = ({clip["key"]: clip[score] for clip in side[seed]} for side in by_seed)
         rows.append({key: first[key] - second[key] for key in first if first[key] is not None and second.get(key) is not None})
     keys = sorted(set().union(*rows))
     return np.array([[row.get(key, np.nan) for key in keys] for row in rows])
@@ -253,10 +231,9 @@ def count_cost(results: Sequence[Result]) -> dict[str, float]:
     costs = [result["costs"] for result in results]
     return {
         "runs": len(results),
-        "hours": sum(cost["train_s"] + cost["make_s"] + cost["judge_s"] for cost in costs) / 3600,
+        "hours": sum(cost["train_s"] + cost["evaluate_s"] for cost in costs) / 3600,
         "step_s": float(np.median([result["step_s"] for result in results])),
-        "clip_s": sum(cost["make_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
-        "judged_clip_s": sum(cost["judge_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
+        "clip_s": sum(cost["evaluate_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
     }
 
 

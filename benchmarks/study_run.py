@@ -1,7 +1,6 @@
 """One job of the study: train, evaluate at several steps, write one JSON. What is done is never done again.
 
-The training folder holds checkpoints and generated clips until the JSON is there. Where the judges cannot be loaded (no
-ultralytics, SciPy or scikit-learn), clips wait for a machine that has them: the same command there only judges.
+The training folder holds checkpoints and what was read from generated clips until the JSON is there.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,14 +24,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refalign.config import RunConfig
-from refalign.evaluation.separability import block_features, collect_references, measure
+from refalign.evaluation.confusion import CONFUSED
+from refalign.evaluation.separability import collect_references
+from refalign.evaluation.separability import describe as describe_blocks
 from refalign.generation import RefAlignPipeline, make_scheduler
 from refalign.shards.reader import ShardIndex
-from refalign.toy.benchmark import OPTIONS, iter_generated
-from refalign.toy.cases import Case, make_benchmark, make_cases, shuffle_references
-from refalign.toy.identities import LIKENESSES
+from refalign.toy.benchmark import OPTIONS, run_benchmark
+from refalign.toy.cases import Case, make_benchmark, make_cases
+from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES
 from refalign.toy.optim import autocast_where_fast
-from refalign.toy.train_transformer import build_joint
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import build_models
@@ -41,7 +40,6 @@ from refalign.training.optim import Ema
 from refalign.training.records import read_records
 from refalign.writing import write_json
 
-_JUDGING = ("ultralytics", "scipy", "sklearn")
 _REFERENCES = (24, 3)
 """Held-out subjects, and references of each, whose separability is measured."""
 
@@ -53,15 +51,12 @@ class Place:
     Attributes:
         start: base weights in the diffusers layout.
         shards: by `study_targets.Kind`.
-        raw_prompts: the shards hold plain token embeddings, which the start's text encoder reads first.
         tracking: MLflow's address; None tracks nothing.
     """
 
     output: Path
     start: Path
     shards: dict[str, Path]
-    judges: Path
-    raw_prompts: bool = True
     tracking: str | None = None
 
     def result(self, job: Job) -> Path:
@@ -85,43 +80,35 @@ def load_result(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("complete") is True else None
 
 
-def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> bool:
-    """Does what is left of a job; False where its clips wait for the judges."""
+def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> None:
+    """Does what is left of a job."""
     if is_done(place, job):
-        return True
+        return
     arm_shards, folder = place.shards[ARMS[job.arm].targets], place.folder(job)
     config = make_config(base, job, budget, str(place.start))
-    build = partial(build_joint, text_encoder=place.start / "text_encoder", frozen=True) if place.raw_prompts else build_models
     started = time.perf_counter()
     with mixed_precision():
-        train(config, shards=arm_shards, folder=folder, build=build)
+        train(config, shards=arm_shards, folder=folder)
     costs = {"train_s": time.perf_counter() - started}
-    cases = make_prompts(budget, job.prompts)
-    evaluations, costs["make_s"], costs["clips"] = [], 0.0, 0
+    cases, started = make_prompts(budget, job.prompts), time.perf_counter()
     points = [(step, OPTIONS["reference_guidance_scale"], cases) for step in budget.evaluated_steps]
     points += [(budget.steps, scale, cases[::3]) for scale in budget.curve]
     width = ShardIndex.open(arm_shards, "train").read(0).tensors["target_tokens"].shape[-1]
     facts: dict[str, Any] = {}
+    evaluations = []
     for step, scale, chosen in points:
-        models = build(config, width)
+        models = build_models(config, width)
         facts |= _load_averages(models, config, folder / "checkpoints" / f"step-{step:06d}")
         options = {"reference_guidance_scale": scale, "num_inference_steps": budget.inference_steps}
-        clips = folder / "clips" / f"{step}-{scale:g}.npz"
-        seconds = make_clips(place, config, models.transformer, chosen, options, clips)
-        costs["make_s"] += seconds
-        costs["clips"] += len(chosen)
-        evaluations.append(({"step": step, "reference_guidance": scale}, clips, chosen))
-    if any(find_spec(name) is None for name in _JUDGING):
-        return False
-    facts["separability"] = measure_references(place, config, build, width, models.transformer)
-    started = time.perf_counter()
-    judged = [{**point, "records": judge_clips(place, clips, chosen)} for point, clips, chosen in evaluations]
-    costs["judge_s"] = time.perf_counter() - started
-    record = describe(job, budget, config, arm_shards, folder) | facts | {"costs": costs, "evaluations": judged, "complete": True}
+        records = make_records(place, config, models.transformer, chosen, options, folder / "clips" / f"{step}-{scale:g}.jsonl")
+        evaluations.append({"step": step, "reference_guidance": scale, "records": records})
+    costs |= {"evaluate_s": time.perf_counter() - started, "clips": sum(len(chosen) for _, _, chosen in points)}
+    facts["separability"] = measure_references(place, config, build_models(config, width).transformer, models.transformer)
+    facts |= {"costs": costs, "evaluations": evaluations, "complete": True}
+    record = describe(job, budget, config, arm_shards, folder) | facts
     write_json(place.result(job), record)
     track(place, job, record, folder)
     shutil.rmtree(folder)
-    return True
 
 
 def make_prompts(budget: Budget, seed: int) -> list[Case]:
@@ -159,13 +146,10 @@ def digest_weights(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def make_clips(
-    place: Place, config: RunConfig, transformer: Any, cases: list[Case], options: dict[str, Any], path: Path
-) -> float:
-    """Writes the clips of the cases unless they are there; returns the seconds it took."""
-    if path.is_file():
-        return 0.0
-    started = time.perf_counter()
+def make_records(
+    place: Place, config: RunConfig, transformer: Any, cases: list[Case], options: dict[str, Any], file: Path
+) -> list[dict[str, Any]]:
+    """Makes and reads the clips that are not yet in ``file``; what `rate_clip` says of each."""
     pipeline = RefAlignPipeline.from_pretrained(
         str(place.start), transformer=transformer.eval(), scheduler=make_scheduler("euler", config.objective.shift)
     )
@@ -174,42 +158,41 @@ def make_clips(
     if torch.cuda.is_available():
         pipeline.to("cuda")
     with mixed_precision():
-        clips = np.stack(list(iter_generated(pipeline, cases, OPTIONS | options)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp.npz")
-    np.savez_compressed(aside, clips=clips)
-    aside.rename(path)
-    return time.perf_counter() - started
+        return [rate_clip(record) for record in run_benchmark(pipeline, cases, file, options=options)]
 
 
-def judge_clips(place: Place, clips: Path, cases: list[Case]) -> list[dict[str, Any]]:
-    """A record per clip, with what it would score against another's looks as ``chance``."""
-    from refalign.toy.scoring import score_clip
-    from refalign.toy.seeing import Watcher
+def rate_clip(record: dict[str, Any]) -> dict[str, Any]:
+    """The scores of one clip from the benchmark's record of it; None where there is nothing to score.
 
-    watcher, records = Watcher.load(place.judges), []
-    for case, other, clip in zip(cases, shuffle_references(cases), np.load(clips)["clips"], strict=True):
-        records.append(score_clip(case, clip, watcher.watch(clip), other))
-    return records
+    ``fidelity`` decides; ``chance`` is what it would be against another's looks.
+    """
+    right, fates = record["right"], record["fates"] if record["subjects"] > 1 else []
+    named = [each for each, is_named in zip(right, record["named"], strict=True) if is_named]
+    return {
+        "key": record["key"],
+        "fidelity": _mean(each[name] for each in right for name in HIDDEN_ATTRIBUTES),
+        "chance": _mean(each[name] for each in record["chance"] for name in HIDDEN_ATTRIBUTES),
+        "text": _mean(each[name] for each in named for name in SPOKEN_ATTRIBUTES),
+        "action": _mean(each["action"] for each in right),
+        "confusion": _mean(fate in CONFUSED for fate in fates),
+        "copy_paste": _mean(record["copy_paste"]),
+    }
 
 
-def measure_references(place: Place, config: RunConfig, build: Any, width: int, trained: Any) -> dict[str, Any]:
-    """Separability of held-out subjects by block, in the start's weights and in the trained ones."""
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def measure_references(place: Place, config: RunConfig, before: Any, after: Any) -> dict[str, Any]:
+    """Separability of held-out subjects by block, in the start's Transformer and in the trained one."""
     index = ShardIndex.open(place.shards["own"], "validation")
     references = collect_references(index, *_REFERENCES)
     if references is None:
         return {}
-    before, length = build(config, width), config.models.max_text_tokens
-    prompt = index.load_null_prompt()
-    prompt = torch.zeros(1, index.read(0).tensors["prompt_embeds"].shape[1]) if prompt is None else prompt.float()
-    embeds = before.embed_text(torch.nn.functional.pad(prompt, (0, 0, 0, length - len(prompt)))[None])
-    embeds = embeds.detach().expand(len(references.latents), -1, -1)
-    options = {"prompt_embeds": embeds, "num_latent_frames": index.entries[0].shape[1]}
-    measured = {}
-    for name, transformer in (("before", before.transformer), ("after", trained)):
-        features = block_features(transformer.cpu().eval(), references.latents, references.foreground, **options)
-        measured[name] = [measure(block, references.subjects) for block in features]
-    return measured
+    options = {"max_text_tokens": config.models.max_text_tokens, "picture_block": 0}
+    sides = {"before": before, "after": after}
+    return {name: describe_blocks(each.cpu().eval(), references, index, **options)["blocks"] for name, each in sides.items()}
 
 
 def describe(job: Job, budget: Budget, config: RunConfig, shards: Path, folder: Path) -> dict[str, Any]:

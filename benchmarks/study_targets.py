@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,16 +149,6 @@ def load_clips(subjects: Path) -> dict[str, dict[str, Any]]:
 def load_pictures(clips: dict[str, dict[str, Any]]) -> dict[str, bytes]:
     """The crops of all subjects by subject id."""
     return {subject["subject_id"]: subject["crop_png"] for row in clips.values() for subject in row["subjects"]}
-
-
-def compare_targets(first: Path, second: Path, samples: int = 8) -> float:
-    """Mean cosine of the targets of two shards folders over their first samples."""
-    indices = [ShardIndex.open(folder, "train") for folder in (first, second)]
-    cosines: Sequence[Tensor] = [
-        torch.cosine_similarity(*(unpack_tokens(index.read(number).tensors, TARGETS) for index in indices), dim=-1).flatten()
-        for number in range(min(samples, len(indices[0])))
-    ]
-    return float(torch.cat(list(cosines)).mean())
 
 
 def _with(sample: Sample, name: str, tokens: Tensor) -> dict[str, Tensor]:

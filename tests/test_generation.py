@@ -63,7 +63,7 @@ def test_steps_are_the_three_pass_formula_and_euler(pipeline, references):
     null, prompt = (pad_prompt_embeds(text.encode([each])) for each in ("grey", "a red fox"))
     images = torch.stack([torch.from_numpy(letterbox(image, 32, 48)[0]) for image in references])
     given = VideoVAE(pipeline.vae).encode_images(images)[None]
-    latents = torch.randn(1, 16, 2, 4, 6, generator=seeded())
+    latents = torch.randn(1, 16, 2, 8, 12, generator=seeded())
     with torch.no_grad():
         for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
             timestep = torch.tensor([1000 * sigma])
@@ -181,7 +181,7 @@ def test_nothing_of_the_alignment_is_loaded(tmp_path):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"height": 40}, GeometryError, "nearest: 32 or 48"),
+        ({"height": 36}, GeometryError, "nearest: 32 or 40"),
         ({"output_type": "gif"}, ConfigError, "choose np, pil, uint8 or latent"),
         ({"prompt": ["a", "b"], "references": [[]]}, ConfigError, "2 prompts but 1 sequences of references"),
         ({"prompt": ["a", "b"], "references": [[], [np.zeros((8, 8, 3), np.uint8)]]}, ConfigError, r"have \[0, 1\] references"),

@@ -14,14 +14,14 @@ from study_arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilo
 from study_arms import make_config as make_job_config
 from study_figures import write_report
 from study_report import analyse, choose_settings, give_verdict
-from study_run import Place, digest_weights, is_done, load_result, make_prompts, run_job
+from study_run import Place, digest_weights, is_done, load_result, make_prompts, rate_clip, run_job
 from study_targets import derive_shards, shuffle_targets
 
 from refalign.errors import ArtifactError
-from refalign.evaluation.confusion import FATES
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import unpack_tokens
-from refalign.toy.benchmark import OPTIONS
+from refalign.toy.benchmark import OPTIONS, score_clip
+from refalign.toy.cases import Case, Fault, draw_case, make_cases
 from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
@@ -106,7 +106,7 @@ def test_one_subject_alone_cannot_be_shuffled(tmp_path):
 
 
 def test_only_a_whole_result_counts_as_done(tmp_path):
-    place = Place(tmp_path, tmp_path, {}, tmp_path)
+    place = Place(tmp_path, tmp_path, {})
     job = make_job("ra")
     assert not is_done(place, job)
     path = place.result(job)
@@ -118,7 +118,7 @@ def test_only_a_whole_result_counts_as_done(tmp_path):
         with pytest.raises(KeyError, match="own"):  # begins: there are no shards here
             run_job(place, make_config("nowhere"), job, BUDGET)
     path.write_text(whole)
-    assert run_job(place, make_config("nowhere"), job, BUDGET), "nothing is run, nothing is asked for"
+    run_job(place, make_config("nowhere"), job, BUDGET)  # nothing is run, nothing is asked for
     assert is_done(place, job) and not is_done(place, make_job("ra", 1)) and not is_done(place, make_job("none"))
 
 
@@ -142,6 +142,28 @@ def test_prompts_have_each_number_of_subjects_equally_often():
     assert Counter(len(case.plan.subjects) for case in cases) == {1: 6, 2: 6} and len({case.key for case in cases}) == 12
 
 
+def rate(case: Case, fault: Fault, other: Case) -> dict:
+    return rate_clip(score_clip(case, draw_case(case, fault), other))
+
+
+def test_a_clip_is_rated_by_what_it_shows():
+    case, other = make_cases(2, num_subjects=2, likeness="unlike", seed=5)
+    right = rate(case, "truth", other)
+    assert right["key"] == case.key and right["chance"] < 0.8
+    assert (right["fidelity"], right["confusion"], right["action"]) == (1, 0, 1) and right["copy_paste"] < -0.5
+    swapped, pasted = rate(case, "swap", other), rate(case, "paste", other)
+    assert swapped["fidelity"] < 0.8 and swapped["confusion"] == 1 and swapped["action"] == 1
+    assert pasted["fidelity"] == 1 and pasted["action"] == 0 and pasted["copy_paste"] > 0
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_only_what_the_prompt_says_of_the_looks_is_rated_as_text_and_one_subject_is_not_confused(named):
+    case, other = make_cases(2, num_subjects=1, seed=5)
+    subjects = tuple(replace(subject, named=named) for subject in case.plan.subjects)
+    rated = rate(replace(case, plan=replace(case.plan, subjects=subjects)), "truth", other)
+    assert rated["text"] == (1 if named else None) and rated["confusion"] is None and rated["fidelity"] == 1
+
+
 def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", phase="main", settings=CENTRE, sha="a"):
     """A result of 40 prompts whose fidelity is ``base + shift`` with what the prompt and the seed add to every arm alike."""
     rng = np.random.default_rng([seed, 1])
@@ -149,16 +171,16 @@ def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", pha
     easy = np.random.default_rng(0).normal(0, 0.15, 40) + rng.normal(0, 0.03)
     records = [
         {
-            "key": f"p{number}", "subjects": 2, "fidelity": float(base + shift + easy[number] + cells.normal(0, 0.1)),
-            "chance": 0.2, "pose": 0.7, "text": 0.8, "copy_paste": float(cells.normal(-0.2, 0.1)),
-            "fates": [FATES[1] if number % 3 == 0 else FATES[0], FATES[0]] if number % 2 else [FATES[1], FATES[0]],
+            "key": f"p{number}", "fidelity": float(base + shift + easy[number] + cells.normal(0, 0.1)),
+            "chance": 0.2, "action": 0.7, "text": 0.8 if number % 4 else None, "copy_paste": float(cells.normal(-0.2, 0.1)),
+            "confusion": 0.0 if number % 2 and number % 3 else 0.5,
         }
         for number in range(40)
     ]  # fmt: skip
     return {
         "job": {"phase": phase, "arm": arm, "references": references, "seed": seed, "settings": vars(settings)},
         "budget": {"steps": 10}, "transformer_sha256": f"{sha}{seed}", "step_s": 1.0,
-        "costs": {"train_s": 10.0, "make_s": 5.0, "judge_s": 1.0, "clips": 40},
+        "costs": {"train_s": 10.0, "evaluate_s": 6.0, "clips": 40},
         "objective": {"alignment_blocks": 1},
         "separability": {
             side: [{"retrieval": level, "chance": 0.1, "gap": 0.2, "silhouette": 0.0} for level in (0.4, 0.9)]

@@ -99,8 +99,13 @@ def make_files(good, frames):
 
     def cut(share):
         return lambda path: path.write_bytes(
-            (whole := encode_bytes(path, long, movflags="+faststart"))[: int(share * len(whole))]
+            (whole := encode_bytes(path, np.tile(long, (4, 1, 1, 1)), movflags="+faststart"))[: int(share * len(whole))]
         )
+
+    def rotated(path):
+        """Stored lying on its side, to be turned upright when shown."""
+        encode(path, np.rot90(frames, axes=(1, 2)))
+        path.write_bytes(patch(path.read_bytes(), b"tkhd", 40, *ROTATED))
 
     def huge(path):
         encode(path, frames, codec="rawvideo", kind="avi")
@@ -145,7 +150,7 @@ def make_files(good, frames):
         "larger-than-said.mp4": (put(lambda d: patch(d, b"avc1", 24, ">HH", 16, 16)), ""),
         "endless-box.mp4": (put(lambda d: patch(d, b"mdat", -8, ">I", 0x7FFFFFFF)), ""),
         "shorter-than-said.mp4": (put(lambda d: patch(patch(d, b"mvhd", 16, ">I", 2**31 - 1), b"mdhd", 16, ">I", 2**31 - 1)), ""),
-        "rotated.mp4": (put(lambda d: patch(d, b"tkhd", 40, *ROTATED)), ""),
+        "rotated.mp4": (rotated, ""),
         "ten-bit.mkv": (made(frames, kind="matroska", pix_fmt="yuv420p10le"), ""),
         "full-colour.mp4": (made(frames, pix_fmt="yuv444p"), ""),
         "variable.mkv": (made(long, kind="matroska", times_ms=np.cumsum(np.tile([20, 90, 50], len(long) // 3))), ""),
@@ -208,8 +213,8 @@ def make_entries(entry):
         "cut-beyond": (change(("metadata", "cut"), [500, 600]), "TOO_SHORT"),
         "cut-short": (change(("metadata", "cut"), [0, 4]), "TOO_SHORT"),
         "crop-outside": (change(("metadata", "crop"), [0, 960, 0, 960]), "BAD_MASK"),
-        "crop-negative": (change(("metadata", "crop"), [-5, 96, 0, 96]), "BAD_ANNOTATION"),
-        "crop-empty": (change(("metadata", "crop"), [50, 50, 0, 96]), "BAD_ANNOTATION"),
+        "crop-negative": (change(("metadata", "crop"), [-5, 80, 0, 48]), "BAD_ANNOTATION"),
+        "crop-empty": (change(("metadata", "crop"), [50, 50, 0, 48]), "BAD_ANNOTATION"),
         "box-outside": (change(boxes, [200.0, 200.0, 300.0, 300.0]), "NO_SUBJECT"),
         "box-reversed": (change(boxes, [60.0, 60.0, 20.0, 20.0]), "BAD_ANNOTATION"),
         "box-no-number": (change(boxes, ["NaN", 10, 60, 60]), "BAD_ANNOTATION"),
@@ -219,7 +224,7 @@ def make_entries(entry):
         "mask-gone": (change(mask, DELETE), "BAD_ANNOTATION"),
         "mask-rle": (change((*mask, "counts"), "04"), "BAD_MASK"),
         "mask-text": (change((*mask, "counts"), 12), "BAD_ANNOTATION"),
-        "mask-size": (change((*mask, "size"), [48, 48]), "BAD_MASK"),
+        "mask-size": (change((*mask, "size"), [24, 24]), "BAD_MASK"),
         "mask-huge": (change((*mask, "size"), [10**9, 10**9]), "BAD_MASK"),
         "frame-outside": (change(("annotation", "ann_frame_data", "ann_frame_idx"), 70), "BAD_ANNOTATION"),
         "no-annotation": (change(("annotation",), DELETE), "BAD_ANNOTATION"),

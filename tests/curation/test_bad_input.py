@@ -101,20 +101,20 @@ def test_messages_say_what_and_where(batch):
 
 
 def make_entry():
-    """An OpenS2V entry over a 96 x 96 video, with one subject in a rectangle."""
+    """An OpenS2V entry over an 80 x 48 video, with one subject in a rectangle."""
     from pycocotools import mask as coco
 
-    pixels = np.zeros((96, 96), np.uint8, order="F")
-    pixels[20:70, 20:70] = 1
+    pixels = np.zeros((48, 80), np.uint8, order="F")
+    pixels[10:40, 20:50] = 1
     counts = coco.encode(pixels)["counts"].decode()
-    found = {"class_name": "creature", "bbox": [20.0, 20.0, 70.0, 70.0], "gme_score": 0.9, "aes_score": 5.0}
+    found = {"class_name": "creature", "bbox": [20.0, 10.0, 50.0, 40.0], "gme_score": 0.9, "aes_score": 5.0}
     return {
-        "metadata": {"cut": [0, 9], "crop": [0, 96, 0, 96], "path": "<own>", "cap": ["a creature"], "fps": 16.0},
+        "metadata": {"cut": [0, 9], "crop": [0, 80, 0, 48], "path": "<own>", "cap": ["a creature"], "fps": 16.0},
         "word_tags": {"background": []},
         "annotation": {
             "ann_frame_data": {"ann_frame_idx": 0, "annotations": [found]},
             "mask_map": {"1": {"class_name": "creature"}},
-            "mask_annotation": {"0": {"1": {"size": [96, 96], "counts": counts, "score": 0.9}}},
+            "mask_annotation": {"0": {"1": {"size": [48, 80], "counts": counts, "score": 0.9}}},
         },
     }
 

@@ -9,7 +9,7 @@ from tests.curation.curating import make_config
 
 
 def test_a_video_on_which_workers_died_is_quarantined_and_the_rest_is_made(tmp_path):
-    write_world(tmp_path / "videos", num_videos=3, seed=4)
+    write_world(tmp_path / "videos", num_videos=3, seed=5, split="heldout")
     config = make_config()
     plan, _, _ = plan_subjects(config, tmp_path / "videos")
     ((name, work),) = plan.items()

@@ -182,7 +182,7 @@ def test_evaluation_pictures_are_embedded_as_crops_are(tmp_path):
     EvaluationActor(toy()).make_part(step, "e.parquet", [str(path) for path in list_pictures(str(tmp_path))])
     table = pq.read_table(step.parts_folder / "e.parquet")
     embeddings = np.array(table["embedding"].to_pylist())
-    assert embeddings.shape == (3, 128) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    assert embeddings.shape == (3, 96) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     assert len(set(table["phash"].to_pylist())) == 3
 
 

@@ -21,7 +21,7 @@ def check_one_line(done: subprocess.CompletedProcess, code: int, *said: str) -> 
         (["--input", "/nowhere/at/all"], 2, ["/nowhere/at/all", "no such file or folder"]),
         (["--set", "training.stepz=3"], 2, ["training.stepz", "known:"]),
         (["--preset", "wan3"], 2, ["wan3", "toy_tiny"]),
-        (["--set", "video.height_px=100"], 1, ["100", "96 or 112"]),
+        (["--set", "video.height_px=100"], 1, ["100", "96 or 104"]),
         (["--set", "models.base=/nowhere/wan"], 1, ["/nowhere/wan", "models.base"]),
         (["--set", "models.detector=/nowhere/yolo.pt"], 1, ["/nowhere/yolo.pt", "models.detector"]),
         (["--set", "tracking.uri=http://127.0.0.1:9"], 1, ["127.0.0.1:9", "does not answer"]),

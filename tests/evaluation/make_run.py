@@ -40,7 +40,7 @@ def make_subjects(output, clips, caption="a red ball"):
                 "clip_id": clip, "video_id": clip, "video_path": "v.mp4", "source_group": clip, "license": "CC0",
                 "consent": "none",
                 "caption": caption, "caption_source": "source",
-                "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+                "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 80.0, 48.0],
                 "sharpness": 100.0, "exposure": 0.5, "clipped_fraction": 0.0, "motion": 0.01, "text_image_score": math.nan,
                 "aesthetic_score": math.nan, "phash": number, "subjects": [subject],
             }
@@ -77,12 +77,12 @@ def _write_shard(path, split, clips, caption, cross_pair):
             references.append({**references[0], "subject_id": f"{other}-s0", "clip_id": other, "kind": "cross_pair"})
         count = len(references)
         tensors = {
-            "latents": np.zeros((16, 3, 12, 12), np.float16),
+            "latents": np.zeros((16, 3, 12, 20), np.float16),
             "prompt_embeds": np.zeros((2, 96), np.float16),
-            "reference_latents": np.random.default_rng(len(samples)).normal(size=(count, 16, 12, 12)).astype(np.float16),
-            "target_tokens": np.zeros((count, 36, 8), np.float16),
-            "foreground": np.ones((count, 36), np.float16),
-            "content": np.ones((count, 36), np.float16),
+            "reference_latents": np.random.default_rng(len(samples)).normal(size=(count, 16, 12, 20)).astype(np.float16),
+            "target_tokens": np.zeros((count, 60, 8), np.float16),
+            "foreground": np.ones((count, 60), np.float16),
+            "content": np.ones((count, 60), np.float16),
         }
         info = {"clip_id": clip, "caption": caption, "source_group": clip, "references": references}
         members = {
@@ -91,7 +91,7 @@ def _write_shard(path, split, clips, caption, cross_pair):
             "jpg": encode_jpeg(make_picture(len(samples), 96, 400)),
         }
         samples.append((clip, members))
-        index[clip] = {"shape": [16, 3, 12, 12], "subjects": 1, "references": count}
+        index[clip] = {"shape": [16, 3, 12, 20], "subjects": 1, "references": count}
     offsets = write_tar(path, samples)
     return {"split": split, "samples": [{"key": key, **index[key], "members": offsets[key]} for key in offsets]}
 
@@ -116,7 +116,7 @@ def make_train(output, steps=40):
 def make_evaluate(output, prompt="a red ball", class_name="ball"):
     """An evaluate step with one sample, whose videos are real mp4s."""
     step = Step.make(output, "evaluate", prompt)
-    frames = np.stack([make_picture(number, 96, 96) for number in range(9)])
+    frames = np.stack([make_picture(number, 48, 80) for number in range(9)])
 
     def write_video(path):
         write_mp4(path, frames, 8.0)

@@ -32,7 +32,7 @@ def test_the_report_plays_its_videos_and_fits_the_screen(tmp_path, width_px):
     assert "failed" not in told, told
     assert len(told["videos"]) == 2
     for state, duration, width, time, error in told["videos"]:
-        assert state >= 3 and duration == pytest.approx(9 / 8, abs=0.05) and width == 96 and time > 0 and error is None
+        assert state >= 3 and duration == pytest.approx(9 / 8, abs=0.05) and width == 80 and time > 0 and error is None
     assert len(told["images"]) == 3 and all(told["images"])
     assert told["charts"] and all(width > 100 for width in told["charts"])
     assert told["width"] == width_px and told["scroll"] <= width_px

@@ -67,7 +67,7 @@ def test_separability_is_measured_of_both_models_on_held_out_pictures(evaluated)
     _, actor, _, records, manifest = evaluated
     told = manifest["separability"]
     for side in ("before", "after"):
-        assert len(told[side]["blocks"]) == 6 and told[side]["picture_block"] == actor.config.objective.alignment_blocks - 1
+        assert len(told[side]["blocks"]) == 5 and told[side]["picture_block"] == actor.config.objective.alignment_blocks - 1
         assert told[side]["subjects"] == [0, 0, 1, 1] and len(told[side]["points"]) == 4
         assert all(block["chance"] == pytest.approx(1 / 3, abs=1e-5) for block in told[side]["blocks"])
     # The trained model differs in its last layer alone: the blocks' own tokens are those of the base.

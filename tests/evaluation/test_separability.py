@@ -49,7 +49,7 @@ def test_pictures_that_samples_pair_are_of_one_subject(tmp_path):
     references = collect_references(ShardIndex.open(shards.folder, "train"), 5, 3)
     assert references is not None
     assert references.subjects == ("a-s0",) * 3 + ("d-s0",) * 2, "f has one picture, a is b is c"
-    assert references.latents.shape == (5, 16, 12, 12) and references.foreground.shape == (5, 36)
+    assert references.latents.shape == (5, 16, 12, 20) and references.foreground.shape == (5, 60)
     few = collect_references(ShardIndex.open(shards.folder, "train"), 5, 2)
     assert few is not None and few.subjects == ("a-s0",) * 2 + ("d-s0",) * 2
     alone = make_shards(tmp_path / "alone", {"train": ["a", "f"]}, cross_pair={"a": "b"})
@@ -58,13 +58,13 @@ def test_pictures_that_samples_pair_are_of_one_subject(tmp_path):
 
 def test_features_are_of_the_reference_and_of_its_foreground():
     transformer = load_transformer(toy_tiny().models.base).eval()
-    latents = torch.randn(2, 16, 12, 12, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, 16, 12, 20, generator=torch.Generator().manual_seed(1))
     prompt = torch.zeros(2, 3, transformer.config.text_dim)
-    half = torch.zeros(2, 36)
-    half[:, :18] = 1
+    half = torch.zeros(2, 60)
+    half[:, :30] = 1
     whole, upper, nothing = (
         block_features(transformer, latents, weight, prompt_embeds=prompt, num_latent_frames=3)
-        for weight in (torch.ones(2, 36), half, torch.zeros(2, 36))
+        for weight in (torch.ones(2, 60), half, torch.zeros(2, 60))
     )
     assert len(whole) == len(transformer.blocks) and whole[0].shape[0] == 2
     assert not np.allclose(whole[0][0], whole[0][1]) and not np.allclose(whole[0], upper[0])

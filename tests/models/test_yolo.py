@@ -9,10 +9,12 @@ import pytest
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.yolo import Detections, load_detector
 from refalign.toy import WEIGHTS_FOLDER
+from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.rendering import render_scene
 from refalign.toy.scenes import make_scene
 from refalign.toy.train_detector import evaluate, match_frame
 
+SIZE = FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 DETECTOR_FOLDER = WEIGHTS_FOLDER / "detector"
 
 
@@ -35,7 +37,7 @@ def test_shipped_weights_find_heldout_creatures():
 def test_detections_are_in_source_pixels_and_ordered(detector, clip):
     for found in detector.detect(clip.frames):
         assert found.boxes_xyxy_px.dtype == np.float32 and found.boxes_xyxy_px.shape == (len(found), 4)
-        assert found.masks.shape == (len(found), 96, 96) and found.masks.dtype == bool
+        assert found.masks.shape == (len(found), *SIZE) and found.masks.dtype == bool
         assert found.class_names == ("creature",) * len(found) and found.track_ids is None
         assert np.all(np.diff(found.scores) <= 0) and np.all(found.scores >= detector.min_score)
         for box, mask in zip(found.boxes_xyxy_px, found.masks, strict=True):
@@ -49,15 +51,15 @@ def test_detections_are_in_source_pixels_and_ordered(detector, clip):
 
 
 def test_other_frame_sizes_keep_their_pixels(detector, clip):
-    """Enlarged twice and set into a wider frame, boxes follow."""
+    """Enlarged twice and set into a wider and taller frame, boxes follow."""
     small = detector.detect(clip.frames[:1])[0]
-    large = np.full((1, 192, 260, 3), 128, np.uint8)
-    large[0, :, 30:222] = clip.frames[0].repeat(2, 0).repeat(2, 1)
+    large = np.full((1, 140, 180, 3), 128, np.uint8)
+    large[0, 20:116, 10:170] = clip.frames[0].repeat(2, 0).repeat(2, 1)
     found = detector.detect(large)[0]
-    assert found.masks.shape[1:] == (192, 260)
-    expected = small.boxes_xyxy_px * 2 + [30, 0, 30, 0]
+    assert found.masks.shape[1:] == (140, 180)
+    expected = small.boxes_xyxy_px * 2 + [10, 20, 10, 20]
     best = np.abs(found.boxes_xyxy_px[:, None] - expected[None]).max(-1).min(0)
-    assert len(small) >= 1 and best.max() < 14
+    assert len(small) >= 1 and best.max() < 8
 
 
 def test_detection_is_deterministic(detector, clip):
@@ -97,15 +99,15 @@ def _track_at(found: Detections, box: np.ndarray) -> int | None:
 
 
 def test_frames_without_subjects_give_empty_detections(detector):
-    frames = np.full((2, 96, 96, 3), 200, np.uint8)
+    frames = np.full((2, *SIZE, 3), 200, np.uint8)
     for found in [*detector.detect(frames), *detector.track(frames)]:
-        assert len(found) == 0 and found.boxes_xyxy_px.shape == (0, 4) and found.masks.shape == (0, 96, 96)
+        assert len(found) == 0 and found.boxes_xyxy_px.shape == (0, 4) and found.masks.shape == (0, *SIZE)
     assert detector.detect(frames[:0]) == []
 
 
 def test_float_frames_are_refused(detector):
     with pytest.raises(GeometryError, match="float64"):
-        detector.detect(np.zeros((1, 96, 96, 3)))
+        detector.detect(np.zeros((1, *SIZE, 3)))
 
 
 def test_matching_gives_each_subject_one_detection():
@@ -153,7 +155,7 @@ def test_a_local_pt_file_opens_and_other_tasks_are_refused(tmp_path, detector, c
     from ultralytics import YOLO
 
     detector._yolo.save(tmp_path / "creatures-seg.pt")
-    again = load_detector(tmp_path / "creatures-seg.pt", image_size_px=192)
+    again = load_detector(tmp_path / "creatures-seg.pt", image_size_px=detector.image_size_px)
     assert again.class_names == ("creature",) and len(again.detect(clip.frames[:1])[0]) == len(
         detector.detect(clip.frames[:1])[0]
     )
@@ -186,7 +188,7 @@ def test_an_open_vocabulary_detector_takes_any_words(open_vocabulary, tmp_path, 
     detector = load_detector(tmp_path / "yoloe-11n-seg.pt", classes=("red ball", "dog"), min_score=1e-6, image_size_px=96)
     assert detector.class_names == ("red ball", "dog")
     (found,) = detector.detect(clip.frames[:1])
-    assert len(found) and set(found.class_names) <= {"red ball", "dog"} and found.masks.shape == (len(found), 96, 96)
+    assert len(found) and set(found.class_names) <= {"red ball", "dog"} and found.masks.shape == (len(found), *SIZE)
     for name in detector.class_names:
         (tracked,) = detector.track(clip.frames[:1], [name])
         assert set(tracked.class_names) <= {name}

@@ -92,9 +92,10 @@ def test_int8_targets_turn_by_less_than_a_thousandth(scale: float) -> None:
 def test_int8_keeps_the_toy_encoders_own_tokens() -> None:
     from refalign.models.dinov3 import VisionEncoder
     from refalign.toy import WEIGHTS_FOLDER
-    from refalign.toy.drawing import render_reference
+    from refalign.toy.drawing import Pose
+    from refalign.toy.rendering import render_references
 
     encoder = VisionEncoder.from_pretrained(str(WEIGHTS_FOLDER / "dinov3"))
-    tokens = encoder.encode(np.stack([render_reference(identity) for identity in (1, 2000, 90_000)]))
+    tokens = encoder.encode(render_references((1, 2000, 50_000), [Pose("standing")] * 3))
     back = unpack_tokens(pack_tokens("target_tokens", tokens, "int8"), "target_tokens")
     assert (1 - torch.cosine_similarity(back, tokens, dim=-1)).max() < 1e-4

@@ -46,7 +46,8 @@ def test_bytes_are_foretold_from_the_plan(name: str, curated) -> None:
     plan = plan_shards(config.shards, steps["subjects"], steps["pairs"])
     foretold = estimate_parts(plan, config)
     written = {part: (steps["shards"].load_commit(part) or {})["size_bytes"] for part in plan}
-    assert len(written) > 2 and sum(foretold.values()) == pytest.approx(sum(written.values()), rel=0.15)
+    # Contact sheets show these frames enlarged; soft pictures take less than the rate that counts for sharp ones, never more.
+    assert len(written) > 2 and 1 <= sum(foretold.values()) / sum(written.values()) < 1.25
     manifest = steps["shards"].load_manifest() or {}
     assert sum(work["references"] for work in plan.values()) == manifest["references"]
 

@@ -41,7 +41,7 @@ def test_rows_become_videos_and_equal_seeds_equal_videos(model):
     with av.open(io.BytesIO(base64.b64decode(videos[0]))) as file:
         assert file.streams.video[0].codec_context.name == "h264"
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
-    assert (len(frames), *frames[0].shape) == (9, 96, 96, 3)
+    assert (len(frames), *frames[0].shape) == (9, 48, 80, 3)
 
 
 def test_what_a_row_asks_for_wins_over_the_defaults(model):

@@ -68,7 +68,7 @@ def test_pictures_over_http_become_a_video_and_bad_ones_an_error_of_the_caller(a
         with av.open(io.BytesIO(video)) as file:
             stream = file.streams.video[0]
             assert stream.codec_context.name == "h264"
-            assert (sum(1 for _ in file.decode(video=0)), stream.height, stream.width) == (9, 96, 96)
+            assert (sum(1 for _ in file.decode(video=0)), stream.height, stream.width) == (9, 48, 80)
     again = post(address, [row], guidance_scale=2.0)[1]["predictions"][0]["video"]
     assert base64.b64decode(again) == first, "the same seed is the same video"
     status, said = post(address, [{**row, "references": ["no picture"]}])
