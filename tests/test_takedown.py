@@ -150,7 +150,7 @@ def test_the_contact_sheet_keeps_the_other_pictures(output):
             assert np.abs(new[4:100] - old[4:100, : new.shape[1]]).mean() < 4, "the frames"
             kept = [n for n, each in enumerate(before[key][1]["references"]) if each["clip_id"] != clip_id]
             for place, number in enumerate(kept):
-                tiles = [picture[104:200, 4 + 100 * n : 100 + 100 * n] for picture, n in ((new, place), (old, number))]
+                tiles = [picture[104:200, 4 + 164 * n : 164 + 164 * n] for picture, n in ((new, place), (old, number))]
                 assert np.abs(tiles[0] - tiles[1]).mean() < 4
             assert len(info["references"]) == len(kept)
 

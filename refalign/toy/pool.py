@@ -26,7 +26,7 @@ from refalign.toy.sampling import sample_pose
 from refalign.toy.scenes import NUM_DRAWINGS, ScenePlan, make_caption, make_scene, paint_place
 
 CAPTION_TOKENS = 40
-"""The longest caption, three named walkers in a named place, has 37."""
+"""The longest caption, three named walkers in a named place, has 34."""
 SAME_ACTION_SHARE, CUT_OUT_SHARE = 0.3, 0.5
 """Of references: how many show the clip's own action; how many are cut out of a frame, as curation does, and not drawn."""
 _CHUNK = 64

@@ -1,4 +1,4 @@
-"""What becomes of each real video under ``REFALIGN_REAL_DATA``, with the embedded weights, which know only sprites."""
+"""What becomes of each real video under ``REFALIGN_REAL_DATA``, with the embedded weights, which know only drawn creatures."""
 
 from collections import Counter
 

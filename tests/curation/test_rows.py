@@ -49,7 +49,7 @@ def test_rows_hold_every_score_and_every_crop_is_embedded_once(world, tmp_path):
     assert record["subjects"] == sum(len(row["subjects"]) for row in rows)
     for row in rows:
         assert row["sharpness"] > 100 and 0.1 < row["exposure"] < 0.95 and 0 <= row["clipped_fraction"] < 0.5
-        assert 0 < row["motion"] < 0.1, "sprites move, less than a tenth of the picture a frame"
+        assert 0 < row["motion"] < 0.1, "creatures move, less than a tenth of the picture a frame"
         assert np.isnan([row["text_image_score"], row["aesthetic_score"]]).all(), "no such model is set"
         assert (row["caption"], row["caption_source"]) == ("a creature walks", "model:stub@0123")
     assert len({row["phash"] for row in rows}) == len(rows)

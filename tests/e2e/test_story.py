@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 from tests.e2e.conftest import run
 
+MARGIN = 0.05  # to be set: what the smallest preset gains on two videos
+
 
 def manifest_of(output: Path, step: str) -> dict:
     (path,) = output.glob(f"{step}-*/manifest.json")
@@ -32,6 +34,14 @@ def test_it_learns(story):
     validation = manifest_of(output, "train")["validation"]
     assert validation["flow_matching"]["last"] < 0.9 * validation["flow_matching"]["first"]
     assert validation["pull"]["last"] < 0.9 * validation["pull"]["first"]
+
+
+def test_the_trained_model_is_judged_better_than_the_base(story):
+    """By the share of attributes and actions that the judge of the drawn world finds as wanted, on held-out clips."""
+    _, done, summary = story
+    scores = summary["evaluation"]["scores"]
+    assert scores["after"]["judged"] - scores["before"]["judged"] >= MARGIN, scores
+    assert "attributes right: base" in done.stdout
 
 
 def iou(a, b) -> float:

@@ -8,13 +8,17 @@ from refalign.steps import Step
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 
 
-def make_finished_run(output):
+_ATTRIBUTES = {HOSTILE: {"wanted": HOSTILE, "shown": HOSTILE}, "pattern": {"wanted": HOSTILE, "shown": f"not {HOSTILE}"}}
+VERDICT = [{"name": HOSTILE, "attributes": _ATTRIBUTES}]
+
+
+def make_finished_run(output, verdict=VERDICT):
     """Folder, steps and summary."""
     made = (
         make_subjects(output, ["a", "b"], caption=HOSTILE),
         make_shards(output, {"train": ["a"], "validation": ["b"]}, caption=HOSTILE),
         make_train(output),
-        make_evaluate(output, prompt=HOSTILE, class_name=HOSTILE),
+        make_evaluate(output, prompt=HOSTILE, class_name=HOSTILE, verdict=verdict),
     )
     steps = {step.name: step for step in made}
     for name in ("pairs", "register"):

@@ -113,8 +113,15 @@ def make_train(output, steps=40):
     return step
 
 
-def make_evaluate(output, prompt="a red ball", class_name="ball"):
-    """An evaluate step with one sample, whose videos are real mp4s."""
+def judge_ball(frames, prompt, references):
+    """A judge as somebody may bring one: it sees that a ball was asked for, and cannot tell its colour."""
+    shown = "ball" if "ball" in prompt and frames.dtype == np.uint8 and len(references) else None
+    attributes = {"shape": {"wanted": "ball", "shown": shown}, "colour": {"wanted": "red", "shown": None}}
+    return [{"name": "alone", "attributes": attributes}]
+
+
+def make_evaluate(output, prompt="a red ball", class_name="ball", verdict=None):
+    """An evaluate step with one sample, whose videos are real mp4s; ``verdict`` is on either of them."""
     step = Step.make(output, "evaluate", prompt)
     frames = np.stack([make_picture(number, 48, 80) for number in range(9)])
 
@@ -138,6 +145,7 @@ def make_evaluate(output, prompt="a red ball", class_name="ball"):
         ],
         "videos": {"before": "parts/before-clip.mp4", "after": "parts/after-clip.mp4"},
         "scores": {label: {"fidelity": 0.61, "chance": 0.5, "own_above_other": 0.75} for label in ("before", "after")},
+        "verdicts": {label: verdict for label in ("before", "after")},
     }  # fmt: skip
     averages = {"fidelity": 0.61, "chance": 0.5, "own_above_other": 0.75}
     step.commit(

@@ -17,10 +17,13 @@ from refalign.steps import Step
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
-    """Plan, records and manifest of an evaluation of two samples, with a trained model that differs from the base."""
+    """Plan, records and manifest of an evaluation of two samples, with a trained model that differs from the base.
+
+    The toy world's judge would not know what a ball is; this one does.
+    """
     output = tmp_path_factory.mktemp("evaluation")
-    config = toy_tiny()
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
+    config, settings = toy_tiny(), {"num_inference_steps": 2, "judge": "make_run:judge_ball"}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)})
     shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c", "b": "d"})
     train = make_train(output)
     export = train.folder / "export"
@@ -59,8 +62,32 @@ def test_scores_compare_with_references_the_video_was_not_given(evaluated):
     videos = [work for work in plan.values() if "own" in work]
     assert len(videos) == 4 and all(not set(work["own"]) & set(work["other"]) and work["other"] for work in videos)
     for averages in manifest["scores"].values():
-        assert set(averages) == {"fidelity", "chance", "own_above_other", "copy_paste"}
+        assert set(averages) == {"judged", "fidelity", "chance", "own_above_other", "copy_paste"}
         assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1
+
+
+def test_what_the_judge_says_is_kept_with_each_video_and_its_share_of_right_attributes_is_a_score(evaluated):
+    _, _, _, records, manifest = evaluated
+    colour, shape = ({"wanted": "red", "shown": None}, {"wanted": "ball", "shown": "ball"})
+    verdict = [{"name": "alone", "attributes": {"shape": shape, "colour": colour}}]
+    for sample in manifest["samples"]:
+        assert sample["verdicts"] == {"before": verdict, "after": verdict}
+        assert [sample["scores"][side]["judged"] for side in ("before", "after")] == [0.5, 0.5]
+    assert [manifest["scores"][side]["judged"] for side in ("before", "after")] == [0.5, 0.5]
+    assert [record["verdict"] for record in records if "scores" in record] == [verdict] * 4
+
+
+def test_a_video_that_the_judge_does_not_know_or_that_nobody_judges_has_no_such_score(evaluated):
+    step, _, plan, _, _ = evaluated
+    name, work = next((name, work) for name, work in plan.items() if "own" in work)
+    for judge in ("refalign.toy.verdict:judge_video", None):
+        config = toy_tiny()
+        settings = {"num_inference_steps": 1, "judge": judge}
+        actor = EvaluationActor(config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)}))
+        other = Step.make(step.folder.parent / "other", "evaluate", judge)
+        shutil.copytree(step.parts_folder, other.parts_folder, dirs_exist_ok=True)
+        record = actor.make_part(other, f"again-{name}", work)
+        assert record["verdict"] is None and record["scores"]["judged"] is None and record["scores"]["fidelity"] is not None
 
 
 def test_separability_is_measured_of_both_models_on_held_out_pictures(evaluated):

@@ -5,11 +5,12 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from make_report import make_finished_run
+from make_report import HOSTILE, VERDICT, make_finished_run
 
 from refalign.evaluation.report import make_page, make_report
 from refalign.evaluation.report.charts import Line, format_number, make_chart, nice_ticks, smooth
-from refalign.evaluation.report.sections import make_scores
+from refalign.evaluation.report.sections import make_scores, make_tiles
+from refalign.evaluation.report.verdicts import make_verdicts
 from refalign.steps import Step
 
 VOID = {"meta", "link", "img"}
@@ -78,6 +79,63 @@ def test_scores_have_intervals_of_paired_differences():
     assert "+0.200 [-0.048, +0.448]" in told  # t test of .1, .2, .3
     assert "+0.100 [+0.100, +0.100]" in show([sample(0.25, 0.35), sample(0.5, 0.6)])
     assert "[" not in show([sample(0.5, 0.6)])
+
+
+def test_scores_nobody_measured_have_no_row_and_shares_of_right_attributes_a_tile():
+    scores = {"before": {"judged": 0.456, "fidelity": 0.5}, "after": {"judged": 0.784, "fidelity": 0.6}}
+    told = make_scores({"evaluation": {"scores": scores}})
+    assert "Attributes right" in told and "0.784" in told and "Copy-paste" not in told
+    assert "46% \u2192 78%" in make_tiles({"evaluation": {"scores": scores}})
+    without = {"before": {"fidelity": 0.5}, "after": {"fidelity": 0.6}}
+    assert "Attributes right" not in make_scores({"evaluation": {"scores": without}})
+    assert "attributes right" not in make_tiles({"evaluation": {"scores": without}}) + make_tiles({})
+
+
+def judge(name, **shown):
+    """What a judge says of one subject that should be red, belted and one-eyed."""
+    wanted = {"main_colour": "red", "pattern": "belt", "eyes": "one"}
+    return {"name": name, "attributes": {each: {"wanted": value, "shown": shown.get(each)} for each, value in wanted.items()}}
+
+
+def test_a_verdict_ticks_what_is_right_and_crosses_out_what_is_shown_instead():
+    before = [judge("on the left", main_colour="green", pattern="spots"), judge("on the right")]
+    after = [judge("on the left", main_colour="red", pattern="belly"), judge("on the right", eyes="one")]
+    told = make_verdicts({"before": before, "after": after})
+    Page(told)
+    head, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", told))
+    assert head == ["", "main colour", "pattern", "eyes"]
+    names = [row[0] for row in rows]
+    assert names == [f"on the {side}, {model}" for side in ("left", "right") for model in ("base model", "trained")]
+    cells = [[re.sub(r"<[^>]*>", "", cell) for cell in row[1:]] for row in rows]
+    unknown = "\u2717 not to be told"
+    assert cells == [
+        ["\u2717 green", "\u2717 spots", unknown],
+        ["\u2713 red", "\u2717 belly", unknown],
+        [unknown] * 3,
+        [unknown, unknown, "\u2713 one"],
+    ]
+    assert '<span class="wrong" title="wanted: belt">\u2717 belly</span>' in told
+    assert '<span class="right" title="as wanted">\u2713 red</span>' in told
+
+
+def test_a_verdict_on_one_of_two_videos_is_shown_alone():
+    told = make_verdicts({"before": None, "after": [judge("alone", pattern="belt")]})
+    assert told.count("<tr>") == 2 and "alone, trained" in told and "base model" not in told
+
+
+@pytest.mark.parametrize("verdicts", [{}, {"before": None, "after": None}, {"before": [], "after": []}])
+def test_without_a_verdict_there_is_no_table(verdicts, tmp_path):
+    assert make_verdicts(verdicts) == ""
+    _, steps, summary = make_finished_run(tmp_path, verdict=None)
+    assert '<div class="verdict">' not in make_page(summary, steps)
+
+
+def test_a_hostile_verdict_stays_text(run):
+    _, steps, summary = run
+    told = make_verdicts({"before": VERDICT, HOSTILE: VERDICT})
+    assert set(Page(told).tags) == {"div", "table", "thead", "tbody", "tr", "th", "td", "span"}
+    assert {name for name, _ in Page(told).attributes} == {"class", "title"}
+    assert make_page(summary, steps).count('<div class="verdict">') == 1
 
 
 def test_hostile_texts_stay_texts(run):
