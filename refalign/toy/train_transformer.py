@@ -72,12 +72,7 @@ class Recipe:
 
 
 FRAMES, CLIPS = (5000, 5500, 3500), (3000, 3500, 2500)
-BASE = (
-    Phase(1, 750, 64, FRAMES, floor=0.3),
-    Phase(NUM_DRAWINGS, 250, 32, CLIPS, peak=0.5),
-    Phase(1, 2000, 64, FRAMES, floor=0.3),
-    Phase(NUM_DRAWINGS, 500, 32, CLIPS, peak=0.5),
-)
+BASE = (Phase(1, 750, 64, FRAMES, floor=0.3), Phase(NUM_DRAWINGS, 250, 32, CLIPS, peak=0.5))
 STAGE1 = (Phase(1, 900, 64, FRAMES, floor=0.3), Phase(NUM_DRAWINGS, 200, 32, CLIPS, peak=0.5))
 RECIPES = {
     "base": Recipe(BASE, with_references=False),
