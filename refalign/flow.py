@@ -92,6 +92,10 @@ def check_start(config: RunConfig, output: Path) -> None:
         if getattr(config.models, name):
             check_local(getattr(config.models, name), f"models.{name}")
     load_grid(config.models).check(config.video.height_px, config.video.width_px, config.video.num_frames)
+    if config.evaluation.judge:
+        from refalign.evaluation.judging import load_judge
+
+        load_judge(config.evaluation.judge)
     if config.quality.evaluation_references:
         from refalign.curation.selection import list_pictures
 

@@ -19,6 +19,8 @@ from refalign.geometry import letterbox
 _SCALES = (0.7, 0.5)
 _FRAMES = 3
 MEASURED = (
+    "Attributes right, where a judge was asked: share of the attributes of all subjects that it read as the references and the "
+    "prompt have them. "
     "Fidelity: highest cosine between the vision embedding of a reference and those of windows of the video "
     f"({_FRAMES} frames; the whole frame, and squares of {' and '.join(f'{scale:.0%}' for scale in _SCALES)} of its shorter "
     "side), mean over references. "

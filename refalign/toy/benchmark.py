@@ -30,6 +30,7 @@ from refalign.toy.cases import (
     draw_case,
     exchange_references,
     make_benchmark,
+    recast_for,
     shuffle_references,
     without_references,
 )
@@ -99,7 +100,7 @@ def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Recor
     }
     if case.given:
         hidden = [[each[name] for name in HIDDEN_ATTRIBUTES] for each in wanted]
-        shown = [reading and [reading.answers[name] for name in HIDDEN_ATTRIBUTES] for reading in readings]
+        shown = [[each.answers[name] for name in HIDDEN_ATTRIBUTES] if each else None for each in readings]
         record["fates"] = find_fates(shown, hidden)
         pairs = zip(readings, subjects, case.given, strict=True)
         record["copy_paste"] = [
@@ -195,14 +196,22 @@ def measure_judge(
     """
     results = {}
     for fault in faults:
-        cases = [
-            case
-            for case in make_benchmark(per_tier, split="judges")
-            if len(case.plan.subjects) == 2 or (len(case.plan.subjects) < 3 and fault in ("truth", "paste"))
-        ]
+        cases = [case for case in make_benchmark(per_tier, split="judges") if _shows(case, fault)]
         records = [score_clip(case, transform(draw_case(case, fault))) for case in cases]
         results[fault] = {"caught": _caught(fault, records), **summarise(records)}
     return results
+
+
+def _shows(case: Case, fault: Fault) -> bool:
+    """Whether the fault can be drawn in a case of at most two subjects: colours that a body cannot wear are not exchanged."""
+    count = len(case.plan.subjects)
+    if count == 3 or fault in ("truth", "paste"):
+        return count < 3
+    drawn, wanted = (
+        [[getattr(attributes_of(each.identity), name) for name in HIDDEN_ATTRIBUTES] for each in plan.subjects]
+        for plan in (recast_for(case, fault).plan, case.plan)
+    )
+    return count == 2 and find_fates(drawn, wanted) == EXPECTED_FATES[fault]
 
 
 def _caught(fault: Fault, records: list[Record]) -> float:

@@ -122,5 +122,5 @@ def _cut_out(identity: int, pose: Pose, rng: np.random.Generator) -> np.ndarray:
     mask = figure.alpha[0] >= rng.uniform(0.3, 0.7)
     if rng.random() < 0.3:
         mask = np.roll(mask, int(rng.integers(-1, 2)), int(rng.integers(2)))
-    crop = Image.fromarray(cut_out(frame, mask, boxes_of(mask), (FRAME_HEIGHT_PX, FRAME_WIDTH_PX)))
+    crop = Image.fromarray(cut_out(frame, mask, boxes_of(mask).tolist(), (FRAME_HEIGHT_PX, FRAME_WIDTH_PX)))
     return letterbox(crop, FRAME_HEIGHT_PX, FRAME_WIDTH_PX)[0]

@@ -28,16 +28,21 @@ class FrameTruth:
     masks: np.ndarray
 
 
-def sample_frames(seed: int, numbers: range, split: Split = "train", *, min_visible: float = 0.15) -> list[FrameTruth]:
+def sample_frames(
+    seed: int, numbers: range, split: Split = "train", *, min_visible: float = 0.15, later: bool = False
+) -> list[FrameTruth]:
     """First frames of random shots of a seed, by number.
 
     Args:
+        later: every second picture is of the shot's second drawing, in which some creatures blink.
         min_visible: subjects of which a smaller fraction shows are left out of the truth.
     """
     truths = []
-    for shot in render_scenes([make_scene([seed, number], split=split) for number in numbers], num_drawings=1):
-        shown = shot.visible_fraction[:, 0] >= min_visible
-        truths.append(FrameTruth(shot.frames[0], shot.boxes_xyxy_px[shown, 0], shot.masks[shown, 0]))
+    shots = render_scenes([make_scene([seed, number], split=split) for number in numbers], num_drawings=2 if later else 1)
+    for number, shot in zip(numbers, shots, strict=True):
+        frame = number % 2 if later else 0
+        shown = shot.visible_fraction[:, frame] >= min_visible
+        truths.append(FrameTruth(shot.frames[frame], shot.boxes_xyxy_px[shown, frame], shot.masks[shown, frame]))
     return truths
 
 

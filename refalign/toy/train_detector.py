@@ -66,7 +66,7 @@ def make_model() -> Any:
 def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     """Frames number ``first`` ... of the training seed, augmented, as ultralytics' loss takes them."""
     numbers = range(first, first + batch_size)
-    drawn = sample_frames(SEED, numbers)
+    drawn = sample_frames(SEED, numbers, later=True)
     samples = [sample_clutter(SEED, n) if n % CLUTTER_EVERY == 0 else sample for n, sample in zip(numbers, drawn, strict=True)]
     truths = [_augment(sample, np.random.default_rng([SEED, n, 3])) for n, sample in zip(numbers, samples, strict=True)]
     height, width = truths[0].frame.shape[:2]
@@ -111,7 +111,7 @@ def _augment(truth: FrameTruth, rng: np.random.Generator) -> FrameTruth:
 def evaluate(folder: Path, num_frames: int) -> dict[str, float]:
     """Held-out figures: box recall at IoU .5, mean mask IoU of the matched, and the share of detections that match nothing."""
     detector = load_detector(folder)
-    truths = sample_frames(HELDOUT_SEED, range(num_frames), "heldout", min_visible=0.3)
+    truths = sample_frames(HELDOUT_SEED, range(num_frames), "heldout", min_visible=0.3, later=True)
     found = detector.detect(np.stack([truth.frame for truth in truths]))
     scores = [match_frame(truth, detections) for truth, detections in zip(truths, found, strict=True)]
     subjects, matched = sum(len(truth.masks) for truth in truths), [iou for ious in scores for iou in ious]

@@ -16,6 +16,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ def build(recipe: Recipe, start: Path, vision_width: int, objective: ObjectiveCo
     from transformers import UMT5EncoderModel
 
     if not recipe.with_references:
-        transformer = RefAlignTransformer.from_config(make_transformer().config)
+        transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(make_transformer().config))
         transformer.load_state_dict(make_transformer().state_dict())
         text = make_text_encoder(len(make_tokenizer()))
         return ToyModels(transformer.train(), None, text, frozen=False)
@@ -229,7 +230,7 @@ class Training:
 
         with self.average.applied():
             weights = {name: tensor.clone() for name, tensor in self.models.transformer.state_dict().items()}
-            fresh = RefAlignTransformer.from_config(self.models.transformer.config)
+            fresh = cast(RefAlignTransformer, RefAlignTransformer.from_config(self.models.transformer.config))
             fresh.load_state_dict(weights)
             if not self.recipe.with_references:
                 save_half(fresh, output / "wan" / "transformer")

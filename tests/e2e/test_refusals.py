@@ -24,6 +24,7 @@ def check_one_line(done: subprocess.CompletedProcess, code: int, *said: str) -> 
         (["--set", "video.height_px=100"], 1, ["100", "96 or 104"]),
         (["--set", "models.base=/nowhere/wan"], 1, ["/nowhere/wan", "models.base"]),
         (["--set", "models.detector=/nowhere/yolo.pt"], 1, ["/nowhere/yolo.pt", "models.detector"]),
+        (["--set", "evaluation.judge=no.such:judge"], 2, ["no.such:judge", "module:function"]),
         (["--set", "tracking.uri=http://127.0.0.1:9"], 1, ["127.0.0.1:9", "does not answer"]),
     ],
 )

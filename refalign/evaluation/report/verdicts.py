@@ -16,10 +16,10 @@ def make_verdicts(verdicts: Mapping[str, Verdict | None]) -> str:
     told = {label: verdict for label, verdict in verdicts.items() if verdict}
     if not told:
         return ""
-    names = list(next(iter(told.values()))[0]["attributes"])
+    names = list(dict.fromkeys(name for verdict in told.values() for subject in verdict for name in subject["attributes"]))
     rows = [
-        (f"{html.text(subject['name'])}, {_LABELS.get(label, html.text(label))}", *_make_cells(subject["attributes"]))
-        for number in range(len(next(iter(told.values()))))
+        (f"{html.text(subject['name'])}, {_LABELS.get(label, html.text(label))}", *_make_cells(subject["attributes"], names))
+        for number in range(max(map(len, told.values())))
         for label, verdict in told.items()
         for subject in verdict[number : number + 1]
     ]
@@ -27,9 +27,12 @@ def make_verdicts(verdicts: Mapping[str, Verdict | None]) -> str:
     return f'<div class="verdict">{html.table(head, rows, numbers_from=len(head))}</div>'
 
 
-def _make_cells(attributes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _make_cells(attributes: Mapping[str, Mapping[str, Any]], names: list[str]) -> list[str]:
     cells = []
-    for answer in attributes.values():
+    for answer in map(attributes.get, names):
+        if answer is None:  # this subject was not asked for it
+            cells.append("")
+            continue
         wanted, shown = html.text(answer["wanted"]), answer["shown"]
         if shown == answer["wanted"]:
             cells.append(f'<span class="right" title="as wanted">\u2713 {wanted}</span>')
