@@ -205,13 +205,13 @@ def measure_judge(
 def _shows(case: Case, fault: Fault) -> bool:
     """Whether the fault can be drawn in a case of at most two subjects: colours that a body cannot wear are not exchanged."""
     count = len(case.plan.subjects)
-    if count == 3 or fault in ("truth", "paste"):
-        return count < 3
+    if count != 2 or fault in ("truth", "paste"):
+        return count < 3 and fault in ("truth", "paste")
     drawn, wanted = (
         [[getattr(attributes_of(each.identity), name) for name in HIDDEN_ATTRIBUTES] for each in plan.subjects]
         for plan in (recast_for(case, fault).plan, case.plan)
     )
-    return count == 2 and find_fates(drawn, wanted) == EXPECTED_FATES[fault]
+    return find_fates(drawn, wanted) == EXPECTED_FATES[fault]
 
 
 def _caught(fault: Fault, records: list[Record]) -> float:
