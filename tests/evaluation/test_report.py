@@ -107,7 +107,7 @@ def test_a_verdict_ticks_what_is_right_and_crosses_out_what_is_shown_instead():
     names = [row[0] for row in rows]
     assert names == [f"on the {side}, {model}" for side in ("left", "right") for model in ("base model", "trained")]
     cells = [[re.sub(r"<[^>]*>", "", cell) for cell in row[1:]] for row in rows]
-    unknown = "\u2717 not to be told"
+    unknown = "\u2717 unclear"
     assert cells == [
         ["\u2717 green", "\u2717 spots", unknown],
         ["\u2713 red", "\u2717 belly", unknown],

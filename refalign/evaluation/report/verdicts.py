@@ -37,6 +37,6 @@ def _make_cells(attributes: Mapping[str, Mapping[str, Any]], names: list[str]) -
         if shown == answer["wanted"]:
             cells.append(f'<span class="right" title="as wanted">\u2713 {wanted}</span>')
         else:
-            seen = "not to be told" if shown is None else html.text(shown)
+            seen = "unclear" if shown is None else html.text(shown)
             cells.append(f'<span class="wrong" title="wanted: {wanted}">\u2717 {seen}</span>')
     return cells
