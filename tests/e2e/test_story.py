@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tests.e2e.conftest import run
 
-MARGIN = 0.1
+MARGIN = 0.05
 
 
 def manifest_of(output: Path, step: str) -> dict:
