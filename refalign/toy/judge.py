@@ -110,7 +110,7 @@ def read_clip(clip: np.ndarray, casts: dict[Side, Sequence[int]]) -> dict[Side, 
         casts: per slot the identities to begin with: the search goes on from the one that fits best, so that a few of
             different looks are enough.
     """
-    drawings = clip[[0, *range(HOLD, len(clip), HOLD)]].astype(np.float32)
+    drawings = _drawings_of(clip)
     empty = find_place(drawings)
     return {side: _Search(drawings, empty, Where(int(SIDES[side]))).read(cast) for side, cast in casts.items()}
 
@@ -125,10 +125,15 @@ def read_reference(picture: np.ndarray) -> Reading | None:
 
 def is_occupied(clip: np.ndarray, side: Side) -> bool:
     """Whether somebody stands in a slot, whoever it is: the middle of it is not the empty place's."""
-    drawings = clip[[0, *range(HOLD, len(clip), HOLD)]].astype(np.float32)
+    drawings = _drawings_of(clip)
     middle = int(SIDES[side])
     wrong = np.square(drawings - find_place(drawings)).sum(-1)[:, 12:44, middle - 6 : middle + 6] > CEILING / 2
     return float(wrong.mean()) > OCCUPIED
+
+
+def _drawings_of(clip: np.ndarray) -> np.ndarray:
+    """The last frame of each drawing: float32 [D, H, W, 3]."""
+    return clip[[0, *range(HOLD, len(clip), HOLD)]].astype(np.float32)
 
 
 def find_place(drawings: np.ndarray) -> np.ndarray:
