@@ -90,7 +90,7 @@ def load_encoder(arguments: argparse.Namespace, kind: str) -> Any:
         return VisionEncoder(make_vision_encoder(seed=1).to(device))
     folder = arguments.vision_encoder if kind == "own" else arguments.supervised_encoder
     if folder is None:
-        command = "python -m refalign.toy.train_vision_encoder --supervised --output FOLDER"
+        command = "python benchmarks/study_teacher.py --output FOLDER"
         raise ConfigError(f"no --supervised-encoder; {command} makes one.")
     return VisionEncoder.from_pretrained(str(folder), device=device)
 

@@ -32,7 +32,7 @@ from refalign.shards.reader import ShardIndex
 from refalign.toy.benchmark import OPTIONS, run_benchmark
 from refalign.toy.cases import Case, make_benchmark, make_cases
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES
-from refalign.toy.optim import autocast_where_fast
+from refalign.toy.training import autocast_where_fast
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import build_models

@@ -1,18 +1,14 @@
 """The toy benchmark: clips of held-out subjects, made by a model and read by the judge, against what is known of them.
 
-    python -m refalign.toy.benchmark --model runs/toy/train-.../export --per-tier 16 --output runs/benchmark
-    python -m refalign.toy.benchmark --judge-only --per-tier 50    # does the judge see what was drawn wrong on purpose?
-
 Prompts have one, two and three subjects, pairs in three tiers of likeness. Hidden attributes (what no prompt says) are
 *fidelity*; they can only come from the references. A clip is a line of ``clips.jsonl`` and is made once.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,17 +19,7 @@ from PIL import Image
 
 from refalign.evaluation.confusion import CONFUSED, FATES, find_fates
 from refalign.presets import load_preset
-from refalign.toy.cases import (
-    FAULTS,
-    Case,
-    Fault,
-    draw_case,
-    exchange_references,
-    make_benchmark,
-    recast_for,
-    shuffle_references,
-    without_references,
-)
+from refalign.toy.cases import Case, shuffle_references
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES, attributes_of
 from refalign.toy.judge import Reading, is_occupied, read_clip
@@ -184,75 +170,3 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
                     for each in FATES:
                         values[f"fate {each}{key}"].append(fate == each)
     return {"clips": len(records), **{name: round(float(np.mean(each)), 4) for name, each in sorted(values.items())}}
-
-
-def measure_judge(
-    per_tier: int, transform: Callable[[np.ndarray], np.ndarray] = lambda clip: clip, faults: Sequence[Fault] = FAULTS
-) -> dict[str, dict[str, float]]:
-    """How the judge reads clips drawn right and drawn wrong, of identities that no training draws.
-
-    Args:
-        transform: applied to the clips, for example the round trip through the VAE.
-    """
-    results = {}
-    for fault in faults:
-        cases = [case for case in make_benchmark(per_tier, split="judges") if _shows(case, fault)]
-        records = [score_clip(case, transform(draw_case(case, fault))) for case in cases]
-        results[fault] = {"caught": _caught(fault, records), **summarise(records)}
-    return results
-
-
-def _shows(case: Case, fault: Fault) -> bool:
-    """Whether the fault can be drawn in a case of at most two subjects: colours that a body cannot wear are not exchanged."""
-    count = len(case.plan.subjects)
-    if count != 2 or fault in ("truth", "paste"):
-        return count < 3 and fault in ("truth", "paste")
-    drawn, wanted = (
-        [[getattr(attributes_of(each.identity), name) for name in HIDDEN_ATTRIBUTES] for each in plan.subjects]
-        for plan in (recast_for(case, fault).plan, case.plan)
-    )
-    return find_fates(drawn, wanted) == EXPECTED_FATES[fault]
-
-
-def _caught(fault: Fault, records: list[Record]) -> float:
-    """Share of clips in which the fault was named for what it is; of clips drawn right, in which nothing is wrong."""
-    if fault == "paste":
-        return float(np.mean([all((each or 0) > 0 for each in record["copy_paste"]) for record in records]))
-    if fault == "truth":
-        return float(np.mean([all(all(each.values()) for each in record["right"]) for record in records]))
-    return float(np.mean([record["fates"] == EXPECTED_FATES[fault] for record in records]))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="an exported folder")
-    parser.add_argument("--judge-only", action="store_true", help="measure the judge, not a model")
-    parser.add_argument(
-        "--per-tier", type=int, default=16, help="clips of two and three subjects in each tier; twice as many of one"
-    )
-    parser.add_argument("--text-only", action="store_true", help="without references, for a text-to-video model")
-    parser.add_argument("--exchanged", action="store_true", help="the references of the first two subjects are exchanged")
-    parser.add_argument("--steps", type=int, help="inference steps")
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.judge_only:
-        for name, figures in measure_judge(arguments.per_tier).items():
-            print(name, json.dumps(figures), flush=True)
-        return
-    from refalign.generation import RefAlignPipeline
-
-    pipeline = RefAlignPipeline.from_pretrained(str(arguments.model))
-    pipeline.set_progress_bar_config(disable=True)
-    cases = make_benchmark(arguments.per_tier)
-    if arguments.text_only:
-        cases = without_references(cases)
-    elif arguments.exchanged:
-        cases = exchange_references(cases)
-    options = {"num_inference_steps": arguments.steps} if arguments.steps else {}
-    records = run_benchmark(pipeline, cases, arguments.output / "clips.jsonl", options=options, keep=arguments.output / "strips")
-    print(json.dumps(summarise(records), indent=1))
-
-
-if __name__ == "__main__":
-    main()

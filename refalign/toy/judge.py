@@ -1,18 +1,20 @@
 """Reads a clip by drawing it again: a creature is a known function of its attributes, so the best drawing names them.
 
-For each slot of a scene (left, middle, right) creatures are drawn in every pose and compared with the frames at places nearby.
+In each slot of a scene (left, middle, right) creatures are drawn in every pose and compared with the frames at places nearby.
 Then each attribute in turn takes all its values, the others staying as they are, and the drawing with the smallest squared
 difference wins. No network is involved.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, HEIGHT, Action, Figures, Pose, draw
+from refalign.toy.drawing import ACTIONS, FRAME_WIDTH_PX, HEIGHT, Action, Figures, Pose, draw
 from refalign.toy.identities import (
     ATTRIBUTE_NAMES,
     COLOURS,
@@ -26,15 +28,13 @@ from refalign.toy.identities import (
 )
 from refalign.toy.scenes import HOLD, PLACES, SIDES, ScenePlan, Side, paint_place
 
-HALF_WIDTH = 20
-"""Of the window (px) that is compared."""
 CEILING = 90.0**2
 """Squared difference (over the three channels) at which a pixel counts as simply wrong."""
 ABSENT = 0.75
 """Over the pixels that a creature covers: its squared difference over that of the empty place, above which nobody is there.
 Measured: 0.1 to 0.2 on drawn clips, up to 0.5 under noise of 30 or blur of 1.5 px, above 0.9 where nobody is."""
-STRANGER = 0.6
-"""The same, from which other colours than those of the cast are tried."""
+STRANGER, NOBODY = 0.6, 0.97
+"""The same around a slot: from the first other looks than those of the cast are tried, from the second nobody is there."""
 OCCUPIED = 0.5
 """Share of the middle of a slot that differs from the empty place where somebody stands."""
 UNSURE = 0.004
@@ -44,8 +44,10 @@ _ANYBODY = Attributes("round", "red", "blue", "belly", "top hat", "green", "two"
 _MOMENTS = tuple((action, step) for action in ACTIONS for step in (0, 1))
 _SWEEPS = 3
 _SCALES = (1.0, 0.96, 1.04)
-_THIN, _GRID = 2, 2
+_GRID = 2
 """To find a creature's place every second pixel is compared, at every second place; what is found is refined."""
+_REACH, _MARGIN = 30, 32
+"""Columns on both sides of a slot that count as its own; pixels around the frame, where nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,12 @@ class Reading:
         look: the drawing that fits best, sure or not.
         unexplained: squared difference that is left where the creature is, over that of the empty place: 0 is a perfect drawing.
         moments: the action whose pose fits each drawing best, wherever the creature is.
-        x_px: column of its middle in each drawing.
     """
 
     answers: dict[str, str | None]
     look: Attributes
     unexplained: float
     moments: tuple[Action, ...]
-    x_px: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A creature in the frames: its look, and per drawing its moment and the place (row and column shift in px)."""
-
-    look: Attributes
-    action: Action
-    action_lead: float
-    moments: tuple[Action, ...]
-    steps: tuple[int, ...]
-    shifts: tuple[tuple[int, int], ...]
-    error: float
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +88,20 @@ class Where:
 IN_REFERENCE = Where(FRAME_WIDTH_PX // 2, ground=47, height=46.5, aside=4, up=2, down=2)
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A creature in the frames: its look, and per drawing its moment and its place (shift down and right, px)."""
+
+    look: Attributes
+    action: Action
+    action_lead: float
+    moments: tuple[Action, ...]
+    steps: tuple[int, ...]
+    shifts: tuple[tuple[int, int], ...]
+    error: float
+    scale: float = 1.0
+
+
 def read_clip(clip: np.ndarray, casts: dict[Side, Sequence[int]]) -> dict[Side, Reading | None]:
     """What is seen in each named slot; None: nobody.
 
@@ -118,8 +118,7 @@ def read_clip(clip: np.ndarray, casts: dict[Side, Sequence[int]]) -> dict[Side, 
 def read_reference(picture: np.ndarray) -> Reading | None:
     """The creature of a reference, uint8 [H, W, 3] on white; its action is that of the pose."""
     drawings = picture[None].astype(np.float32)
-    search = _Search(drawings, np.full_like(drawings[0], 255.0), IN_REFERENCE)
-    reading = search.read([])
+    reading = _Search(drawings, np.full_like(drawings[0], 255.0), IN_REFERENCE).read([])
     return reading and replace(reading, answers=reading.answers | {"action": reading.moments[0]})
 
 
@@ -136,172 +135,176 @@ def _drawings_of(clip: np.ndarray) -> np.ndarray:
     return clip[[0, *range(HOLD, len(clip), HOLD)]].astype(np.float32)
 
 
+@functools.cache
+def _empty_places() -> list[np.ndarray]:
+    return [paint_place(ScenePlan((), name, True, horizon, (-20.0, -20.0))) for name in PLACES for horizon in (28.0, 30.0, 32.0)]
+
+
 def find_place(drawings: np.ndarray) -> np.ndarray:
     """The empty place that explains most of the frames: float32 [H, W, 3]."""
-    places = [
-        paint_place(ScenePlan((), name, True, horizon, (-20.0, -20.0))) for name in PLACES for horizon in (28.0, 30.0, 32.0)
-    ]
-    errors = [np.minimum(np.square(drawings - place).sum(-1), CEILING).sum() for place in places]
-    return places[int(np.argmin(errors))]
+    errors = [np.minimum(np.square(drawings - place).sum(-1), CEILING).sum() for place in _empty_places()]
+    return _empty_places()[int(np.argmin(errors))]
 
 
 class _Search:
-    """The search in one place of some frames [D, H, W, 3]."""
+    """The search for one creature in frames [D, H, W, 3].
+
+    Figures are drawn on a canvas just large enough; ``_left`` compares it with the frames wherever it is laid.
+    """
 
     def __init__(self, drawings: np.ndarray, empty: np.ndarray, where: Where) -> None:
         self.where = where
-        columns = range(where.column - HALF_WIDTH - where.aside, where.column + HALF_WIDTH + where.aside)
-        inside = np.clip(columns, 0, FRAME_WIDTH_PX - 1)
-        self.known = np.array([0 <= column < FRAME_WIDTH_PX for column in columns], np.float32)
-        self.frames, self.empty = drawings[:, :, inside], empty[:, inside]
-        self.base = self._capped(self.empty[None] - self.frames)  # [D, H, W']
-
-    def _capped(self, difference: np.ndarray) -> np.ndarray:
-        return np.minimum(np.square(difference).sum(-1), CEILING) * self.known
+        around = [(_MARGIN, _MARGIN)] * 2 + [(0, 0)]
+        self.frames, self.empty = np.pad(drawings, [(0, 0), *around]), np.pad(empty, around)
+        self.known = np.pad(np.ones(empty.shape[:2], np.float32), around[:2])
+        self.base = np.minimum(np.square(self.empty - self.frames).sum(-1), CEILING) * self.known  # [D, H', W']
+        middle = where.column + _MARGIN
+        self.total = float(self.base[..., middle - _REACH : middle + _REACH].sum()) or 1.0
+        unit = max(_SCALES) * where.height / HEIGHT
+        self.size = math.ceil(42 * unit), 2 * math.ceil(20 * unit)
 
     def read(self, cast: Sequence[int]) -> Reading | None:
         looks = [attributes_of(identity) for identity in dict.fromkeys(cast)]
-        fit = min((self._place(look) for look in looks), key=lambda each: each.error, default=None)
+        fit = self._find(looks) if looks else None
         if fit is None or fit.error > STRANGER:
-            forms = [looks[0]] if looks else [replace(_ANYBODY, shape=shape) for shape in SHAPES]
-            others = [replace_colour(look, colour) for look in forms for colour in MAIN_COLOURS]
-            fits = [self._place(look) for look in others] + ([fit] if fit else [])
-            fit = min(fits, key=lambda each: each.error)
+            forms = looks[:1] or [replace(_ANYBODY, shape=shape) for shape in SHAPES]
+            strangers = [replace_colour(look, colour) for look in forms for colour in self._main_colours(3)]
+            fit = self._find([*looks, *strangers])
+        if fit.error > NOBODY:
+            return None
         leads: dict[str, float] = {}
         for sweep in range(_SWEEPS):
             before = fit
             fit, leads = self._sweep(fit, from_nothing=not (looks or sweep))
             if fit.look == before.look:
                 break
-            again = self._place(fit.look)
-            fit = again if again.error <= fit.error else fit
-        unexplained = self._compare(fit)
-        if unexplained > ABSENT:
+            again = self._find([fit.look])  # with the new look an action is told more surely
+            fit = again if again.error <= fit.error + 1e-3 else fit
+        if (unexplained := self._unexplained(fit)) > ABSENT:
             return None
         answers: dict[str, str | None] = {
             name: value if leads[name] >= UNSURE else None for name, value in asdict(fit.look).items()
         }
         answers["action"] = fit.action if fit.action_lead >= UNSURE else None
-        return Reading(
-            answers, fit.look, unexplained, fit.moments, tuple(float(self.where.column + shift[1]) for shift in fit.shifts)
-        )
+        return Reading(answers, fit.look, unexplained, fit.moments)
+
+    def _main_colours(self, count: int) -> list[str]:
+        """The main colours that most of what covers the empty place is nearest to."""
+        columns = slice(self.where.column + _MARGIN - 14, self.where.column + _MARGIN + 14)
+        pixels = self.frames[:, :, columns][self.base[:, :, columns] > CEILING / 8]
+        palette = np.array([*COLOURS.values(), (255, 255, 255)], np.float32)
+        nearest = np.square(pixels[:, None] - palette).sum(-1).argmin(1)
+        order = np.argsort(-np.bincount(nearest, minlength=len(palette))[: len(MAIN_COLOURS)], kind="stable")
+        return [MAIN_COLOURS[number] for number in order[:count]]
 
     def _figures(self, looks: Sequence[Attributes], moments: Sequence[tuple[Action, int]], scale: float = 1.0) -> Figures:
-        """Each look in each moment at the middle of a window that is larger than the frame by the reach."""
-        where = self.where
-        size = FRAME_HEIGHT_PX + where.up + where.down, 2 * (HALF_WIDTH + 2 * where.aside)
+        """Each look in each moment, its feet near the bottom of the canvas."""
         pairs = [(identity_of(look), Pose(action, step)) for look in looks for action, step in moments]
         count = len(pairs)
         return draw(
             [identity for identity, _ in pairs],
             [pose for _, pose in pairs],
-            np.full(count, size[1] / 2),
-            np.full(count, where.ground + where.down),
-            np.full(count, scale * where.height),
-            size,
+            np.full(count, self.size[1] / 2),
+            np.full(count, self.size[0] - 1),
+            np.full(count, scale * self.where.height),
+            self.size,
         )
 
-    def _place(self, look: Attributes) -> _Fit:
-        """Where and in which action a look fits best."""
-        table = self._error_table(self._figures([look], _MOMENTS))  # [D, moment, rows, columns]
-        results = []
+    def _left(
+        self, alpha: np.ndarray, colour: np.ndarray, drawing: int, shift: tuple[int, int], thin: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What figures [N, h, w] leave unexplained where they are laid, and what the empty place does: [N, h, w], [h, w]."""
+        top = self.where.ground + shift[0] - self.size[0] + 1 + _MARGIN
+        left = self.where.column + shift[1] - self.size[1] // 2 + _MARGIN
+        under = np.s_[top : top + self.size[0] : thin, left : left + self.size[1] : thin]
+        drawn = self.empty[under] * (1 - alpha[..., None]) + colour
+        error = np.square(drawn - self.frames[drawing][under]).sum(-1)
+        return np.minimum(error, CEILING, out=error) * self.known[under], self.base[drawing][under]
+
+    def _gain(self, alpha: np.ndarray, colour: np.ndarray, drawing: int, shift: tuple[int, int], thin: int = 1) -> np.ndarray:
+        """The change of what is unexplained, in shares of it: [N]; negative where the figure is better than nothing."""
+        left, empty = self._left(alpha, colour, drawing, shift, thin)
+        return (left.sum((1, 2)) - empty.sum()) * thin**2 / self.total
+
+    def _find(self, looks: Sequence[Attributes]) -> _Fit:
+        """The best look, place and action."""
+        figures = self._figures(looks, _MOMENTS)
+        alpha, colour = figures.alpha[:, ::_GRID, ::_GRID], figures.colour[:, ::_GRID, ::_GRID]
+        down = range(self.where.down, -self.where.up - 1, -_GRID)
+        right = range(self.where.aside, -self.where.aside - 1, -_GRID)
+        gains = [
+            [[self._gain(alpha, colour, drawing, (i, j), _GRID) for j in right] for i in down]
+            for drawing in range(len(self.frames))
+        ]
+        tables = np.moveaxis(np.array(gains), -1, 1)  # [D, look x moment, down, right]
+        fits = [
+            self._follow(look, tables[:, number * len(_MOMENTS) :][:, : len(_MOMENTS)], np.array(down), np.array(right))
+            for number, look in enumerate(looks)
+        ]
+        return self._refine(min(fits, key=lambda fit: fit.error))
+
+    def _follow(self, look: Attributes, table: np.ndarray, down: np.ndarray, right: np.ndarray) -> _Fit:
+        """The best action and path of one look, from the gains of its moments at all places."""
+        paths = []
         for number, action in enumerate(ACTIONS):
             for phase in (0, 1):
                 steps = tuple((drawing + phase) % 2 for drawing in range(len(table)))
                 maps = [table[drawing, 2 * number + step] for drawing, step in enumerate(steps)]
-                results.append((*_follow(action, steps, maps, self.where), action, steps))
-        results.sort(key=lambda result: result[0])
-        error, shifts, action, steps = results[0]
-        rival = min(result[0] for result in results if result[2] != action)
-        total = float(self.base.sum()) or 1.0
-        lead = (rival - error) / total
+                paths.append((*_best_path(action, steps, maps, down, right), action, steps))
+        gain, shifts, action, steps = min(paths, key=lambda path: path[0])
+        rival = min(path[0] for path in paths if path[2] != action)
         free = tuple(_MOMENTS[int(number)][0] for number in table.min((2, 3)).argmin(1))
-        return self._refine(_Fit(look, action, lead, free, steps, shifts, error / total))
-
-    def _error_table(self, figures: Figures) -> np.ndarray:
-        """What stays unexplained with each figure at every ``_GRID``-th place: [drawings, figures, rows, columns]."""
-        height, width = self.frames.shape[1:3]
-        frames, empty = self.frames[:, ::_THIN, ::_THIN], self.empty[::_THIN, ::_THIN]
-        known = self.known[::_THIN] * _THIN**2
-        # A window that starts lower on the figure's canvas shows the creature higher up.
-        rows, columns = (range(0, count + 1, _GRID) for count in (self.where.up + self.where.down, 2 * self.where.aside))
-        table = np.empty((len(frames), len(figures.alpha), len(rows), len(columns)), np.float32)
-        for i, row in enumerate(rows):
-            for j, column in enumerate(columns):
-                window = np.s_[:, row : row + height : _THIN, column : column + width : _THIN]
-                drawn = empty * (1 - figures.alpha[window][..., None]) + figures.colour[window]
-                for drawing, frame in enumerate(frames):
-                    errors = np.minimum(np.square(drawn - frame).sum(-1), CEILING)
-                    table[drawing, :, i, j] = (errors * known).sum((1, 2))
-        return table
+        return _Fit(look, action, rival - gain, free, steps, shifts, 1 + gain)
 
     def _refine(self, fit: _Fit) -> _Fit:
         """Makes the creature a little smaller or larger, and moves it by a pixel each way, where that explains more."""
-        best = fit
+        fits = []
         for scale in _SCALES:
             figures = self._figures([fit.look], [(fit.action, step) for step in fit.steps], scale)
-            shifts, error = [], 0.0
+            shifts, error = [], 1.0
             for drawing, (down, right) in enumerate(fit.shifts):
+                one = slice(drawing, drawing + 1)
                 near = [(down + i, right + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-                inside = [place for place in near if self._reaches(place)]
-                errors = [self._error_at(figures, drawing, drawing, place) for place in inside]
-                shifts.append(inside[int(np.argmin(errors))])
-                error += min(errors)
-            error /= float(self.base.sum()) or 1.0
-            if scale == _SCALES[0] or error < best.error:
-                best = replace(fit, shifts=tuple(shifts), error=error, scale=scale)
-        return best
+                near = [(i, j) for i, j in near if -self.where.up <= i <= self.where.down and abs(j) <= self.where.aside]
+                gains = [float(self._gain(figures.alpha[one], figures.colour[one], drawing, place)[0]) for place in near]
+                shifts.append(near[int(np.argmin(gains))])
+                error += min(gains)
+            fits.append(replace(fit, shifts=tuple(shifts), error=error, scale=scale))
+        return min(fits, key=lambda each: each.error)
 
-    def _reaches(self, place: tuple[int, int]) -> bool:
-        return -self.where.up <= place[0] <= self.where.down and abs(place[1]) <= self.where.aside
-
-    def _error_at(self, figures: Figures, index: int, drawing: int, place: tuple[int, int]) -> float:
-        height, width = self.frames.shape[1:3]
-        top, left = self.where.down - place[0], self.where.aside - place[1]
-        window = np.s_[index, top : top + height, left : left + width]
-        drawn = self.empty * (1 - figures.alpha[window][..., None]) + figures.colour[window]
-        return float(self._capped(drawn - self.frames[drawing]).sum())
-
-    def _compare(self, fit: _Fit) -> float:
+    def _unexplained(self, fit: _Fit) -> float:
         """Where the creature is drawn, what it leaves unexplained over what the empty place does: neighbours do not count."""
         figures = self._figures([fit.look], [(fit.action, step) for step in fit.steps], fit.scale)
-        height, width = self.frames.shape[1:3]
-        drawn_error = empty_error = 0.0
-        for drawing, (down, right) in enumerate(fit.shifts):
-            top, left = self.where.down - down, self.where.aside - right
-            window = np.s_[drawing, top : top + height, left : left + width]
-            alpha = figures.alpha[window]
-            drawn = self.empty * (1 - alpha[..., None]) + figures.colour[window]
-            drawn_error += float((self._capped(drawn - self.frames[drawing]) * alpha).sum())
-            empty_error += float((self.base[drawing] * alpha).sum())
-        return drawn_error / (empty_error or 1.0)
+        drawn = nothing = 0.0
+        for drawing, shift in enumerate(fit.shifts):
+            alpha = figures.alpha[drawing]
+            left, empty = self._left(alpha[None], figures.colour[drawing][None], drawing, shift)
+            drawn, nothing = drawn + float((left[0] * alpha).sum()), nothing + float((empty * alpha).sum())
+        return drawn / (nothing or 1.0)
 
     def _sweep(self, fit: _Fit, *, from_nothing: bool) -> tuple[_Fit, dict[str, float]]:
         """Each attribute in turn takes its best value, after the two colours of the body together."""
-        leads = {}
         pairs = [replace(other, second_colour=second) for other in _variants(fit.look, "main_colour") for second in COLOURS]
         pairs = [look for look in pairs if look.second_colour != look.main_colour]
         if from_nothing:
             pairs = [replace(look, pattern=pattern) for look in pairs for pattern in PATTERNS]
-        best = int(np.argmin(errors := self._errors(pairs, fit)))
-        fit = replace(fit, look=pairs[best], error=float(errors[best]))
+        fit, _ = self._choose(pairs, fit)
+        leads = {}
         for name in ATTRIBUTE_NAMES:
-            looks = _variants(fit.look, name)
-            errors = self._errors(looks, fit)
-            order = np.argsort(errors)
-            fit = replace(fit, look=looks[int(order[0])], error=float(errors[order[0]]))
-            leads[name] = float(errors[order[1]] - errors[order[0]])
+            fit, leads[name] = self._choose(_variants(fit.look, name), fit)
         return fit, leads
 
-    def _errors(self, looks: Sequence[Attributes], fit: _Fit) -> np.ndarray:
-        """What stays unexplained by each look at the places of a fit."""
+    def _choose(self, looks: Sequence[Attributes], fit: _Fit) -> tuple[_Fit, float]:
+        """The look that explains most at the places of a fit, and its lead over the next."""
         figures = self._figures(looks, [(fit.action, step) for step in fit.steps], fit.scale)
         count = len(fit.steps)
-        errors = [
-            sum(self._error_at(figures, number * count + drawing, drawing, place) for drawing, place in enumerate(fit.shifts))
-            for number in range(len(looks))
+        gains = [
+            self._gain(figures.alpha[drawing::count], figures.colour[drawing::count], drawing, shift)
+            for drawing, shift in enumerate(fit.shifts)
         ]
-        return np.array(errors) / (float(self.base.sum()) or 1.0)
+        errors = 1 + np.sum(gains, axis=0)
+        best, rival = np.argsort(errors)[:2]
+        return replace(fit, look=looks[int(best)], error=float(errors[best])), float(errors[rival] - errors[best])
 
 
 def replace_colour(look: Attributes, colour: str) -> Attributes:
@@ -319,36 +322,36 @@ def _variants(look: Attributes, name: str) -> list[Attributes]:
     return [replace(look, **{name: value}) for value in values]
 
 
-def _follow(
-    action: Action, steps: Sequence[int], maps: Sequence[np.ndarray], where: Where
+def _best_path(
+    action: Action, steps: Sequence[int], maps: Sequence[np.ndarray], down: np.ndarray, right: np.ndarray
 ) -> tuple[float, tuple[tuple[int, int], ...]]:
-    """The best places of one action: (unexplained, per drawing the shift down and right in px).
+    """The best places of one action: (gain, per drawing the shift down and right in px).
 
     Walkers move by 2 to 4 px from drawing to drawing, others by at most 2; who jumps is up in step 1 and down in step 0.
+
+    Args:
+        maps: per drawing the gain at each place [rows, columns], whose shifts are ``down`` and ``right``.
     """
-    rows, columns = maps[0].shape
-    down = where.down - _GRID * np.arange(rows)  # of each row of the map
-    right = where.aside - _GRID * np.arange(columns)
-    lines, places = [], []
+    lines, rows = [], []
     for step, values in zip(steps, maps, strict=True):
         allowed = down <= -3 if action == "jumping" and step and len(maps) > 1 else down >= -2
         masked = np.where(allowed[:, None], values, np.inf)
         lines.append(masked.min(0))
-        places.append(masked.argmin(0))
-    direction = {"walking left": 1, "walking right": -1}.get(action, 0)  # of the index: a larger one is further left
+        rows.append(masked.argmin(0))
+    direction = {"walking left": 1, "walking right": -1}.get(action, 0)  # of the column's number: a larger one is further left
     moves = (direction, 2 * direction) if direction else (-1, 0, 1)
-    best: tuple[float, tuple[tuple[int, int], ...]] = (float("inf"), ())
-    for start in range(columns):
-        column, total, shifts = start, 0.0, []
-        for drawing, line in enumerate(lines):
-            if drawing:
-                choices = [column + move for move in moves if 0 <= column + move < columns]
-                if not choices:
-                    total = float("inf")
-                    break
-                column = min(choices, key=lambda each: float(line[each]))
-            total += float(line[column])
-            shifts.append((int(down[places[drawing][column]]), int(right[column])))
-        if total < best[0]:
-            best = total, tuple(shifts)
-    return best
+    gain, path = np.array(lines[-1]), [np.arange(len(right))]
+    for line in lines[-2::-1]:  # backwards: the best way on from each column
+        onward = np.full((len(moves), len(right)), np.inf)
+        for number, move in enumerate(moves):
+            start = np.arange(max(0, -move), min(len(right), len(right) - move))
+            onward[number, start] = gain[start + move]
+        chosen = onward.argmin(0)
+        path.insert(0, np.clip(np.arange(len(right)) + np.array(moves)[chosen], 0, len(right) - 1))
+        gain = line + onward.min(0)
+    column, shifts = int(np.argmin(gain)), []
+    best = float(gain[column])
+    for number in range(len(lines)):
+        shifts.append((int(down[rows[number][column]]), int(right[column])))
+        column = int(path[number][column])
+    return best, tuple(shifts)

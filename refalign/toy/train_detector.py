@@ -1,16 +1,13 @@
 """Trains the toy's detector: a narrow one-class YOLO segmentation model, on freshly drawn frames.
 
-    python -m refalign.toy.train_detector --steps 1600 --checkpoint runs/detector.pt [--init runs/detector.pt]
-    python -m refalign.toy.train_detector --steps 0            # only measures what is shipped
+    python -m refalign.toy.train_detector
 
 The loss is ultralytics' own; the loop is ours, because its trainer wants files on disk and looks for the network.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from refalign.models.yolo import Detections, load_detector, prepare_ultralytics
+from refalign.models.yolo import prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import replace_folder
-from refalign.toy.optim import TrainingState
 from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frames
+from refalign.toy.training import TrainingState, parse_arguments, train
 
 ARCHITECTURE, SEED = "yolo11n-seg.yaml", 20
-HELDOUT_SEED = 21
+BATCH = 8
 CLASS_NAME = "creature"
 IMAGE_SIZE_PX = 320
 """Frames are enlarged to this width: a prototype's cell is then one pixel of the frame."""
@@ -108,40 +105,6 @@ def _augment(truth: FrameTruth, rng: np.random.Generator) -> FrameTruth:
     return FrameTruth(np.ascontiguousarray(frame), boxes, np.ascontiguousarray(masks))
 
 
-def evaluate(folder: Path, num_frames: int) -> dict[str, float]:
-    """Held-out figures: box recall at IoU .5, mean mask IoU of the matched, and the share of detections that match nothing."""
-    detector = load_detector(folder)
-    truths = sample_frames(HELDOUT_SEED, range(num_frames), "heldout", min_visible=0.3, later=True)
-    found = detector.detect(np.stack([truth.frame for truth in truths]))
-    scores = [match_frame(truth, detections) for truth, detections in zip(truths, found, strict=True)]
-    subjects, matched = sum(len(truth.masks) for truth in truths), [iou for ious in scores for iou in ious]
-    detections = sum(len(frame) for frame in found)
-    clutter = detector.detect(np.stack([sample_clutter(HELDOUT_SEED, number).frame for number in range(num_frames)]))
-    return {
-        "frames": num_frames,
-        "box_recall_at_50": len(matched) / subjects,
-        "mask_iou": float(np.mean(matched)) if matched else 0.0,
-        "false_share": (detections - len(matched)) / max(1, detections),
-        "highest_score_on_clutter": max((float(frame.scores.max()) for frame in clutter if len(frame)), default=0.0),
-    }
-
-
-def match_frame(truth: FrameTruth, detections: Detections, *, min_iou: float = 0.5) -> list[float]:
-    """Mask IoUs of the subjects whose box is met at ``min_iou``; each detection serves one subject, best score first."""
-    ious, free = [], list(range(len(truth.masks)))
-    for box, mask in zip(detections.boxes_xyxy_px, detections.masks, strict=True):
-        overlaps = [_box_iou(box, truth.boxes_xyxy_px[number]) for number in free]
-        if overlaps and max(overlaps) >= min_iou:
-            number = free.pop(int(np.argmax(overlaps)))
-            ious.append(float((mask & truth.masks[number]).sum() / (mask | truth.masks[number]).sum()))
-    return ious
-
-
-def _box_iou(first: np.ndarray, second: np.ndarray) -> float:
-    inner = np.maximum(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0).prod()
-    return float(inner / ((first[2:] - first[:2]).prod() + (second[2:] - second[:2]).prod() - inner))
-
-
 def export(model: Any, target: Path) -> None:
     """Writes ``model.yaml`` and half-precision ``model.safetensors``."""
     import yaml
@@ -155,40 +118,23 @@ def export(model: Any, target: Path) -> None:
     replace_folder(target, write)
 
 
-def train(steps: int, batch_size: int, checkpoint: Path, init: Path | None, output: Path) -> None:
-    """Trains to step ``steps`` with a learning rate that falls linearly to 2%; exports the moving average of the weights."""
-    model = make_model()
-    state = TrainingState(model, [torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)])
-    if init:
-        state.load(init)
-    started = time.monotonic()
-    while (step := state.step) < steps:
-        model.train()
-        terms, named = model.loss(make_batch(step * batch_size, batch_size))
-        (terms.sum() / batch_size).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        state.advance(min(1.0, (step + 1) / 100) * (1 - 0.98 * step / steps))
-        if state.step % 50 == 0:
-            shown = " ".join(f"{name} {float(value):.3f}" for name, value in named.items())
-            print(f"step {state.step}/{steps} {shown} {time.monotonic() - started:.0f} s", flush=True)
-        if state.step % 300 == 0 or state.step == steps:
-            state.save(checkpoint)
-            export(state.averaged, output)
-            print(f"step {state.step} held-out {evaluate(output, 200)}", flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1600, help="total number of steps; 0 only measures --output")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_detector.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
-    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "detector")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.steps:
-        train(arguments.steps, arguments.batch_size, arguments.checkpoint, arguments.init, arguments.output)
-    print(evaluate(arguments.output, 500))
+    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_detector.pt", output=WEIGHTS_FOLDER / "detector")
+    model = make_model()
+
+    def make_loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        terms, named = model.loss(make_batch(step * BATCH, BATCH))
+        return terms.sum() / BATCH, named
+
+    train(
+        TrainingState(model, [torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-3)]),
+        make_loss,
+        lambda step: min(1.0, (step + 1) / 100) * (1 - 0.98 * step / arguments.steps),
+        lambda averaged: export(averaged, arguments.output),
+        steps=arguments.steps,
+        checkpoint=arguments.checkpoint,
+        clip_norm=10.0,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Trains the toy's ``AutoencoderKLWan`` on single frames.
 
-    python -m refalign.toy.train_vae --steps 1300 --checkpoint runs/toy_vae.pt [--init runs/toy_vae.pt]
-    python -m refalign.toy.train_vae --steps 0                     # only measures what is shipped
+    python -m refalign.toy.train_vae
 
 A Wan VAE sees a lone frame through the last temporal slice of each kernel. Only that slice is trained; the other slices stay
 zero, so that a latent frame of a clip is the picture that its four frames share (`refalign.toy.scenes.HOLD`). At the end the
@@ -10,8 +9,6 @@ latents' mean and standard deviation per channel are measured and written into t
 
 from __future__ import annotations
 
-import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refalign.models.vae import VideoVAE, convolve_planes
+from refalign.models.vae import convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.initial_weights import make_vae, save_half
-from refalign.toy.optim import TrainingState, autocast_where_fast, make_optimizers
-from refalign.toy.rendering import render_scenes
 from refalign.toy.sampling import sample_frames, sample_references
-from refalign.toy.scenes import make_scene
+from refalign.toy.training import TrainingState, autocast_where_fast, make_optimizers, parse_arguments, train
 
 SEED = 30
-HELDOUT_SEED = 31
 BATCH = 12
 KL_WEIGHT = 5e-4
 """Large for an autoencoder: it keeps latents smooth and each channel's variance near 1, which is what a Transformer can learn."""
@@ -85,26 +79,6 @@ def to_pixels(frames: np.ndarray) -> Tensor:
     return (torch.from_numpy(np.ascontiguousarray(frames)).float() / 127.5 - 1).permute(0, 4, 1, 2, 3).contiguous()
 
 
-def load_vae(folder: Path) -> VideoVAE:
-    """A saved VAE for measuring: float32, frozen."""
-    return VideoVAE.from_pretrained(str(folder.parent))
-
-
-def evaluate(vae: VideoVAE, count: int) -> dict[str, float]:
-    """Held-out PSNR (dB of uint8 values, averaged over items): clips and single references."""
-    clips = [shot.frames for shot in render_scenes([make_scene([HELDOUT_SEED, n], split="heldout") for n in range(count)])]
-    references = sample_references(HELDOUT_SEED, range(count), "heldout")
-    return {
-        "clip_psnr_db": float(np.mean([_psnr(vae, clip) for clip in clips])),
-        "reference_psnr_db": float(np.mean([_psnr(vae, picture[None]) for picture in references])),
-    }
-
-
-def _psnr(vae: VideoVAE, frames: np.ndarray) -> float:
-    back = vae.decode(vae.encode(torch.from_numpy(frames)[None]))[0].numpy()
-    return float(10 * np.log10(255**2 / np.square(back.astype(float) - frames).mean()))
-
-
 @torch.no_grad()
 def write_latent_statistics(vae: Any, count: int = 96) -> None:
     """Measures mean and standard deviation per channel over frames and references, and puts them into the config."""
@@ -117,33 +91,6 @@ def write_latent_statistics(vae: Any, count: int = 96) -> None:
     )
 
 
-def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, save_every: int) -> None:
-    """Trains to step ``steps``; exports the moving average of the weights with the latents' statistics."""
-    vae = convolve_planes(make_vae())
-    prepare(vae)
-    state = TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98)))
-    if init:
-        state.load(init)
-    started, psnrs = time.monotonic(), []
-    while (step := state.step) < steps:
-        vae.train()
-        with autocast_where_fast():
-            generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-            loss, psnr = reconstruction_loss(vae, make_batch(step), generator)
-            loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        state.advance(min(1.0, (step + 1) / WARMUP))
-        psnrs.append(psnr)
-        if state.step % 100 == 0:
-            figures = f"loss {float(loss.detach()):.4f} PSNR {np.mean(psnrs):.2f} dB"
-            print(f"step {state.step}/{steps} {figures} {time.monotonic() - started:.0f} s", flush=True)
-            psnrs.clear()
-        if state.step % save_every == 0 or state.step == steps:
-            state.save(checkpoint)
-            export(state.averaged, output)
-            print(f"step {state.step} held-out {evaluate(load_vae(output), 16)}", flush=True)
-
-
 def export(averaged: Any, output: Path) -> None:
     """Writes a copy in half precision, with the statistics of its latents."""
     fresh = convolve_planes(make_vae())
@@ -153,17 +100,24 @@ def export(averaged: Any, output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1300, help="total number of steps; 0 only measures --output")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints and exports")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vae.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
-    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "wan" / "vae")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.steps:
-        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, save_every=arguments.save_every)
-    print(evaluate(load_vae(arguments.output), 100))
+    arguments = parse_arguments(__doc__, steps=1300, checkpoint="runs/toy_vae.pt", output=WEIGHTS_FOLDER / "wan" / "vae")
+    vae = convolve_planes(make_vae())
+    prepare(vae)
+
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
+        with autocast_where_fast():
+            loss, psnr = reconstruction_loss(vae, make_batch(step), torch.Generator().manual_seed(SEED * 1_000_000 + step))
+        return loss, {"psnr_db": psnr}
+
+    train(
+        TrainingState(vae, make_optimizers(vae, betas=(0.9, 0.98))),
+        make_loss,
+        lambda step: min(1.0, (step + 1) / WARMUP),
+        lambda averaged: export(averaged, arguments.output),
+        steps=arguments.steps,
+        checkpoint=arguments.checkpoint,
+        clip_norm=1.0,
+    )
 
 
 if __name__ == "__main__":

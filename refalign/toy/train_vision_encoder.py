@@ -1,19 +1,17 @@
 """Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and place by place.
 
-    python -m refalign.toy.train_vision_encoder --steps 900 --checkpoint runs/toy_vision.pt [--init runs/toy_vision.pt]
-    python -m refalign.toy.train_vision_encoder --steps 0            # only measures what is shipped
+    python -m refalign.toy.train_vision_encoder
 
-Without ``--supervised`` nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens
+Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens
 between pictures; the dense term contrasts patch tokens at corresponding places, found from the known geometry of the two views,
 with those of other pictures and of distant places. Both act through heads that are thrown away.
 """
 
 from __future__ import annotations
 
-import argparse
+import copy
 import math
-import time
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +20,19 @@ from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
-from refalign.toy.identities import sample_identity
 from refalign.toy.initial_weights import make_vision_encoder, save_vision_encoder
-from refalign.toy.measure_vision import PATCH_PX, evaluate, evaluate_pixels
-from refalign.toy.optim import TrainingState, make_optimizers
-from refalign.toy.rendering import render_references
-from refalign.toy.sampling import sample_frames, sample_pose, sample_references
+from refalign.toy.sampling import sample_frames, sample_references
+from refalign.toy.training import TrainingState, make_optimizers, parse_arguments, train
 
 SEED = 40
 POOL_SIZE = 12000
+PATCH_PX = 8
 BATCH_PICTURES = 64
 PLACES = 8
 """Places a picture at which the dense term compares the views."""
 NEAR = 0.45
 """Places of one picture closer than this (in half-widths of the view) are neither positives nor negatives of each other."""
 TEMPERATURE = 0.15
-MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.01, 1e-3
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -159,68 +154,28 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
-def supervised_loss(student: Student, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two pictures of each of many creatures, in poses of their own, contrasted by creature: as CLS, and as mean of the patches.
-
-    It is shown what no vision encoder knows of its pictures; only an upper bound for those that are not.
-    """
-    rng = np.random.default_rng([SEED, step, 7])
-    identities = [sample_identity(rng, "train") for _ in range(BATCH_PICTURES)]
-    views = []
-    for _ in range(2):
-        drawn = render_references(identities, [sample_pose(rng) for _ in identities], rng)
-        pictures = torch.from_numpy(drawn[:, :, 16:64]).permute(0, 3, 1, 2).float() / 255
-        views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
-    wholes, maps = student(torch.cat(views))
-    return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))
-
-
-def train(steps: int, checkpoint: Path, init: Path | None, output: Path, *, supervised: bool = False) -> None:
-    """Trains to step ``steps`` and exports the moving average of the encoder."""
-    torch.manual_seed(SEED)
-    student = Student()
-    state = TrainingState(student, make_optimizers(student), averaged=student.encoder)
-    if init:
-        state.load(init)
-    pool, started = draw_pool(2 if supervised else POOL_SIZE), time.monotonic()
-    print(f"pool of {len(pool)} pictures drawn", flush=True)
-    while (step := state.step) < steps:
-        generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-        if supervised:
-            whole, dense = supervised_loss(student.train(), step, generator)
-        else:
-            chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
-            pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
-            whole, dense = training_loss(student.train(), pictures, generator)
-        (whole + dense).backward()
-        state.advance(min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / steps)))
-        if state.step % 50 == 0:
-            terms = f"whole {float(whole.detach()):.3f} dense {float(dense.detach()):.3f}"
-            print(f"step {state.step}/{steps} {terms} {time.monotonic() - started:.0f} s", flush=True)
-        if state.step % 250 == 0 or state.step == steps:
-            state.save(checkpoint)
-            fresh = make_vision_encoder()
-            fresh.load_state_dict(state.averaged.state_dict())
-            print(f"step {state.step} held-out {evaluate(fresh, 100)}", flush=True)
-            save_vision_encoder(fresh, output)
-
-
 def main() -> None:
-    from transformers import DINOv3ViTModel
+    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
+    torch.manual_seed(SEED)
+    student, pool = Student(), draw_pool()
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=900, help="total number of steps; 0 only measures --output")
-    parser.add_argument("--checkpoint", type=Path, default=Path("runs/toy_vision.pt"), help="where the training state is kept")
-    parser.add_argument("--init", type=Path, help="training state to continue from, or folder of weights to start from")
-    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER / "dinov3")
-    parser.add_argument("--supervised", action="store_true", help="contrast creatures by label: the study's upper bound")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.steps:
-        train(arguments.steps, arguments.checkpoint, arguments.init, arguments.output, supervised=arguments.supervised)
-    print("trained    ", evaluate(DINOv3ViTModel.from_pretrained(arguments.output, dtype=torch.float32), 200))
-    print("random init", evaluate(make_vision_encoder(), 200))
-    print("raw pixels ", evaluate_pixels(200))
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
+        generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+        chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
+        pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
+        whole, dense = training_loss(student, pictures, generator)
+        return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
+
+    train(
+        TrainingState(student, make_optimizers(student), averaged=student.encoder),
+        make_loss,
+        lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
+        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
+        steps=arguments.steps,
+        checkpoint=arguments.checkpoint,
+        clip_norm=float("inf"),
+        save_every=250,
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ company, so that the same identity can be found again in another clip; no identi
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from refalign.pictures import write_mp4
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import Split, attributes_of, sample_companion, sample_identity
 from refalign.toy.rendering import RenderedScene, render_scenes
-from refalign.toy.scenes import FPS, NUM_FRAMES, ScenePlan, caption_tier, make_caption, make_scene, subject_phrase
+from refalign.toy.scenes import FPS, NUM_FRAMES, PLACES, ScenePlan, caption_tier, make_caption, make_scene, subject_phrase
 
 VIDEOS_PER_CHANNEL = 6
 TWO_SHOT_SHARE = 1 / 6
@@ -50,9 +50,12 @@ def plan_world(num_videos: int, seed: int, split: Split = "train") -> list[Video
             casts.append(_channel_cast(np.random.default_rng([seed, channel, 0]), split, taken))
         rng = np.random.default_rng([seed, channel, 1 + number])
         shots = 2 if rng.random() < TWO_SHOT_SHARE else 1
-        scenes = tuple(_channel_scene(rng, casts[channel], number + shot) for shot in range(shots))
+        scenes = [_channel_scene(rng, casts[channel], number + shot) for shot in range(shots)]
+        if shots == 2 and scenes[1].place == scenes[0].place:  # a cut is seen by its change of place
+            places = list(PLACES)
+            scenes[1] = replace(scenes[1], place=places[(places.index(scenes[0].place) + 1) % len(places)])
         group = f"{split}-{seed}-{channel:03d}"
-        plans.append(VideoPlan(f"{group}-{number}", group, scenes))
+        plans.append(VideoPlan(f"{group}-{number}", group, tuple(scenes)))
     return plans
 
 

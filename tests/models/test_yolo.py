@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import toy_models
 
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.yolo import Detections, load_detector
@@ -12,7 +13,6 @@ from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.rendering import render_scene
 from refalign.toy.scenes import make_scene
-from refalign.toy.train_detector import evaluate, match_frame
 
 SIZE = FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 DETECTOR_FOLDER = WEIGHTS_FOLDER / "detector"
@@ -30,7 +30,7 @@ def clip():
 
 def test_shipped_weights_find_heldout_creatures():
     """The figures of the weights' README, with room for chance: 1.00 recall and 0.94 mask IoU over 500 frames."""
-    figures = evaluate(DETECTOR_FOLDER, 100)
+    figures = toy_models.measure_detector(DETECTOR_FOLDER, 100)
     assert figures["box_recall_at_50"] >= 0.95 and figures["mask_iou"] >= 0.85 and figures["false_share"] <= 0.06, figures
 
 
@@ -119,7 +119,7 @@ def test_matching_gives_each_subject_one_detection():
         ("creature",) * 4,
         np.repeat(truth.masks, 2, 0),
     )
-    assert match_frame(truth, double) == [1.0, 1.0]
+    assert toy_models.match_frame(truth, double) == [1.0, 1.0]
 
 
 def _truth(scene):

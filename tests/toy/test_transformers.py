@@ -15,20 +15,20 @@ from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make
 from refalign.toy.pool import CAPTION_TOKENS, Pool, draw_references, encode_captions, load_or_make_pool
 from refalign.toy.scenes import NUM_DRAWINGS, make_caption, make_scene
 from refalign.toy.train_transformer import (
-    PEAK,
     RECIPES,
-    REFERENCES_DROPPED,
     SIZE_SHARES,
     TEXT_DROPPED,
     WARMUP,
+    Course,
     Phase,
     Recipe,
     ToyModels,
-    Training,
     build,
-    learning_rate_at,
+    export,
     make_batch,
+    prepare,
 )
+from refalign.toy.training import TrainingState, train
 
 PER_SIZE, BATCH = 5, 16
 
@@ -96,18 +96,26 @@ def test_text_and_references_are_dropped_as_often_as_stated(pool):
     silent = torch.cat([(batch.prompt_embeds == nothing).all(1) for batch in batches]).float().mean()
     alone = [batch for batch in batches if not batch.alignment_mask.any()]
     assert float(silent) == pytest.approx(TEXT_DROPPED, abs=0.02)
-    assert len(alone) / len(batches) == pytest.approx(REFERENCES_DROPPED, abs=0.05)
+    assert len(alone) / len(batches) == pytest.approx(phase.without, abs=0.05)
     assert all(batch.reference_latents.shape[1] == 1 and not batch.reference_latents.any() for batch in alone)
     sizes = torch.cat([batch.latents[:, 0, 0, 0, 0] // PER_SIZE for batch in batches]).long().bincount() / (400 * BATCH)
     assert sizes.tolist() == pytest.approx(SIZE_SHARES, abs=0.08)
-    base = [make_batch(pool, phase, RECIPES["base"], step) for step in range(1, 9)]
+    base = [make_batch(pool, phase, RECIPES["base"], step) for step in range(1, 101)]
     assert not any(batch.alignment_mask.any() or batch.reference_latents.any() for batch in base)
+    zero_frames = [batch.reference_latents.shape[1] for batch in base]
+    assert set(zero_frames) == {0, 1} and np.mean(zero_frames) == pytest.approx(phase.without, abs=0.1)
 
 
-def test_the_learning_rate_warms_up_stays_and_falls_to_its_floor():
-    phase = Phase(1, 1000, 1, (1, 1, 1), peak=0.5, floor=0.2)
-    rates = {step: learning_rate_at(phase, step) / (0.5 * PEAK) for step in (1, WARMUP, 500, 750, 1000)}
+def test_the_learning_rate_warms_up_stays_and_falls_to_its_floor_in_each_phase(weights, tmp_path):
+    first, second = Phase(1, 100, 1, (1, 1, 1)), Phase(1, 1000, 1, (1, 1, 1), peak=0.5, floor=0.2)
+    recipe = Recipe((first, second), with_references=True)
+    objective = load_preset("toy_from_base").objective
+    course = Course(recipe, build(recipe, weights, 96, objective), objective, tmp_path, weights)
+    rates = {number: course.factor_at(99 + number) / 0.5 for number in (1, WARMUP, 500, 750, 1000)}
     assert rates == pytest.approx({1: 1 / WARMUP, WARMUP: 1, 500: 1, 750: 0.6, 1000: 0.2})
+    assert recipe.locate(99) == (first, 100) and recipe.locate(100) == (second, 1) and recipe.steps == 1100
+    with pytest.raises(IndexError):
+        recipe.locate(1100)
 
 
 def test_text_is_zero_beyond_each_prompt():
@@ -150,25 +158,27 @@ def test_a_run_that_stops_and_goes_on_has_the_weights_of_an_uninterrupted_one(na
     torch.set_num_threads(1)
     phases = Phase(1, 2, 2, (2, 2, 2)), Phase(NUM_DRAWINGS, 2, 2, (2, 2, 2), peak=0.5)
 
-    def train(work: Path, *some: Phase) -> Training:
-        work.mkdir(exist_ok=True)
+    def run(work: Path, *some: Phase) -> TrainingState:
         recipe = Recipe(some, RECIPES[name].with_references, RECIPES[name].aligned)
         with monkeypatch.context() as patch:
             patch.setitem(train_transformer.RECIPES, name, recipe)
-            training = Training(name, work, weights, compiled=False)
-            training.run()
-        return training
+            state, course = prepare(name, work, weights)
+        train(
+            state, course.make_loss, course.factor_at, lambda averaged: export(name, averaged, work / "out"),
+            steps=recipe.steps, checkpoint=work / "state.pt", clip_norm=1.0,
+        )  # fmt: skip
+        return state
 
-    whole = train(tmp_path / "whole", *phases)
-    train(tmp_path / "parts", phases[0])
-    parts = train(tmp_path / "parts", *phases)
+    whole = run(tmp_path / "whole", *phases)
+    run(tmp_path / "parts", phases[0])
+    parts = run(tmp_path / "parts", *phases)
     assert whole.step == parts.step == 4
-    for first, second in ((whole.models.state_dict(), parts.models.state_dict()), (whole.average.weights, parts.average.weights)):
+    trained = whole.model.state_dict()
+    for first, second in ((trained, parts.model.state_dict()), (whole.averaged.state_dict(), parts.averaged.state_dict())):
         assert first.keys() == second.keys() and all(torch.equal(tensor, second[key]) for key, tensor in first.items())
-    untrained = build(RECIPES[name], weights, 96, whole.objective).state_dict()
-    trained = whole.models.state_dict()
+    untrained = prepare(name, tmp_path, weights)[0].model.state_dict()
     changed = {key.split(".")[0] for key, tensor in untrained.items() if not torch.equal(tensor, trained[key])}
     assert changed == ({"transformer", "text"} if name == "base" else {"transformer", "projectors"})
-    whole.export(tmp_path / "out")
-    exported = {path.parent.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.safetensors")}
+    out = tmp_path / "whole" / "out"
+    exported = {path.parent.relative_to(out).as_posix() for path in out.rglob("*.safetensors")}
     assert exported == ({"wan/transformer", "wan/text_encoder"} if name == "base" else {"stage1/export/transformer", "stage1"})

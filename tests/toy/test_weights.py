@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 import torch
+import toy_models
+import toy_vision
 from safetensors import safe_open
 
 from refalign.models.vae import VideoVAE
-from refalign.toy import WEIGHTS_FOLDER, measure_vision, train_detector, train_vae
+from refalign.toy import WEIGHTS_FOLDER, train_vae
 from refalign.toy.benchmark import score_clip
 from refalign.toy.cases import draw_case, make_cases
 from refalign.toy.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
@@ -19,7 +21,7 @@ from refalign.toy.train_vision_encoder import PLACES, choose_places, correspondi
 
 @pytest.fixture(scope="module")
 def vae() -> VideoVAE:
-    return train_vae.load_vae(WEIGHTS_FOLDER / "wan" / "vae")
+    return VideoVAE.from_pretrained(str(WEIGHTS_FOLDER / "wan"))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_the_tokenizer_knows_every_caption_and_ends_it_as_t5_does():
 
 
 def test_the_vae_reconstructs_heldout_clips(vae):
-    figures = train_vae.evaluate(vae, 16)
+    figures = toy_models.measure_vae(vae, 16)
     assert figures["clip_psnr_db"] >= 30, figures
 
 
@@ -105,14 +107,14 @@ def test_each_latent_frame_is_the_picture_of_its_own_drawing(untrained_vae):
 def test_the_vision_encoder_beats_random_init_and_raw_pixels():
     from transformers import DINOv3ViTModel
 
-    trained = measure_vision.evaluate(DINOv3ViTModel.from_pretrained(WEIGHTS_FOLDER / "dinov3", dtype=torch.float32), 100)
-    for other in (measure_vision.evaluate(make_vision_encoder(), 100), measure_vision.evaluate_pixels(100)):
+    trained = toy_vision.evaluate(DINOv3ViTModel.from_pretrained(WEIGHTS_FOLDER / "dinov3", dtype=torch.float32), 100)
+    for other in (toy_vision.evaluate(make_vision_encoder(), 100), toy_vision.evaluate_pixels(100)):
         assert trained["retrieval_top1"] > other["retrieval_top1"] + 0.1, (trained, other)
     assert trained["same_subject_auc"] > 0.75, trained
 
 
 def test_the_detector_finds_heldout_subjects():
-    figures = train_detector.evaluate(WEIGHTS_FOLDER / "detector", 100)
+    figures = toy_models.measure_detector(WEIGHTS_FOLDER / "detector", 100)
     assert figures["box_recall_at_50"] >= 0.95 and figures["mask_iou"] >= 0.88, figures
 
 
@@ -152,6 +154,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_scores_are_probabilities_that_a_positive_wins():
-    assert measure_vision._auc(np.array([2.0, 3.0]), np.array([1.0, 2.5])) == 0.75
+    assert toy_vision._auc(np.array([2.0, 3.0]), np.array([1.0, 2.5])) == 0.75
     codes = np.random.default_rng(0).normal(size=(40, 8))
-    assert measure_vision.retrieval(lambda pictures: codes[: len(pictures)], 40) == 1.0
+    assert toy_vision.retrieval(lambda pictures: codes[: len(pictures)], 40) == 1.0

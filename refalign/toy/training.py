@@ -1,24 +1,21 @@
-"""How the toy's models are trained: in bfloat16 where that is fast, Muon for kernels, and a state that resumes from a file.
-
-Measured on the toy VAE, one core, batches of crops, 200 steps at equal cost a step: 16.3 dB against 14.5 dB for AdamW at its best
-learning rate.
-"""
+"""How the toy's models are trained: one loop, a state that resumes from a file, Muon for kernels, bfloat16 where it is fast."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import argparse
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from refalign.models.loading import load_tensors
 from refalign.training.optim import orthogonalise
 
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
 """Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
-_AVERAGE_DECAY = 0.99
 
 
 def multiplies_bfloat16() -> bool:
@@ -35,7 +32,8 @@ def autocast_where_fast(**options: Any) -> torch.autocast:
 class Muon(torch.optim.Optimizer):
     """Momentum, then each kernel's update is made nearly orthogonal as a matrix [out, in * taps].
 
-    The Transformer's (`refalign.training.optim.Muon`) takes matrices only; this one flattens kernels of convolutions.
+    The Transformer's (`refalign.training.optim.Muon`) takes matrices only; this one flattens kernels of convolutions. Measured on
+    the toy VAE, 200 steps at equal cost a step: 16.3 dB against 14.5 dB for AdamW at its best learning rate.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
@@ -76,10 +74,17 @@ def make_optimizers(model: nn.Module, betas: tuple[float, float] = (0.9, 0.999))
 class TrainingState:
     """A model, its optimizers, and the moving average of it (or of the ``averaged`` part of it): all that a run resumes from."""
 
-    def __init__(self, model: nn.Module, optimizers: list[torch.optim.Optimizer], *, averaged: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        averaged: nn.Module | None = None,
+        decay: float = 0.99,
+    ) -> None:
         self.model, self.optimizers, self.step = model, optimizers, 0
         self._source = model if averaged is None else averaged
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(_AVERAGE_DECAY)
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
         self._averaged = torch.optim.swa_utils.AveragedModel(self._source, multi_avg_fn=average, use_buffers=True)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
@@ -111,16 +116,69 @@ class TrainingState:
         path.with_suffix(".new").replace(path)
 
     def load(self, path: Path) -> None:
-        """Goes on from what `save` wrote; from a folder of exported weights only those, as the start of a new run."""
-        if path.is_dir():
-            (file,) = path.glob("*.safetensors")
-            weights = load_tensors(file)
-            self.model.load_state_dict({name: weights[name].to(each.dtype) for name, each in self.model.state_dict().items()})
-            self.averaged.load_state_dict(self._source.state_dict())
-            return
+        """Goes on from what `save` wrote."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self._averaged.load_state_dict(state["averaged"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = int(state["step"])
+
+
+def train(
+    state: TrainingState,
+    make_loss: Callable[[int], tuple[Tensor, dict[str, Any]]],
+    factor_at: Callable[[int], float],
+    export: Callable[[Any], None],
+    *,
+    steps: int,
+    checkpoint: Path,
+    clip_norm: float,
+    save_every: int = 100,
+) -> None:
+    """Trains to step ``steps``; goes on from ``checkpoint`` if it is there.
+
+    Args:
+        make_loss: of a step, counted from 0: the loss and figures to print.
+        factor_at: of a step, counted from 0: its learning rate over the peak.
+        export: is handed the averaged model at every checkpoint.
+    """
+    if checkpoint.is_file():
+        state.load(checkpoint)
+    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    started, shown = time.monotonic(), []
+    while state.step < steps:
+        state.model.train()
+        loss, figures = make_loss(state.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, clip_norm)
+        state.advance(factor_at(state.step))
+        shown.append({name: float(value) for name, value in figures.items()})
+        if state.step % 25 == 0:
+            means = " ".join(f"{name} {np.mean([each[name] for each in shown]):.4f}" for name in figures)
+            print(f"step {state.step}/{steps} {means} {(time.monotonic() - started) / len(shown):.2f} s a step", flush=True)
+            started, shown = time.monotonic(), []
+        if state.step % save_every == 0 or state.step == steps:
+            state.save(checkpoint)
+            export(state.averaged)
+
+
+def parse_arguments(
+    document: str | None, *, checkpoint: str, output: Path, steps: int | None = None, models: tuple[str, ...] = ()
+) -> argparse.Namespace:
+    """The options that the trainers share; computes on one thread from here on.
+
+    Args:
+        steps: that it takes by default; None: as the model's recipe says.
+        models: that one script can train, of which the first argument chooses.
+    """
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if models:
+        parser.add_argument("model", choices=models)
+    parser.add_argument(
+        "--steps", type=int, default=steps, help=f"total number of steps (default: {steps or 'all of its recipe'})"
+    )
+    parser.add_argument("--checkpoint", type=Path, default=Path(checkpoint), help="an interrupted run goes on from this file")
+    parser.add_argument("--output", type=Path, default=output, help="folder of the exported weights")
+    torch.set_num_threads(1)
+    return parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the vision encoder has learned, measured on identities nobody trained on, and beside it what raw pixels can do."""
+"""What a vision encoder has learned of the toy world, on identities nobody trained on, and beside it what raw pixels can do."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from refalign.toy.drawing import Action, Pose
 from refalign.toy.identities import sample_identity
 from refalign.toy.rendering import render_references
 from refalign.toy.sampling import sample_frames
+from refalign.toy.train_vision_encoder import PATCH_PX
 
 HELDOUT_SEED = 41
-PATCH_PX = 8
 _QUERY: tuple[Action, ...] = ("standing", "walking left")
 _GALLERY: tuple[Action, ...] = ("jumping", "walking right", "waving")
 

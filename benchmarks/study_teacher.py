@@ -1,0 +1,62 @@
+"""Trains the study's labelled upper bound: a vision encoder that is shown which pictures are of one creature.
+
+uv run benchmarks/study_teacher.py --output FOLDER
+
+Two pictures of each of many creatures, in poses of their own, are contrasted by creature: as CLS, and as mean of the patches. No
+vision encoder of a pipeline knows that of its pictures.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refalign.toy.identities import sample_identity
+from refalign.toy.initial_weights import save_vision_encoder
+from refalign.toy.rendering import render_references
+from refalign.toy.sampling import sample_pose
+from refalign.toy.train_vision_encoder import BATCH_PICTURES, SEED, Student, make_view, random_geometry, whole_loss
+from refalign.toy.training import TrainingState, make_optimizers, parse_arguments, train
+
+
+def supervised_loss(student: Student, step: int) -> tuple[Tensor, Tensor]:
+    """The two terms on the pictures of a step."""
+    rng, generator = np.random.default_rng([SEED, step, 7]), torch.Generator().manual_seed(SEED * 1_000_000 + step)
+    identities = [sample_identity(rng, "train") for _ in range(BATCH_PICTURES)]
+    views = []
+    for _ in range(2):
+        drawn = render_references(identities, [sample_pose(rng) for _ in identities], rng)
+        pictures = torch.from_numpy(drawn[:, :, 16:64]).permute(0, 3, 1, 2).float() / 255
+        views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
+    wholes, maps = student(torch.cat(views))
+    return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))
+
+
+def main() -> None:
+    folder = Path("runs/study_teacher")
+    arguments = parse_arguments(__doc__, steps=900, checkpoint=f"{folder}/state.pt", output=folder / "dinov3")
+    torch.manual_seed(SEED)
+    student = Student()
+
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
+        whole, patches = supervised_loss(student, step)
+        return whole + patches, {"whole": whole.detach(), "patches": patches.detach()}
+
+    train(
+        TrainingState(student, make_optimizers(student), averaged=student.encoder),
+        make_loss,
+        lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
+        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
+        steps=arguments.steps,
+        checkpoint=arguments.checkpoint,
+        clip_norm=float("inf"),
+    )
+
+
+if __name__ == "__main__":
+    main()
