@@ -19,9 +19,9 @@ from study_arms import (
     Settings,
 )
 from study_run import load_result
+from toy_clips import OPTIONS
 
 from refalign.evaluation.bootstrap import Interval, count_seeds, hierarchical_bootstrap, smallest_seen
-from refalign.toy.benchmark import OPTIONS
 
 Result = dict[str, Any]
 Clip = dict[str, Any]

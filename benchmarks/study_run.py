@@ -22,6 +22,7 @@ from recording import describe_machine
 from study_arms import ARMS, PRIMARY, Budget, Job, make_config
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from toy_clips import OPTIONS, run_benchmark
 
 from refalign.config import RunConfig
 from refalign.evaluation.confusion import CONFUSED
@@ -29,7 +30,6 @@ from refalign.evaluation.separability import collect_references
 from refalign.evaluation.separability import describe as describe_blocks
 from refalign.generation import RefAlignPipeline, make_scheduler
 from refalign.shards.reader import ShardIndex
-from refalign.toy.benchmark import OPTIONS, run_benchmark
 from refalign.toy.cases import Case, make_benchmark, make_cases
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES
 from refalign.toy.training import autocast_where_fast

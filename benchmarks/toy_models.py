@@ -20,12 +20,12 @@ import torch
 import toy_vision
 from PIL import Image
 from recording import describe_machine, write_result
+from toy_clips import run_benchmark
 
 from refalign.evaluation.confusion import find_fates
 from refalign.models.vae import VideoVAE
 from refalign.models.yolo import Detections, load_detector
 from refalign.toy import WEIGHTS_FOLDER
-from refalign.toy.benchmark import EXPECTED_FATES, run_benchmark, score_clip, summarise
 from refalign.toy.cases import (
     FAULTS,
     Case,
@@ -43,9 +43,16 @@ from refalign.toy.initial_weights import make_vision_encoder
 from refalign.toy.rendering import render_references, render_scenes
 from refalign.toy.sampling import FrameTruth, sample_clutter, sample_frames, sample_references
 from refalign.toy.scenes import make_scene
+from refalign.toy.scoring import score_clip, summarise
 
 Figures = dict[str, float]
 PARTS = ("vae", "vision", "detector", "judge", "base", "stage1", "twin")
+EXPECTED_FATES = {
+    "truth": ["own", "own"],
+    "swap": ["swap", "swap"],
+    "dominance": ["own", "dominance"],
+    "blending": ["own", "blending"],
+}
 VAE_SEED, DETECTOR_SEED = 31, 21
 SHEET_CASES, SHEET_IDENTITIES, SHEET_COLUMNS = 24, 60, 12
 MOVING_CASES, MOVING_SCALE, MOVING_MS = 4, 3, 400

@@ -16,12 +16,13 @@ from study_figures import write_report
 from study_report import analyse, choose_settings, give_verdict
 from study_run import Place, digest_weights, is_done, load_result, make_prompts, rate_clip, run_job
 from study_targets import derive_shards, shuffle_targets
+from toy_clips import OPTIONS
 
 from refalign.errors import ArtifactError
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import unpack_tokens
-from refalign.toy.benchmark import OPTIONS, score_clip
 from refalign.toy.cases import Case, Fault, draw_case, make_cases
+from refalign.toy.scoring import score_clip
 from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train

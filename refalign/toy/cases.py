@@ -19,9 +19,9 @@ from refalign.toy.identities import (
     identity_of,
     vocabularies,
 )
-from refalign.toy.rendering import draw_subjects, render_references, render_scene
+from refalign.toy.rendering import render_references, render_scenes
 from refalign.toy.sampling import sample_pose
-from refalign.toy.scenes import HOLD, NUM_DRAWINGS, ScenePlan, make_caption, make_scene, paint_place
+from refalign.toy.scenes import NUM_FRAMES, ScenePlan, make_caption, make_scene
 
 SEED = 70
 Fault = Literal["truth", "swap", "dominance", "blending", "paste"]
@@ -122,7 +122,10 @@ def draw_case(case: Case, fault: Fault) -> np.ndarray:
     swap: the first two subjects have each other's hidden looks; dominance: the second has the first's; blending: it has half of
     them; paste: every subject is its reference picture, standing still.
     """
-    return _paste(case) if fault == "paste" else render_scene(recast_for(case, fault).plan).frames
+    if fault == "paste":
+        (still,) = render_scenes([case.plan], 1, poses=case.given)
+        return np.repeat(still.frames, NUM_FRAMES, axis=0)
+    return render_scenes([recast_for(case, fault).plan])[0].frames
 
 
 def recast_for(case: Case, fault: Fault) -> Case:
@@ -161,12 +164,3 @@ def _blend(identity: int, other: int) -> int:
     telling = [name for name in HIDDEN_ATTRIBUTES if getattr(mine, name) != getattr(theirs, name)]
     fitting = [name for name in telling if getattr(theirs, name) in words[name]]
     return _dress(identity, other, fitting[: len(telling) // 2])
-
-
-def _paste(case: Case) -> np.ndarray:
-    """The scene's place with everybody in the pose of the reference, the same in every frame."""
-    canvas = paint_place(case.plan)
-    figures = draw_subjects([case.plan], 1, poses=case.given)
-    for colour, alpha in zip(figures.colour, figures.alpha, strict=True):
-        canvas = canvas * (1 - alpha[..., None]) + colour
-    return np.repeat(canvas.round().astype(np.uint8)[None], 1 + HOLD * (NUM_DRAWINGS - 1), axis=0)

@@ -1,21 +1,19 @@
 """The shapes of the toy models, and the folder of weights they start from: complete, in the hub's layout, untrained.
 
-    python -m refalign.toy.initial_weights [--output refalign/toy/weights] [--parts transformer text vae dinov3]
+    python -m refalign.toy.initial_weights FOLDER
 
 Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. A fixed seed makes the
-same weights again. The training scripts beside this file replace parts of the folder.
+same weights again. The training scripts beside this file replace one part each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.scenes import caption_words
 
@@ -26,18 +24,6 @@ NEARNESS = 5.0
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 """In T5's order: padding is 0, the end of a prompt is 1, words outside the vocabulary are 2."""
 MAX_PROMPT_TOKENS = 512
-PARTS = ("transformer", "text", "vae", "dinov3")
-MODEL_INDEX = {
-    "_class_name": "WanPipeline",
-    "boundary_ratio": None,
-    "expand_timesteps": False,
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "transformer_2": [None, None],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
 
 
 def make_transformer(seed: int = SEED) -> Any:
@@ -155,20 +141,6 @@ def make_tokenizer() -> Any:
     )
 
 
-def image_processor_config() -> dict[str, Any]:
-    """What the hub's DINOv3 folders say about their input; no resizing happens here, the sizes only inform."""
-    return {
-        "image_processor_type": "DINOv3ViTImageProcessorFast",
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "rescale_factor": 1 / 255,
-        "size": {"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX},
-    }
-
-
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Lets ``write`` fill a folder beside ``target``, then puts it in its place, so that no reader meets half of it."""
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
@@ -191,50 +163,39 @@ def save_half(model: Any, target: Path) -> None:
 
 
 def save_vision_encoder(model: Any, target: Path) -> None:
-    """Writes the vision encoder with the input statistics its hub folder carries."""
+    """Writes the vision encoder with the input statistics its hub folder carries; their sizes only inform."""
+    from transformers import DINOv3ViTImageProcessor
+
+    processor = DINOv3ViTImageProcessor(size={"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX})
 
     def write(folder: Path) -> None:
         model.half().save_pretrained(folder, safe_serialization=True)
-        (folder / "preprocessor_config.json").write_text(json.dumps(image_processor_config(), indent=2) + "\n")
+        processor.save_pretrained(folder)
 
     replace_folder(target, write)
 
 
-def write_initial_weights(output: Path, parts: tuple[str, ...] = PARTS) -> None:
-    """Writes the named parts, untrained, and what needs no training (tokenizer, scheduler, index)."""
-    wan = output / "wan"
-    wan.mkdir(parents=True, exist_ok=True)
-    if "transformer" in parts:
-        save_half(make_transformer(), wan / "transformer")
-    if "text" in parts:
-        tokenizer = make_tokenizer()
-        replace_folder(wan / "tokenizer", lambda folder: tokenizer.save_pretrained(folder))
-        save_half(make_text_encoder(len(tokenizer)), wan / "text_encoder")
-    if "vae" in parts:
-        save_half(make_vae(), wan / "vae")
-    if "dinov3" in parts:
-        save_vision_encoder(make_vision_encoder(), output / "dinov3")
-    _write_scheduler_and_index(wan)
+def write_initial_weights(output: Path) -> None:
+    """Writes all parts, untrained, and what needs no training (tokenizer, scheduler, index)."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-
-def _write_scheduler_and_index(wan: Path) -> None:
-    import diffusers
-    from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
-
-    scheduler: Any = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0)
-    replace_folder(wan / "scheduler", lambda folder: scheduler.save_pretrained(folder))
-    index = {**MODEL_INDEX, "_diffusers_version": diffusers.__version__}
-    (wan / "model_index.json").write_text(json.dumps(dict(sorted(index.items())), indent=2) + "\n")
+    tokenizer = make_tokenizer()
+    pipeline: Any = WanPipeline(
+        tokenizer=tokenizer,
+        text_encoder=make_text_encoder(len(tokenizer)),
+        vae=make_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0),  # ty: ignore[invalid-argument-type]
+        transformer=make_transformer(),
+    )
+    replace_folder(output / "wan", pipeline.to(torch.float16).save_pretrained)
+    save_vision_encoder(make_vision_encoder(), output / "dinov3")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to (re)write untrained")
-    arguments = parser.parse_args()
-    write_initial_weights(arguments.output, tuple(arguments.parts))
-    size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
-    print(f"{arguments.output}: {', '.join(arguments.parts)} written untrained; {size / 1e6:.1f} MB in all")
+    parser.add_argument("output", type=Path, metavar="FOLDER", help="wan/ and dinov3/ are written there")
+    write_initial_weights(parser.parse_args().output)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ class RenderedScene:
     visible_fraction: np.ndarray
 
 
-def render_scene(plan: ScenePlan) -> RenderedScene:
-    """Draws one scene with its ground truth."""
-    return render_scenes([plan])[0]
-
-
-def render_scenes(plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS) -> list[RenderedScene]:
+def render_scenes(
+    plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS, *, poses: Sequence[Pose] | None = None
+) -> list[RenderedScene]:
     """Draws scenes with their ground truth; ``num_drawings=1`` stops after the first frame.
 
     The first drawing is the first frame; each other one stands for ``HOLD`` frames. Who stands further down is in front.
+
+    Args:
+        poses: as for `draw_subjects`.
     """
-    figures = draw_subjects(plans, num_drawings)
+    figures = draw_subjects(plans, num_drawings, poses=poses)
     shown = [0, *(drawing for drawing in range(1, num_drawings) for _ in range(HOLD))]
     scenes, start = [], 0
     for plan in plans:

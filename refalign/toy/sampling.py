@@ -60,42 +60,24 @@ def sample_references(seed: int, numbers: range, split: Split = "train") -> np.n
 
 
 def sample_clutter(seed: int, number: int) -> FrameTruth:
-    """The ``number``-th frame without any creature: cloudy textures, soft and hard shapes, stripes, darkness.
+    """The ``number``-th frame without any creature: coarse textures, soft and hard shapes, lines, darkness.
 
     A detector that has only seen creatures takes whatever stands out in real footage for one.
     """
     rng = np.random.default_rng([seed, number, 4])
-    size = np.array([FRAME_WIDTH_PX, FRAME_HEIGHT_PX])
-    colours = rng.uniform(0, 255, (2, 3)) * rng.uniform(0.15, 1.0)
-    frame = colours[0] + (colours[1] - colours[0]) * _clouds(rng)[..., None]
-    picture = Image.fromarray(frame.clip(0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    size = FRAME_WIDTH_PX, FRAME_HEIGHT_PX
+    texture = rng.uniform(0, 255 * rng.uniform(0.15, 1.0), (*rng.integers(2, 13, 2), 3)).astype(np.uint8)
+    picture = Image.fromarray(texture).resize(size, Image.Resampling.BICUBIC)
     for _ in range(rng.integers(0, 9)):
-        corners = rng.uniform(-0.2, 1.2, (2, 2)) * size
-        box = [tuple(corners.min(0)), tuple(corners.max(0) + 1)]
+        brush = ImageDraw.Draw(picture)
+        corners = np.sort(rng.uniform(-0.2, 1.2, (2, 2)) * size, axis=0)
         fill = tuple(int(value) for value in rng.uniform(0, 255, 3) * rng.uniform(0.2, 1.0))
-        kind = rng.integers(4)
-        if kind == 0:
-            draw.ellipse(box, fill=fill)
-        elif kind == 1:
-            draw.rectangle(box, fill=fill)
-        elif kind == 2:
-            draw.polygon([tuple(point) for point in rng.uniform(-0.1, 1.1, (int(rng.integers(3, 7)), 2)) * size], fill=fill)
+        if rng.random() < 0.3:
+            brush.line([*map(tuple, corners)], fill=fill, width=int(rng.integers(1, 14)))
         else:
-            draw.line([tuple(point) for point in corners], fill=fill, width=int(rng.integers(1, 14)))
+            (brush.ellipse if rng.random() < 0.5 else brush.rectangle)([*map(tuple, corners)], fill=fill)
         if rng.random() < 0.3:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
-            draw = ImageDraw.Draw(picture)
-    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(0, 10), frame.shape)
+    noisy = np.asarray(picture) + rng.normal(0, rng.uniform(0, 10), (FRAME_HEIGHT_PX, FRAME_WIDTH_PX, 3))
     nothing = np.zeros((0, FRAME_HEIGHT_PX, FRAME_WIDTH_PX), bool)
     return FrameTruth(noisy.clip(0, 255).astype(np.uint8), np.zeros((0, 4), int), nothing)
-
-
-def _clouds(rng: np.random.Generator) -> np.ndarray:
-    """float [H, W] in [0, 1]: noise whose amplitude falls with frequency, as in photographs."""
-    rows, columns = np.fft.fftfreq(FRAME_HEIGHT_PX), np.fft.fftfreq(FRAME_WIDTH_PX)
-    frequency = np.hypot(rows[:, None], columns[None])
-    frequency[0, 0] = 1
-    spectrum = np.fft.fft2(rng.normal(size=frequency.shape)) / frequency ** rng.uniform(0.8, 2.0)
-    values = np.fft.ifft2(spectrum).real
-    return (values - values.min()) / max(float(np.ptp(values)), 1e-9)

@@ -72,7 +72,8 @@ def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     images = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
     boxes = torch.from_numpy(np.concatenate([truth.boxes_xyxy_px for truth in truths])).float()
     boxes = boxes / torch.tensor([width, height, width, height])
-    index_masks = np.stack([_index_mask(truth.masks) for truth in truths])
+    # Disjoint masks as one picture: 0 for background, n + 1 for subject n.
+    index_masks = np.stack([(truth.masks * np.arange(1, len(truth.masks) + 1)[:, None, None]).sum(0) for truth in truths])
     return {
         "img": images,
         "batch_idx": torch.repeat_interleave(
@@ -82,12 +83,6 @@ def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
         "bboxes": torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1),
         "masks": torch.from_numpy(index_masks).float(),
     }
-
-
-def _index_mask(masks: np.ndarray) -> np.ndarray:
-    """Disjoint masks bool [S, H, W] -> [H, W] with 0 for background and n + 1 for subject n."""
-    numbers = np.arange(1, len(masks) + 1, dtype=np.uint8)[:, None, None]
-    return (masks * numbers).sum(0, dtype=np.uint8)
 
 
 def _augment(truth: FrameTruth, rng: np.random.Generator) -> FrameTruth:

@@ -9,6 +9,7 @@ latents' mean and standard deviation per channel are measured and written into t
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,9 @@ def write_latent_statistics(vae: Any, count: int = 96) -> None:
 
 def export(averaged: Any, output: Path) -> None:
     """Writes a copy in half precision, with the statistics of its latents."""
-    fresh = convolve_planes(make_vae())
-    fresh.load_state_dict(averaged.state_dict())
-    write_latent_statistics(fresh.eval())
-    save_half(fresh, output)
+    vae = copy.deepcopy(averaged).eval()
+    write_latent_statistics(vae)
+    save_half(vae, output)
 
 
 def main() -> None:

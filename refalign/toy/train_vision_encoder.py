@@ -84,14 +84,13 @@ def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) ->
     count, _, height, width = pictures.shape
     grid = functional.affine_grid(geometry, [count, 3, height, width], align_corners=False)
     view = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-    gain = (
-        1
-        + 0.24 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)
-        + 0.1 * (torch.rand(count, 3, 1, 1, generator=generator) - 0.5)
-    )
-    view = (view * gain + 0.08 * (torch.rand(count, 1, 1, 1, generator=generator) - 0.5)).clamp(0, 1)
+
+    def noise(channels: int) -> Tensor:
+        return torch.rand(count, channels, 1, 1, generator=generator) - 0.5
+
+    view = (view * (1 + 0.24 * noise(1) + 0.1 * noise(3)) + 0.08 * noise(1)).clamp(0, 1)
     blurred = functional.avg_pool2d(functional.pad(view, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    view = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.3, blurred, view)
+    view = torch.where(noise(1) < -0.2, blurred, view)
     view = view + 0.02 * torch.randn(view.shape, generator=generator)
     return (view - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
 
@@ -137,9 +136,7 @@ def dense_loss(maps: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]) -> Te
     scores = scores.masked_fill(ignored, -1e4)
     target = torch.arange(len(scores))
     seen = (places[1].abs() < 1).all(-1).flatten().float()
-    both = functional.cross_entropy(scores, target, reduction="none") + functional.cross_entropy(
-        scores.T, target, reduction="none"
-    )
+    both = sum(functional.cross_entropy(each, target, reduction="none") for each in (scores, scores.T))
     return 0.5 * (both * seen).sum() / seen.sum().clamp_min(1)
 
 

@@ -108,7 +108,7 @@ def _time_captions(plan: VideoPlan) -> list[dict[str, Any]]:
 
 
 def ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
-    """Everything known about a video, as JSON values; boxes xyxy half-open px, masks as uncompressed COCO RLE."""
+    """Everything known about a video, as JSON values; boxes xyxy half-open px."""
     first_frame, records = 0, []
     for shot in shots:
         plan = shot.plan
@@ -138,19 +138,4 @@ def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
         "phrase": subject_phrase(subject.identity, named=subject.named),
         "boxes_xyxy_px": shot.boxes_xyxy_px[number].tolist(),
         "visible_fraction": [round(float(value), 3) for value in shot.visible_fraction[number]],
-        "masks_rle": [encode_mask(mask) for mask in shot.masks[number]],
     }
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
-    """Bool [H, W] -> COCO's uncompressed run lengths: column by column, beginning with a run of background."""
-    pixels = mask.ravel(order="F")
-    edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    runs = np.diff(np.concatenate([[0], edges, [pixels.size]])).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if pixels[0] else runs}
-
-
-def decode_mask(rle: dict[str, list[int]]) -> np.ndarray:
-    """The inverse of ``encode_mask``."""
-    values = np.arange(len(rle["counts"])) % 2 == 1
-    return np.repeat(values, rle["counts"]).reshape(rle["size"], order="F")

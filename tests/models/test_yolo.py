@@ -11,7 +11,7 @@ from refalign.errors import ArtifactError, GeometryError
 from refalign.models.yolo import Detections, load_detector
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
-from refalign.toy.rendering import render_scene
+from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import make_scene
 
 SIZE = FRAME_HEIGHT_PX, FRAME_WIDTH_PX
@@ -25,7 +25,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def clip():
-    return render_scene(make_scene(11, split="heldout", num_subjects=2, likeness="same shape and colour"))
+    return render_scenes([make_scene(11, split="heldout", num_subjects=2, likeness="same shape and colour")])[0]
 
 
 def test_shipped_weights_find_heldout_creatures():
@@ -79,7 +79,7 @@ def test_tracks_follow_subjects(detector):
     """Through 12 clips: nearly always found, and seldom mistaken for another where two pass each other."""
     found, frames, subjects, switched = 0, 0, 0, 0
     for number in range(12):
-        scene = render_scene(make_scene([11, number], split="heldout"))
+        scene = render_scenes([make_scene([11, number], split="heldout")])[0]
         tracks = detector.track(scene.frames)
         for boxes in scene.boxes_xyxy_px:
             ids = [id_ for tracked, box in zip(tracks, boxes, strict=True) if (id_ := _track_at(tracked, box)) is not None]
@@ -111,7 +111,7 @@ def test_float_frames_are_refused(detector):
 
 
 def test_matching_gives_each_subject_one_detection():
-    scene = render_scene(make_scene(3, num_subjects=2))
+    scene = render_scenes([make_scene(3, num_subjects=2)])[0]
     truth = _truth(scene)
     double = Detections(
         np.repeat(truth.boxes_xyxy_px, 2, 0).astype(np.float32),

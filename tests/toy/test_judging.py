@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from toy_clips import OPTIONS, run_benchmark
+from toy_models import EXPECTED_FATES
 
-from refalign.toy.benchmark import EXPECTED_FATES, OPTIONS, run_benchmark, score_clip, summarise
 from refalign.toy.cases import (
     FAULTS,
     Case,
@@ -27,6 +28,7 @@ from refalign.toy.cases import (
 from refalign.toy.identities import ATTRIBUTE_NAMES, HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES, attributes_of, split_of
 from refalign.toy.judge import is_occupied, read_clip, read_reference
 from refalign.toy.scenes import PLACES, SIDES, Place, paint_place
+from refalign.toy.scoring import score_clip, summarise
 from refalign.toy.verdict import judge_video
 
 CASES = make_benchmark(1, split="judges")

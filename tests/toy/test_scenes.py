@@ -12,7 +12,7 @@ from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, HEIGH
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, attributes_of, identity_of, likeness_of, split_of
 from refalign.toy.initial_weights import make_tokenizer
 from refalign.toy.pool import CAPTION_TOKENS
-from refalign.toy.rendering import boxes_of, draw_subjects, render_references, render_scene, render_scenes
+from refalign.toy.rendering import boxes_of, draw_subjects, render_references, render_scenes
 from refalign.toy.sampling import sample_clutter, sample_frames
 from refalign.toy.scenes import (
     NUM_FRAMES,
@@ -40,7 +40,7 @@ def shots():
 
 
 def test_the_same_seed_gives_the_same_scene_and_pixels():
-    first, second = (render_scene(make_scene(123)) for _ in range(2))
+    first, second = (render_scenes([make_scene(123)])[0] for _ in range(2))
     assert first.plan == second.plan != make_scene(124)
     assert first.frames.tobytes() == second.frames.tobytes() and first.masks.tobytes() == second.masks.tobytes()
     assert first.frames.shape == (NUM_FRAMES, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, 3) and first.frames.dtype == np.uint8

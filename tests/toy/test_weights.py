@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from refalign.models.vae import VideoVAE
 from refalign.toy import WEIGHTS_FOLDER, train_vae
-from refalign.toy.benchmark import score_clip
 from refalign.toy.cases import draw_case, make_cases
 from refalign.toy.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import HOLD, caption_words, make_caption, make_scene
+from refalign.toy.scoring import score_clip
 from refalign.toy.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry
 
 
