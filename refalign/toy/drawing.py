@@ -129,11 +129,17 @@ class _Brush:
         cover = np.clip(0.5 - distance * self.unit_px, 0, 1)
         if shown is not None:
             cover *= self.column(shown)
+        # Most forms are small: only the rows and columns that any creature's form touches are painted.
+        used = [np.flatnonzero(cover.any(axis=axes)) for axes in ((0, 2), (0, 1))]
+        if not used[0].size:
+            return
+        window = np.s_[:, used[0][0] : used[0][-1] + 1, used[1][0] : used[1][-1] + 1]
+        cover, colour_there, alpha_there = cover[window], self.colour[window], self.alpha[window]
         tint = np.broadcast_to(np.asarray(colour, np.float32), (len(cover), 3))[:, None, None]
         if shade is not None:
-            tint = np.clip(tint * shade[..., None], 0, 255)
-        self.colour += cover[..., None] * (tint - self.colour)
-        self.alpha += cover * (1 - self.alpha)
+            tint = np.clip(tint * shade[window][..., None], 0, 255)
+        colour_there += cover[..., None] * (tint - colour_there)
+        alpha_there += cover * (1 - alpha_there)
 
 
 def _arm(brush: _Brush, poses: Sequence[Pose], side: int) -> Grid:

@@ -34,7 +34,7 @@ ABSENT = 0.75
 """Over the pixels that a creature covers: its squared difference over that of the empty place, above which nobody is there.
 Measured: 0.1 to 0.2 on drawn clips, up to 0.5 under noise of 30 or blur of 1.5 px, above 0.9 where nobody is."""
 STRANGER, NOBODY = 0.6, 0.97
-"""The same around a slot: from the first other looks than those of the cast are tried, from the second nobody is there."""
+"""The same around a slot: from the first other looks than those of the cast are tried, from the second nobody is looked for."""
 OCCUPIED = 0.5
 """Share of the middle of a slot that differs from the empty place where somebody stands."""
 UNSURE = 0.004
@@ -170,7 +170,7 @@ class _Search:
             forms = looks[:1] or [replace(_ANYBODY, shape=shape) for shape in SHAPES]
             strangers = [replace_colour(look, colour) for look in forms for colour in self._main_colours(3)]
             fit = self._find([*looks, *strangers])
-        if fit.error > NOBODY:
+        if looks and fit.error > NOBODY:
             return None
         leads: dict[str, float] = {}
         for sweep in range(_SWEEPS):
@@ -284,10 +284,10 @@ class _Search:
 
     def _sweep(self, fit: _Fit, *, from_nothing: bool) -> tuple[_Fit, dict[str, float]]:
         """Each attribute in turn takes its best value, after the two colours of the body together."""
-        pairs = [replace(other, second_colour=second) for other in _variants(fit.look, "main_colour") for second in COLOURS]
-        pairs = [look for look in pairs if look.second_colour != look.main_colour]
+        bodies = [replace_colour(fit.look, colour) for colour in (self._main_colours(3) if from_nothing else MAIN_COLOURS)]
         if from_nothing:
-            pairs = [replace(look, pattern=pattern) for look in pairs for pattern in PATTERNS]
+            bodies = [replace(look, pattern=pattern) for look in bodies for pattern in PATTERNS]
+        pairs = [replace(look, second_colour=colour) for look in bodies for colour in COLOURS if colour != look.main_colour]
         fit, _ = self._choose(pairs, fit)
         leads = {}
         for name in ATTRIBUTE_NAMES:
