@@ -337,13 +337,18 @@ def check_config(tree: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            where = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
-            got = "" if item["type"] in ("value_error", "missing") else f" (got {hide_secrets(repr(item['input']))[:200]})"
-            problems.append(f"{where}: {message}{got}" if where and where not in message else message + got)
-        raise ConfigError("; ".join(problems) + ".") from error
+        raise ConfigError(f"{describe_problems(error)}.") from error
+
+
+def describe_problems(error: ValidationError) -> str:
+    """Pydantic's report as one line: each field, what is wrong with it, and its value."""
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        got = "" if item["type"] in ("value_error", "missing") else f" (got {hide_secrets(repr(item['input']))[:200]})"
+        problems.append(f"{where}: {message}{got}" if where and where not in message else message + got)
+    return "; ".join(problems)
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -8,6 +8,9 @@ Nothing of the alignment is loaded: no projector, no vision encoder. A step cost
 
 from __future__ import annotations
 
+import copy
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from refalign.errors import ConfigError
-from refalign.exports import load_export_settings
+from refalign.exports import load_export_settings, published_settings
 from refalign.geometry import Grid, letterbox
 from refalign.models.loading import looks_local
 from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
@@ -33,6 +36,11 @@ from refalign.models.wan import RefAlignTransformer, load_transformer
 
 Reference = Image.Image | np.ndarray
 """A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
+_MAX_TIMES_REFERENCES = 2
+"""More references than so many times those of a training sample are refused; each adds a frame of tokens."""
+_LOCKS: dict[str, threading.RLock] = {}
+"""One call at a time on each device: VAE and text encoder keep state while they work, and pipelines may share them."""
+_log = logging.getLogger(__name__)
 
 
 def make_scheduler(name: str = "euler", shift: float = 5.0) -> Any:
@@ -61,8 +69,12 @@ class RefAlignPipeline(DiffusionPipeline):
     Any diffusers scheduler for flow matching can be set as ``pipeline.scheduler``. ``enable_model_cpu_offload``,
     ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline.
 
+    Several threads may call one pipeline. The calls on one device wait for each other, and each steps its own copy of the
+    scheduler.
+
     Attributes:
         max_sequence_length: text tokens the Transformer attends to, padding included; must be what it was trained with.
+        max_references: most references of a training sample; None: unknown.
 
     Source: the published inference (three passes, Euler, shift 5). Ours also takes batches of prompts.
     """
@@ -83,6 +95,7 @@ class RefAlignPipeline(DiffusionPipeline):
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
         self.max_sequence_length = TEXT_TOKENS
+        self.max_references: int | None = None
 
     @classmethod
     def from_pretrained(  # ty: ignore[incompatible-method-override]  # fewer options, all named
@@ -109,19 +122,19 @@ class RefAlignPipeline(DiffusionPipeline):
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
         """
-        settings = load_export_settings(Path(source).expanduser()) if looks_local(source) else {}
-        named = (settings["base"], settings["base_revision"]) if "base" in settings else (source, revision)
+        local = looks_local(source)
+        settings, stored = load_export_settings(Path(source).expanduser()) if local else (published_settings(), {})
+        named = (stored["base"], stored["base_revision"]) if "base" in stored else (source, revision)
         parts, parts_revision = (base, None) if base else named
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
-        generation = settings.get("generation", {})
         pipeline = cls(
             tokenizer=text.tokenizer,
             text_encoder=text.model,
             vae=VideoVAE.from_pretrained(parts, revision=parts_revision).model,
             transformer=transformer or load_transformer(source, revision=revision, dtype=torch_dtype).eval(),
-            scheduler=make_scheduler(scheduler, generation.get("shift", 5.0)) if isinstance(scheduler, str) else scheduler,
+            scheduler=make_scheduler(scheduler, settings.shift) if isinstance(scheduler, str) else scheduler,
         )
-        pipeline.max_sequence_length = generation.get("max_sequence_length", TEXT_TOKENS)
+        pipeline.max_sequence_length, pipeline.max_references = settings.max_sequence_length, settings.max_references
         return pipeline
 
     @property
@@ -167,38 +180,69 @@ class RefAlignPipeline(DiffusionPipeline):
 
         Raises:
             GeometryError: height, width or num_frames do not fit the grid; the message names sizes that do.
-            ConfigError: references do not match the prompts, or an unknown output type.
+            ConfigError: references do not match the prompts or are far more than the model knows, or an unknown output type.
         """
         _check_output(self.grid, height, width, num_frames, output_type)
         prompts, given = _pair_up(prompt, references)
+        self._check_references(max((len(each) for each in given), default=0))
         device = self._execution_device
+        callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+        with _LOCKS.setdefault(str(device), threading.RLock()):
+            # 1. Conditions
+            tensors = self._encode_text(prompts, negative_prompt, device)
+            reference_latents = self._encode_references(given, height, width, device)
 
-        # 1. Conditions
-        tensors = self._encode_text(prompts, negative_prompt, device)
-        reference_latents = self._encode_references(given, height, width, device)
+            # 2. Noise
+            shape = (len(prompts), self.transformer.config.in_channels, *self.grid.latent_shape(num_frames, height, width))
+            tensors["latents"] = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
 
-        # 2. Noise
-        shape = (len(prompts), self.transformer.config.in_channels, *self.grid.latent_shape(num_frames, height, width))
-        tensors["latents"] = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            # 3. Denoising
+            scales = reference_guidance_scale, guidance_scale
+            latents = self._denoise(tensors, reference_latents, num_inference_steps, scales, batch_passes, callback)
 
-        # 3. Denoising, one guided velocity a step
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for step, timestep in enumerate(self._set_timesteps(num_inference_steps, device)):
-                predictions = self._predict(tensors, timestep, reference_latents, batch_passes=batch_passes)
-                velocity = combine_guidance(*predictions, reference_guidance_scale, guidance_scale)
-                tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
-                if callback_on_step_end:
-                    names = callback_on_step_end_tensor_inputs
-                    tensors |= callback_on_step_end(self, step, timestep, {name: tensors[name] for name in names})
-                progress.update()
-
-        # 4. Pixels
-        frames = self._decode(tensors["latents"], output_type, device)
-        self.maybe_free_model_hooks()
+            # 4. Pixels
+            frames = self._decode(latents, output_type, device)
+            self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=frames)
 
+    def _check_references(self, count: int) -> None:
+        """Warns of more references than the model was trained with, and refuses far more."""
+        known = self.max_references
+        if known is None or count <= known:
+            return
+        if count > _MAX_TIMES_REFERENCES * known:
+            raise ConfigError(
+                f"{count} references; the model was trained with up to {known}. Give at most {_MAX_TIMES_REFERENCES * known}."
+            )
+        _log.warning("%d references; the model was trained with up to %d. Some may be ignored.", count, known)
+
+    def _denoise(
+        self,
+        tensors: dict[str, Tensor],
+        reference_latents: Tensor | None,
+        num_steps: int,
+        scales: tuple[float, float],
+        batch_passes: bool,
+        callback: tuple[Callable[..., dict[str, Tensor]] | None, Sequence[str]],
+    ) -> Tensor:
+        """Latents after all steps, one guided velocity a step; the scheduler is a copy, which no other call steps."""
+        scheduler = copy.deepcopy(self.scheduler)
+        on_step_end, names = callback
+        with self.progress_bar(total=num_steps) as progress:
+            for step, timestep in enumerate(_set_timesteps(scheduler, num_steps, tensors["latents"].device)):
+                predictions = self._predict(tensors, timestep, reference_latents, batch_passes=batch_passes)
+                velocity = combine_guidance(*predictions, *scales)
+                tensors["latents"] = scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
+                if on_step_end:
+                    tensors |= on_step_end(self, step, timestep, {name: tensors[name] for name in names})
+                progress.update()
+        return tensors["latents"]
+
     def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> dict[str, Tensor]:
-        encoded = TextEncoder(self.tokenizer, self.text_encoder).encode([*prompts, negative_prompt], self.max_sequence_length)
+        encoder = TextEncoder(self.tokenizer, self.text_encoder)
+        for line in encoder.find_losses(prompts, self.max_sequence_length):
+            _log.warning(line)
+        encoded = encoder.encode([*prompts, negative_prompt], self.max_sequence_length)
         padded = pad_prompt_embeds(encoded, self.max_sequence_length).to(device)
         return {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:].expand(len(prompts), -1, -1)}
 
@@ -211,14 +255,6 @@ class RefAlignPipeline(DiffusionPipeline):
         images = [letterbox(image, height, width)[0] for each in references for image in each]
         latents = VideoVAE(self.vae, device=device).encode_images(torch.from_numpy(np.stack(images)))
         return latents.unflatten(0, (len(references), -1))
-
-    def _set_timesteps(self, num_steps: int, device: torch.device) -> Tensor:
-        if isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
-            # Its own levels end elsewhere than the published ones; it applies its shift to these.
-            self.scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist(), device=device)
-        else:
-            self.scheduler.set_timesteps(num_steps, device=device)
-        return self.scheduler.timesteps
 
     def _predict(
         self, tensors: dict[str, Tensor], timestep: Tensor, references: Tensor | None, *, batch_passes: bool
@@ -269,6 +305,15 @@ class RefAlignPipeline(DiffusionPipeline):
         if output_type == "np":
             return frames.numpy().astype(np.float32) / 255
         return [[Image.fromarray(frame) for frame in video.numpy()] for video in frames]
+
+
+def _set_timesteps(scheduler: Any, num_steps: int, device: torch.device) -> Tensor:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        # Its own levels end elsewhere than the published ones; it applies its shift to these.
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 0.0, num_steps + 1)[:-1].tolist(), device=device)
+    else:
+        scheduler.set_timesteps(num_steps, device=device)
+    return scheduler.timesteps
 
 
 def _check_output(grid: Grid, height: int, width: int, num_frames: int, output_type: str) -> None:

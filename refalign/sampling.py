@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from refalign.errors import ConfigError
-from refalign.exports import load_export_settings, make_generation_settings
+from refalign.exports import FACTS, check_seed, load_export_settings, published_settings
 from refalign.pictures import read_image, write_mp4
-from refalign.presets import load_preset
 
 _DEFAULT_TRACKING = Path("runs/toy")
 
@@ -29,42 +28,60 @@ def generate_file(
 
     Args:
         model: ``models:/name@alias``, ``models:/name/version``, or an exported folder.
-        settings: ``name=value`` of what the model was exported with: num_frames, height, width, fps, num_inference_steps,
-            guidance_scale, reference_guidance_scale, negative_prompt.
+        output: a file name that ends in ``.mp4``.
+        seed: 0 to 4294967295.
+        settings: ``name=value`` of `refalign.exports.GenerationSettings`, in place of what the model was exported with.
         tracking_uri: MLflow of a ``models:/`` name; None is ``MLFLOW_TRACKING_URI``, else the database in ``runs/toy``.
 
     Raises:
         ArtifactError: the model is missing or incomplete.
         DataError: a reference is no picture.
-        ConfigError: an unknown setting, or a size that does not fit.
+        ConfigError: an unknown setting or a value out of range, a size that does not fit, or an output that cannot be written.
     """
+    # What is cheap to check comes first: the registry may download, and loading takes minutes at real size.
+    seed, changes = check_seed(seed), _parse_changes(settings)
+    published_settings().change(changes)
+    _check_output(output)
     pictures = [read_image(path) for path in references]
-    if output.suffix != ".mp4":
-        raise ConfigError(f"--output {output}: expected a name that ends in .mp4.")
     folder = find_model(model, tracking_uri)
-    chosen = _choose_settings(folder, settings)
+    chosen = load_export_settings(folder)[0].change(changes)
 
     import torch
 
     from refalign.generation import RefAlignPipeline
 
-    fps = chosen.pop("fps")
     pipeline = RefAlignPipeline.from_pretrained(str(folder))
     if torch.cuda.is_available():
         pipeline.enable_model_cpu_offload()
     generator = torch.Generator().manual_seed(seed)
-    frames = pipeline(prompt, pictures, generator=generator, output_type="uint8", **chosen).frames[0]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    options = chosen.model_dump(exclude={"fps", *FACTS})
+    frames = pipeline(prompt, pictures, generator=generator, output_type="uint8", **options).frames[0]
     aside = output.with_name(f".{output.name}")
-    write_mp4(aside, frames.numpy(), fps)
+    write_mp4(aside, frames.numpy(), chosen.fps)
     aside.replace(output)
     return output
 
 
+def _check_output(output: Path) -> None:
+    """Makes the folder of a file that is to be written, and tries to write there."""
+    if output.suffix.lower() != ".mp4":
+        raise ConfigError(f"--output {output}: expected a name that ends in .mp4.")
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: this is a folder; give the name of a file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written ({error.strerror}); choose another folder.") from error
+
+
 def find_model(model: str, tracking_uri: str | None) -> Path:
-    """Folder of a ``models:/`` name or of a path, as `generate_file` takes them."""
-    if not model.startswith("models:/"):
-        return Path(model).expanduser()
+    """Folder of a ``models:/`` name or of a path, as `generate_file` takes them.
+
+    Raises:
+        ArtifactError: there is no such model or folder.
+    """
     from refalign.tracking.client import make_tracking_uri
     from refalign.tracking.registry import resolve_model
 
@@ -72,17 +89,11 @@ def find_model(model: str, tracking_uri: str | None) -> Path:
     return resolve_model(model, make_tracking_uri(uri, _DEFAULT_TRACKING))
 
 
-def _choose_settings(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """What the export recorded (else the paper's sizes), with the given values in its place."""
-    chosen = make_generation_settings(load_preset("wan2_1_1_3b")) | load_export_settings(folder).get("generation", {})
-    for fact in ("max_sequence_length", "shift"):  # of the model, not to be chosen
-        del chosen[fact]
+def _parse_changes(settings: Sequence[str]) -> dict[str, str]:
+    changes = {}
     for text in settings:
         name, found, raw = text.partition("=")
-        if not found or name not in chosen:
-            raise ConfigError(f"--set {text}: expected name=value with a name of {', '.join(chosen)}.")
-        try:
-            chosen[name] = type(chosen[name])(raw)
-        except ValueError as error:
-            raise ConfigError(f"--set {text}: expected a {type(chosen[name]).__name__}.") from error
-    return chosen
+        if not found:
+            raise ConfigError(f"--set {text}: expected name=value, for example --set num_frames=81.")
+        changes[name.strip()] = raw
+    return changes

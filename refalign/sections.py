@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
 class Section(BaseModel):
     """Base of every section: immutable, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class StorageConfig(Section):
@@ -136,17 +137,22 @@ class GateConfig(Section):
     """Share of votes that the lower end of the challenger's 95% interval must reach; None decides without votes."""
 
 
-class EvaluationConfig(Section):
-    num_samples: Count = 4
-    """Held-out prompts to make a video for."""
-    num_inference_steps: Count = 50
+class SamplingSettings(Section):
+    """How a video is sampled, wherever one is made."""
+
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] = 50
     """Euler steps per video."""
-    guidance_scale: float = 7.5
+    guidance_scale: Scale = 7.5
     """Strength of the prompt."""
-    reference_guidance_scale: float = 5.0
+    reference_guidance_scale: Scale = 5.0
     """Strength of the references."""
     negative_prompt: str = ""
     """The null text of guidance."""
+
+
+class EvaluationConfig(SamplingSettings):
+    num_samples: Count = 4
+    """Held-out prompts to make a video for."""
     separability_subjects: Annotated[int, Field(ge=0)] = 24
     """Held-out subjects whose reference tokens are compared, block by block, before and after training; 0 for none."""
     gate: GateConfig = GateConfig()

@@ -1,6 +1,8 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from refalign.errors import ArtifactError, ConfigError, GeometryError
-from refalign.generation import RefAlignPipeline, combine_guidance, make_scheduler
+from refalign.generation import RefAlignPipeline, _set_timesteps, combine_guidance, make_scheduler
 from refalign.geometry import letterbox
 from refalign.models.text import TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer
+from refalign.sampling import generate_file
 from refalign.toy import WEIGHTS_FOLDER
 from tests.oracles.parity import PARITY
 
@@ -81,10 +84,11 @@ def test_guidance_scales_of_one_leave_only_the_last_pass():
     torch.testing.assert_close(combine_guidance(v_null, v_references, v_text, 0.0, 0.0), v_null)
 
 
-def test_scheduler_levels_match_published_numbers(pipeline):
+def test_scheduler_levels_match_published_numbers():
     numbers = load_file(PARITY / "schedule.safetensors")
-    timesteps = pipeline._set_timesteps(50, torch.device("cpu"))
-    torch.testing.assert_close(pipeline.scheduler.sigmas[:-1], numbers["infer_sigmas"], rtol=0, atol=1e-6)
+    scheduler = make_scheduler()
+    timesteps = _set_timesteps(scheduler, 50, torch.device("cpu"))
+    torch.testing.assert_close(scheduler.sigmas[:-1], numbers["infer_sigmas"], rtol=0, atol=1e-6)
     torch.testing.assert_close(timesteps, numbers["infer_timesteps"], rtol=0, atol=1e-4)  # one float32 step at 1000
 
 
@@ -182,6 +186,7 @@ def test_nothing_of_the_alignment_is_loaded(tmp_path):
     ("change", "error", "message"),
     [
         ({"height": 36}, GeometryError, "nearest: 32 or 40"),
+        ({"references": [np.zeros((8, 8, 3), np.uint8)] * 7}, ConfigError, "7 references; the model was trained with up to 3"),
         ({"output_type": "gif"}, ConfigError, "choose np, pil, uint8 or latent"),
         ({"prompt": ["a", "b"], "references": [[]]}, ConfigError, "2 prompts but 1 sequences of references"),
         ({"prompt": ["a", "b"], "references": [[], [np.zeros((8, 8, 3), np.uint8)]]}, ConfigError, r"have \[0, 1\] references"),
@@ -190,3 +195,77 @@ def test_nothing_of_the_alignment_is_loaded(tmp_path):
 def test_wrong_arguments_are_named(pipeline, change, error, message):
     with pytest.raises(error, match=message):
         pipeline(**({"prompt": "a red fox", "references": (), "num_inference_steps": 1, **SIZE} | change))
+
+
+def test_calls_from_many_threads_are_those_made_alone(pipeline, references):
+    asked = [
+        (prompt, references[:count], seed) for seed, (prompt, count) in enumerate([("a fox", 2), ("a hat", 1), ("a sea", 0)] * 4)
+    ]
+
+    def make(each):
+        prompt, given, seed = each
+        return make_latents(pipeline, given, prompt, steps=2 + seed % 3, generator=seeded(seed))
+
+    alone = [make(each) for each in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(make, asked))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_more_references_than_the_model_knows_are_warned_of(pipeline, references, caplog):
+    make_latents(pipeline, references * 2, steps=1)
+    assert "4 references; the model was trained with up to 3" in caplog.text
+
+
+def test_what_the_text_encoder_does_not_see_is_told(pipeline, caplog):
+    make_latents(pipeline, [], "a zebra and a creature play Football", steps=1)
+    assert "does not know 'zebra', 'play', 'Football'" in caplog.text
+    caplog.clear()
+    make_latents(pipeline, [], "a creature " * 300, steps=1)
+    assert "601 tokens; all after the first 512 are ignored" in caplog.text
+    caplog.clear()
+    make_latents(pipeline, [], "On the left a creature jumps.", steps=1)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"output": "FOLDER/video.avi"}, "expected a name that ends in .mp4"),
+        ({"output": "FOLDER"}, "expected a name that ends in .mp4"),
+        ({"output": "FOLDER/taken.mp4"}, "this is a folder"),
+        ({"output": "FOLDER/file/a.mp4"}, "cannot be written"),
+        ({"seed": -1}, "seed=-1: expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296"),
+        ({"settings": ["fps=-1"]}, "fps: Input should be greater than 0"),
+        ({"settings": ["fps=nan"]}, "fps: .*finite"),
+        ({"settings": ["guidance_scale=inf"]}, "guidance_scale: .*finite"),
+        ({"settings": ["num_inference_steps=0"]}, "num_inference_steps: Input should be greater than or equal to 1"),
+        ({"settings": ["shift=3"]}, "shift: no such setting of generation; choose from num_inference_steps"),
+        ({"settings": ["num_frames"]}, "expected name=value"),
+    ],
+)
+def test_what_is_cheap_to_check_is_checked_before_the_model_is_looked_for(tmp_path, flags, message):
+    (tmp_path / "taken.mp4").mkdir()
+    (tmp_path / "file").write_text("")
+    output = Path(flags.pop("output", "FOLDER/a.mp4").replace("FOLDER", str(tmp_path)))
+    with pytest.raises(ConfigError, match=message):
+        generate_file("nowhere", prompt="a fox", references=[], output=output, **flags)
+
+
+def test_a_file_is_made_from_the_folder_of_a_training_too(tmp_path, references):
+    (tmp_path / "train-1").mkdir()
+    shutil.copytree(WAN, tmp_path / "train-1" / "export")
+    references[0].save(tmp_path / "a.png")
+    settings = [f"{name}={value}" for name, value in SIZE.items()] + ["num_inference_steps=1"]
+    made = [
+        generate_file(
+            str(tmp_path / folder),
+            prompt="a creature",
+            references=[tmp_path / "a.png"],
+            output=tmp_path / name,
+            settings=settings,
+        ).read_bytes()
+        for folder, name in (("train-1", "a.MP4"), ("train-1/export", "b.mp4"))
+    ]
+    assert made[0] == made[1] and len(made[0]) > 500

@@ -69,6 +69,23 @@ class TextEncoder:
         hidden = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return [tokens[mask.bool()] for tokens, mask in zip(hidden, batch.attention_mask, strict=True)]
 
+    def find_losses(self, prompts: Sequence[str], max_tokens: int = TEXT_TOKENS) -> list[str]:
+        """What the encoder does not see of the prompts: a line for each that is cut or has unknown words."""
+        lines = []
+        for prompt in prompts:
+            text = _clean(prompt)
+            encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast)
+            shown = f"prompt {text[:40]!r}{'...' if len(text) > 40 else ''}"
+            if (count := len(encoded.input_ids)) > max_tokens:
+                lines.append(f"{shown}: {count} tokens; all after the first {max_tokens} are ignored. Shorten it.")
+            unknown = [number for number, token in enumerate(encoded.input_ids) if token == self.tokenizer.unk_token_id]
+            if unknown and self.tokenizer.is_fast:
+                words = dict.fromkeys(text[slice(*encoded.offset_mapping[number])] for number in unknown)
+                lines.append(f"{shown}: the text encoder does not know {', '.join(map(repr, words))}.")
+            elif unknown:
+                lines.append(f"{shown}: the text encoder does not know {len(unknown)} of its {count} tokens.")
+        return lines
+
 
 def pad_prompt_embeds(prompt_embeds: Sequence[Float[Tensor, "_ D"]], length: int = TEXT_TOKENS) -> Float[Tensor, "B {length} D"]:
     """Stacks prompts of different lengths, zeros beyond each one's own tokens.

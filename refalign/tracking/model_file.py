@@ -1,8 +1,8 @@
 """The registered model's code (MLflow "models from code"): rows of prompts and references in, H.264 videos out.
 
 MLflow copies this file beside the exported weights and runs it again wherever the model is loaded or served; nothing is
-pickled. A row has ``prompt`` and may have ``references`` (base64 PNG or JPEG: a list, or one string), ``seed``,
-``num_frames``, ``height`` and ``width``; params may change the guidance. The answer has ``video``: base64 mp4.
+pickled. A row has ``prompt``. It may have ``references`` (base64 pictures: a list, or one string), ``seed``, and the settings
+of `refalign.exports.GenerationSettings`; ``params`` may hold settings for all rows. The answer has ``video``: base64 mp4.
 """
 
 from __future__ import annotations
@@ -11,69 +11,123 @@ import base64
 import binascii
 import math
 import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
 from mlflow.pyfunc import PythonModel
 
-from refalign.errors import DataError
+from refalign.errors import ConfigError, DataError, RefAlignError
+from refalign.exports import FACTS, GenerationSettings, check_seed
 from refalign.pictures import decode_image, write_mp4
 
 EXPORT = "export"
 """Name of the artifact that holds the diffusers folder."""
+MAX_ROWS, MAX_REQUESTS = 16, 8
+"""Rows of one request; requests that are answered or wait at one time."""
 _MAX_TIMES_LARGER = 4
 """A row may ask for so many times the pixels that the model was exported for: attention grows with their square."""
-_MAX_STEPS = 1000
 
 
 class ReferenceToVideoModel(PythonModel):
     """`refalign.generation.RefAlignPipeline` behind MLflow's interface."""
 
+    def __init__(self) -> None:
+        self.places = threading.BoundedSemaphore(MAX_REQUESTS)
+
     def load_context(self, context: Any) -> None:
         """Loads the exported folder; needs neither projectors nor a vision encoder."""
         from refalign.generation import RefAlignPipeline
 
-        self.defaults = dict(context.model_config)
+        self.defaults = GenerationSettings.model_validate(dict(context.model_config))
         self.pipeline = RefAlignPipeline.from_pretrained(context.artifacts[EXPORT])
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One video per row; equal rows with equal seeds give equal videos.
+    def predict(self, context, model_input, params=None):  # MLflow would read a schema from annotations
+        """One video per row; equal rows with equal seeds give equal videos. All rows are checked before the first video.
 
         Raises:
-            DataError: a reference is no base64 picture, or a row asks for far more than the model was made for.
+            MlflowException: INVALID_PARAMETER_VALUE with one line for what a row or a parameter has wrong;
+                REQUEST_LIMIT_EXCEEDED where too many requests wait already.
         """
-        settings = {**self.defaults, **{name: value for name, value in (params or {}).items() if value is not None}}
-        rows = model_input.to_dict("records")
-        return pd.DataFrame({"video": [self._make_video(row, settings) for row in rows]})
+        if not self.places.acquire(blocking=False):
+            raise MlflowException(f"{MAX_REQUESTS} requests are in work or wait; try again later.", REQUEST_LIMIT_EXCEEDED)
+        try:
+            with _one_line_errors():
+                requests = parse_rows(model_input, params or {}, self.defaults)
+                return pd.DataFrame({"video": [self._make_video(**request) for request in requests]})
+        finally:
+            self.places.release()
 
-    def _make_video(self, row: dict[str, Any], settings: dict[str, Any]) -> str:
+    def _make_video(self, prompt: str, references: list[np.ndarray], seed: int, settings: GenerationSettings) -> str:
         import torch
 
-        given = {name: value for name, value in row.items() if not _is_missing(value)}
-        size = {name: int(given.get(name, self.defaults[name])) for name in ("num_frames", "height", "width")}
-        steps = int(settings["num_inference_steps"])
-        _check_size(size, {name: self.defaults[name] for name in size}, steps)
         frames = self.pipeline(
-            prompt=given["prompt"],
-            references=decode_references(given.get("references", [])),
-            num_frames=size["num_frames"],
-            height=size["height"],
-            width=size["width"],
-            num_inference_steps=steps,
-            guidance_scale=float(settings["guidance_scale"]),
-            reference_guidance_scale=float(settings["reference_guidance_scale"]),
-            negative_prompt=settings["negative_prompt"],
-            generator=torch.Generator().manual_seed(int(given.get("seed", 0))),
+            prompt=prompt,
+            references=references,
+            generator=torch.Generator().manual_seed(seed),
             output_type="uint8",
+            **settings.model_dump(exclude={"fps", *FACTS}),
         ).frames[0]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"
-            write_mp4(path, frames.numpy(), float(settings["fps"]))
+            write_mp4(path, frames.numpy(), settings.fps)
             return base64.b64encode(path.read_bytes()).decode()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """The errors of this package as MLflow's own, which a server answers without a traceback."""
+    try:
+        yield
+    except RefAlignError as error:
+        raise MlflowException.invalid_parameter_value(str(error)) from None
+
+
+def parse_rows(model_input: Any, params: Mapping[str, Any], defaults: GenerationSettings) -> list[dict[str, Any]]:
+    """Arguments of one video per row.
+
+    Args:
+        model_input: a data frame, a list of mappings, or one mapping. A missing value is None or NaN.
+
+    Raises:
+        ConfigError, DataError: what is wrong with the first row that has a fault.
+    """
+    rows = model_input.to_dict("records") if isinstance(model_input, pd.DataFrame) else model_input
+    rows = [rows] if isinstance(rows, Mapping) else list(rows)
+    if not 1 <= len(rows) <= MAX_ROWS:
+        raise ConfigError(f"{len(rows)} rows; expected 1 to {MAX_ROWS} in one request.")
+    shared = defaults.change({name: value for name, value in params.items() if not _is_missing(value)})
+    requests = []
+    for number, row in enumerate(rows):
+        try:
+            requests.append(_parse_row(row, shared, defaults))
+        except RefAlignError as error:
+            raise ConfigError(f"row {number}: {error}") from error
+    return requests
+
+
+def _parse_row(row: Any, shared: GenerationSettings, defaults: GenerationSettings) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ConfigError(f"expected an object with a prompt, got {type(row).__name__}.")
+    given = {str(name): value for name, value in row.items() if not _is_missing(value)}
+    prompt, seed = given.pop("prompt", None), given.pop("seed", 0)
+    if not isinstance(prompt, str):
+        raise ConfigError("prompt: expected text.")
+    references = decode_references(given.pop("references", []))
+    settings = shared.change(given)
+    asked, usual = ({name: getattr(each, name) for name in ("num_frames", "height", "width")} for each in (settings, defaults))
+    if math.prod(asked.values()) > _MAX_TIMES_LARGER * math.prod(usual.values()):
+        raise DataError("TOO_LARGE", f"{asked}: expected at the most {_MAX_TIMES_LARGER} times the pixels of {usual}.")
+    seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed  # a column with gaps holds floats
+    return {"prompt": prompt, "references": references, "seed": check_seed(seed), "settings": settings}
 
 
 def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarray]:
@@ -82,6 +136,8 @@ def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarr
     Raises:
         DataError: the text is not base64, or not a picture.
     """
+    if not isinstance(references, str | list | tuple | np.ndarray):
+        raise DataError("UNREADABLE", f"references: expected a list of base64 pictures, got {type(references).__name__}.")
     texts = [references] if isinstance(references, str) else list(references)
     pictures = []
     for number, text in enumerate(texts):
@@ -92,13 +148,6 @@ def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarr
             raise DataError("UNREADABLE", f"{where}: not base64 ({error}); send the bytes of a PNG or JPEG as base64.") from error
         pictures.append(decode_image(data, where))
     return pictures
-
-
-def _check_size(asked: dict[str, int], usual: dict[str, int], steps: int) -> None:
-    if math.prod(asked.values()) > _MAX_TIMES_LARGER * math.prod(usual.values()) or min(asked.values()) < 1:
-        raise DataError("TOO_LARGE", f"{asked}: expected at the most {_MAX_TIMES_LARGER} times the pixels of {usual}.")
-    if not 0 < steps <= _MAX_STEPS:
-        raise DataError("TOO_LARGE", f"num_inference_steps={steps}: expected 1 to {_MAX_STEPS}.")
 
 
 def _is_missing(value: Any) -> bool:

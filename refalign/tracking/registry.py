@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
-from refalign.exports import make_generation_settings
+from refalign.exports import FACTS, make_generation_settings
 from refalign.steps import Step, sha256_of
 from refalign.texts import hide_secrets
 from refalign.tracking.client import hide_credentials, one_line_errors, open_client
@@ -247,14 +247,15 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*input example.*")  # one would have to run the model here, in the driver
+        # An example would run the model here, in the driver; type hints would make a schema that drops misspelt columns.
+        warnings.filterwarnings("ignore", message=".*(input example|type hints)")
         code = Path(folder) / _PACKAGE_FOLDER.name
         shutil.copytree(_PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("weights", "__pycache__"))
         info = mlflow.pyfunc.log_model(
             name=config.tracking.model_name,
             python_model=str(Path(__file__).with_name("model_file.py")),
             artifacts={_EXPORT: str(export_folder)},
-            model_config=make_generation_settings(config),
+            model_config=make_generation_settings(config).model_dump(),
             signature=_make_signature(config),
             code_paths=[str(code)],
             pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
@@ -264,17 +265,14 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
 
 
 def _make_signature(config: RunConfig) -> Any:
+    """Parameters and answer. Rows have no schema: MLflow drops columns that a schema lacks without a word, misspelt ones too."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import AnyType
 
-    numbers = [ColSpec("long", name, required=False) for name in ("seed", "num_frames", "height", "width")]
-    columns = [ColSpec("string", "prompt"), ColSpec(AnyType(), "references", required=False), *numbers]
-    defaults = make_generation_settings(config)
-    kinds = {"num_inference_steps": "long", "guidance_scale": "double", "reference_guidance_scale": "double", "fps": "double"}
-    kinds["negative_prompt"] = "string"
-    params = [ParamSpec(name, kind, defaults[name]) for name, kind in kinds.items()]
-    return ModelSignature(Schema(columns), Schema([ColSpec("string", "video")]), ParamSchema(params))
+    kinds = {int: "long", float: "double", str: "string"}
+    settings = make_generation_settings(config).model_dump(exclude=set(FACTS))
+    params = [ParamSpec(name, kinds[type(value)], value) for name, value in settings.items()]
+    return ModelSignature(outputs=Schema([ColSpec("string", "video")]), params=ParamSchema(params))
 
 
 def _ensure_registered_model(client: Any, name: str) -> None:

@@ -181,16 +181,16 @@ CASES = {
         DataError,
         r"UNREADABLE.*references\[0\]",
     ),
-    "served row of a million frames": (partial(send.served_row, {"num_frames": 10**6}, {}), DataError, "TOO_LARGE.*1000000"),
+    "served row of a million frames": (partial(send.served_row, {"num_frames": 10**6}, {}), ConfigError, "row 0: .*1000000"),
     "served row of negative size": (
         partial(send.served_row, {"height": -96, "width": -96}, {}),
-        DataError,
-        "TOO_LARGE.*'height': -96",
+        ConfigError,
+        "height: .*greater than or equal to 1 .got -96",
     ),
     "served row of a billion steps": (
         partial(send.served_row, {}, {"num_inference_steps": 10**9}),
-        DataError,
-        "TOO_LARGE.*expected 1 to 1000",
+        ConfigError,
+        "num_inference_steps: .*less than or equal to 1000",
     ),
     "table: a column type that is a pickle": (
         partial(send.first_fault, "a.parquet", hostile.write_extension_parquet),

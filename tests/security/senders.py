@@ -239,16 +239,12 @@ def served_reference(content, folder, canary):
 
 
 def served_row(row, params, folder, canary):
-    """A row of which a served model makes a video, refused before the weights are touched."""
-    import pandas as pd
-
+    """A row of a request to a served model."""
     from refalign.exports import make_generation_settings
     from refalign.presets import toy
-    from refalign.tracking.model_file import ReferenceToVideoModel
+    from refalign.tracking.model_file import parse_rows
 
-    model = ReferenceToVideoModel()
-    model.defaults = make_generation_settings(toy())
-    model.predict(None, pd.DataFrame([{"prompt": "a ball", **row}]), params)
+    parse_rows([{"prompt": "a ball", **row}], params, make_generation_settings(toy()))
 
 
 def evaluation_picture(content, folder, canary):
