@@ -106,6 +106,8 @@ def print_ending(summary: dict[str, Any]) -> None:
         prompt = shlex.quote(model["example"]["prompt"])
         where = f"--tracking {shlex.quote(model['tracking_uri'])}"
         print(f"generate  uv run pipelines/generate.py --model {uri} {where} {references} --prompt {prompt} --output out.mp4")
-        print(f"runs      uv run mlflow ui --backend-store-uri {shlex.quote(model['tracking_uri'])}")
+        # MLflow's job runners, some twenty processes, are of no use here.
+        mlflow_ui = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false uv run mlflow ui --workers 1"
+        print(f"runs      {mlflow_ui} --backend-store-uri {shlex.quote(model['tracking_uri'])}")
     if untrained := summary.get("untrained"):
         print(f"note      {untrained}")

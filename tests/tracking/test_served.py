@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -22,6 +23,7 @@ from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 300
+CALLERS = 8
 
 pytestmark = pytest.mark.heavy  # 170 s beside other work; not yet measured on a quiet machine
 
@@ -71,5 +73,24 @@ def test_pictures_over_http_become_a_video_and_bad_ones_an_error_of_the_caller(a
             assert (sum(1 for _ in file.decode(video=0)), stream.height, stream.width) == (9, 48, 80)
     again = post(address, [row], guidance_scale=2.0)[1]["predictions"][0]["video"]
     assert base64.b64decode(again) == first, "the same seed is the same video"
-    status, said = post(address, [{**row, "references": ["no picture"]}])
-    assert status >= 400 and "references[0]" in said
+    for fault, message in (({"references": ["no picture"]}, "references[0]"), ({"sed": 3}, "sed: no such setting")):
+        status, said = post(address, [{**row, **fault}])
+        assert status == 400 and message in json.loads(said)["message"] and "Traceback" not in said
+
+
+def test_a_hundred_simultaneous_requests_get_their_own_videos_or_are_refused(address):
+    rng = np.random.default_rng(0)
+    pictures = [base64.b64encode(encode_png(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))).decode() for _ in range(CALLERS)]
+    rows = [
+        {"prompt": "a creature jumps", "references": [pictures[caller]] * (1 + caller % 2), "seed": caller, "num_frames": 5}
+        for caller in range(CALLERS)
+    ]
+    steps = [1 + caller % 3 for caller in range(CALLERS)]
+    alone = [post(address, [row], num_inference_steps=count)[1]["predictions"] for row, count in zip(rows, steps, strict=True)]
+    with ThreadPoolExecutor(CALLERS) as threads:
+        asked = [number % CALLERS for number in range(100)]
+        answers = list(threads.map(lambda caller: post(address, [rows[caller]], num_inference_steps=steps[caller]), asked))
+    assert {status for status, _ in answers} <= {200, 429}
+    for caller, (status, answer) in zip(asked, answers, strict=True):
+        assert answer["predictions"] == alone[caller] if status == 200 else "try again later" in answer
+    assert sum(status == 200 for status, _ in answers) >= 50
