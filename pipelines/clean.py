@@ -1,4 +1,4 @@
-"""Lists the step folders that no current story refers to, with their sizes; --remove deletes them."""
+"""Lists the runs of an output folder, and the step folders that no run needs; --remove deletes those folders."""
 
 import argparse
 import sys
@@ -12,23 +12,35 @@ from refalign.cli import leave, run_command  # noqa: E402
 def main() -> None:
     """Parses the flags and lists or removes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="output folder of the run")
-    parser.add_argument("--remove", action="store_true", help="delete what is listed")
+    parser.add_argument("--output", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="output folder of the runs")
+    parser.add_argument("--forget", metavar="RUN", help="count the step folders of this run as not needed; delete its reports")
+    parser.add_argument("--remove", action="store_true", help="delete the step folders that no run needs")
     arguments = parser.parse_args()
+    leave(run_command(lambda: clean(arguments.output, arguments.forget, remove=arguments.remove)))
 
-    def work() -> None:
-        from refalign.cleaning import find_unused, remove_folder
 
-        unused = find_unused(arguments.output)
-        for folder, size_bytes in unused:
-            print(f"{size_bytes / 2**20:10.1f} MiB  {folder}")
-            if arguments.remove:
-                remove_folder(folder)
-        print(
-            f"{len(unused)} unused step folders{' removed' if arguments.remove else '; --remove deletes them' if unused else ''}"
-        )
+def clean(output: Path, forget: str | None, *, remove: bool) -> None:
+    """Lists, and removes what is asked for."""
+    from refalign.history import find_unused, forget_run, list_runs, remove_folder
 
-    leave(run_command(work))
+    if forget:
+        forget_run(output, forget)
+    runs = list_runs(output)
+    for run in runs:
+        note = " ".join(word for word in ("current" if run.is_current else "", run.model) if word)
+        print(f"{run.ended or 'unknown time':25}  {run.status:9} {run.name}  {_show(run.size_bytes)}  {note}".rstrip())
+    unused = find_unused(output, runs)
+    for folder, size_bytes in unused:
+        print(f"{'not needed by any run':25}  {folder.name}  {_show(size_bytes)}")
+        if remove:
+            remove_folder(folder)
+    freed = _show(sum(size_bytes for _, size_bytes in unused)).strip()
+    hint = f"removed, {freed} freed" if remove else f"; --remove deletes them and frees {freed}" if unused else ""
+    print(f"{len(runs)} runs, {len(unused)} step folders that no run needs{' ' if remove else ''}{hint}")
+
+
+def _show(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:10.1f} MiB"
 
 
 if __name__ == "__main__":

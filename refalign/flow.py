@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def run_story(config: RunConfig, output: Path, *, only: str | None = None) -> di
         except BaseException as error:
             heed_signal()
             story.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            if story.summary:
+                print(f"summary of this run: {story.summary['summary']}", file=sys.stderr)
             raise
         story.close("FINISHED")
     return story.summary
@@ -143,7 +146,7 @@ class Story:
         step = self._make_step("subjects", identity, *recipe, recipe=recipe)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
-            raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
+            raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config))
 
     def _pairs(self) -> None:
         from refalign.curation.pairs import run_pairs
@@ -302,7 +305,7 @@ class Story:
         if self._tracker is None and is_told:
             self.summary = known
         elif "subjects" in self.manifests:
-            self.summary = self._write_summary(known.get("seconds", {}))
+            self.summary = self._write_summary(status, known.get("seconds", {}) if known.get("story") == self.fingerprint else {})
         if self._tracker is not None:
             tracker, self._tracker = self._tracker, None
             if self.summary:
@@ -311,29 +314,32 @@ class Story:
                         tracker.log_file(None, Path(self.summary[name]))
             tracker.finish(status)
 
-    def _write_summary(self, seconds: dict[str, float]) -> dict[str, Any]:
+    def _write_summary(self, status: str, seconds: dict[str, float]) -> dict[str, Any]:
         from refalign.evaluation.report import make_report
         from refalign.evaluation.report.curation import make_curation_report
+        from refalign.history import choose_place
         from refalign.summary import make_summary
         from refalign.tracking.model_card import load_note
 
         summary = make_summary(self.config, self.output, self.manifests, {**seconds, **self.seconds})
-        summary["story"] = self.fingerprint
+        summary |= {"story": self.fingerprint, "status": status, "ended": datetime.now(UTC).isoformat(timespec="seconds")}
         summary["command"] = hide_secrets(shlex.join(["uv", "run", *sys.argv]))
         summary["folders"] = {name: step.folder.name for name, step in self.steps.items()}
         summary["untrained"] = load_note(self.config.models.base)
-        summary["report"] = str(make_report(summary, output=self.output, steps=self.steps))
-        if curation := make_curation_report(summary, output=self.output, steps=self.steps):
+        place = choose_place(self.output, summary)
+        summary["summary"] = str(place / "summary.json")
+        summary["report"] = str(make_report(summary, output=place, steps=self.steps))
+        if curation := make_curation_report(summary, output=place, steps=self.steps):
             summary["curation_report"] = str(curation)
-        write_json(self.output / "summary.json", summary)
+        write_json(place / "summary.json", summary)
         return summary
 
 
-def _explain_no_subject(manifest: dict[str, Any], config: RunConfig, output: Path) -> str:
+def _explain_no_subject(manifest: dict[str, Any], config: RunConfig) -> str:
     videos = manifest["counts"]["video"]["planned"]
     embedded = Path(config.models.detector).name == "detector" and Path(config.models.detector).parent.name == "weights"
     why = "the embedded detector knows only the creatures of the toy world; " if embedded else ""
     return (
         f"no subject in {videos} videos: {why}--set models.detector=yolo11n-seg.pt takes a real one "
-        f"(or a folder or .pt file of your own). What came of each file: {output / 'summary.json'} and report.html."
+        "(or a folder or .pt file of your own). The summary and the report of this run say what came of each file."
     )

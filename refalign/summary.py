@@ -93,8 +93,7 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
 
 def print_ending(summary: dict[str, Any]) -> None:
     """Where everything is, and what to do next."""
-    output = summary["output"]
-    print(f"\nsummary   {output}/summary.json")
+    print(f"\nsummary   {summary['summary']}")
     if report := summary.get("report"):
         print(f"report    {report}   (open it in a browser: pictures, curves, sample videos)")
     if evaluation := summary.get("evaluation"):

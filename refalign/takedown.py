@@ -26,7 +26,7 @@ from refalign.shards.launch import describe_shards
 from refalign.shards.takedown import holds_clips, rewrite_shard
 from refalign.steps import Step, iter_step_folders, write_json
 from refalign.storage import in_parallel, iter_files, join, kind_of, read_table
-from refalign.summary import REPORTS, load_summary
+from refalign.summary import REPORTS
 from refalign.tombstones import Tombstone, load_tombstones, save_tombstone
 from refalign.writing import delete_file, delete_folder
 
@@ -328,11 +328,14 @@ def _sweep(steps: list[Step]) -> None:
 
 
 def _forget_reports(output: Path, steps: dict[str, Step]) -> None:
-    """Reports hold pictures, and the summary counts: the next run writes them again."""
-    for path in (*(output / name for name in REPORTS), *output.glob("ask-*.html")):
-        path.unlink(missing_ok=True)
-    summary = load_summary(output)
-    if summary is None:
-        return
-    left_out = {"report", "curation_report", "story", "outcomes", "evaluation"}
-    write_json(output / "summary.json", {key: value for key, value in summary.items() if key not in left_out})
+    """Reports hold pictures, and the summaries count: the next run writes them again."""
+    for path in output.glob("ask-*.html"):
+        path.unlink()
+    left_out = {"report", "curation_report", "outcomes", "evaluation"}
+    for place in iter_places(output):
+        for name in REPORTS:
+            (place / name).unlink(missing_ok=True)
+        if (summary := load_summary(place)) is not None:
+            # Without the story's name the next run writes the current summary again, even if nothing else is left to do.
+            dropped = left_out | ({"story"} if place == output else set())
+            write_json(place / "summary.json", {key: value for key, value in summary.items() if key not in dropped})

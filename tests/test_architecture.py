@@ -19,7 +19,7 @@ LAYERS = [
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
-    {"flow", "cli", "sampling", "cleaning", "champion", "takedown", "planning"},
+    {"flow", "cli", "sampling", "history", "champion", "takedown", "planning"},
 ]
 ONLY_IN = {
     "ray": {"telemetry", "parts", "training.launch", "evaluation.launch"},

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from refalign import storage
-from refalign.cleaning import find_unused, remove_folder
 from refalign.errors import ArtifactError
 from refalign.evaluation.samples import choose_samples
+from refalign.history import find_unused, list_runs, remove_folder
 from refalign.shards.reader import ShardIndex
 from refalign.steps import Step, write_json
 from refalign.takedown import close_requests, take_down
@@ -124,7 +124,7 @@ def test_a_version_that_another_refers_to_is_not_cleaned_away(grow, tmp_path):
     old = curate_here(CONFIG, grow(complete=False), output)
     new = curate_here(CONFIG, grow(complete=True), output)
     write_json(output / "summary.json", {"folders": {name: step.folder.name for name, step in new.items()}})
-    unused = [folder for folder, _ in find_unused(output)]
+    unused = [folder for folder, _ in find_unused(output, list_runs(output))]
     assert unused == [old["pairs"].folder], "pairs refer to none"
     for folder in unused:
         remove_folder(folder)
