@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 from refalign.curation import launch as subjects_step
 from refalign.curation import pairs as pairs_step
 from refalign.errors import ArtifactError
+from refalign.history import iter_places
 from refalign.outcomes import Outcome
 from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.shards.launch import describe_shards
 from refalign.shards.takedown import holds_clips, rewrite_shard
 from refalign.steps import Step, iter_step_folders, write_json
 from refalign.storage import in_parallel, iter_files, join, kind_of, read_table
-from refalign.summary import REPORTS
+from refalign.summary import REPORTS, load_summary
 from refalign.tombstones import Tombstone, load_tombstones, save_tombstone
 from refalign.writing import delete_file, delete_folder
 
