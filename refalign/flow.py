@@ -23,27 +23,13 @@ from refalign.storage import check_disk_space
 from refalign.summary import describe_step
 from refalign.texts import hide_secrets
 from refalign.tombstones import check_finished, load_tombstones
+from refalign.training.earlier import KNOBS, describe_earlier, find_earlier, go_on_from
 from refalign.writing import check_store
 
 STEPS = ("subjects", "pairs", "shards", "train", "evaluate", "register")
 _IN_STORE = {"subjects", "pairs", "shards"}
 """Steps whose parts go to ``storage.parts``."""
 _SMALLEST_FREE_BYTES = 2 * 2**30
-_TRAINING_KNOBS = {
-    "num_workers",
-    "min_workers",
-    "micro_batch",
-    "max_restarts",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "keep_best",
-    "async_checkpoints",
-    "activation_checkpointing",
-    "compile",
-    "shards_per_replica",
-    "gradient_norms_every",
-}
-"""Settings that change how training runs, not what it computes: a run may go on under others."""
 
 
 def check_train(config: RunConfig, output: Path) -> dict[str, Any]:
@@ -169,7 +155,7 @@ class Story:
 
     def _train(self) -> None:
         config = self.config
-        settings = config.training.model_dump(mode="json", exclude=_TRAINING_KNOBS)
+        settings = config.training.model_dump(mode="json", exclude=set(KNOBS))
         base = identify_model(config.models.base, config.models.base_revision, parts=("transformer",))
         data = (self.manifests["shards"]["digest"], self.steps["shards"].fingerprint, base)
         if config.training.start_from:
@@ -182,6 +168,7 @@ class Story:
         def work() -> dict[str, Any]:
             from refalign.training.launch import run_training
 
+            self._consider_earlier(step)
             self.tracker.log_dataset(
                 "train", name="shards", folder=self.steps["shards"].folder, digest=self.manifests["shards"]["digest"]
             )
@@ -194,6 +181,17 @@ class Story:
             )
 
         self._complete(step, work)
+
+    def _consider_earlier(self, step: Step) -> None:
+        """Says of another training in this output how it differs, or goes on from it where that changes nothing."""
+        if any((step.folder / "checkpoints").glob("step-*/state.json")):
+            return
+        found = find_earlier(step.folder, self.config, self.steps["shards"].folder)
+        if same := next((each for each in found if each.is_beginning), None):
+            go_on_from(same, step.folder)
+            print(f"train: goes on from step {same.steps} of {same.folder.name}, whose steps are the same", flush=True)
+        elif found:
+            print(f"train: {describe_earlier(found[0])}", flush=True)
 
     def _check_train(self, step: Step) -> dict[str, Any]:
         from refalign.parts import connect

@@ -91,6 +91,7 @@ BASE = (
     Phase(NUM_DRAWINGS, 250, 32, CLIPS, peak=0.5, without=1.0),
     Phase(1, 1500, 64, FRAMES, floor=0.3),
     Phase(NUM_DRAWINGS, 800, 32, CLIPS, peak=0.7, without=0.25),
+    Phase(NUM_DRAWINGS, 2000, 32, CLIPS),
 )
 STAGE1 = (Phase(1, 300, 64, FRAMES, floor=0.5), Phase(NUM_DRAWINGS, 1600, 32, CLIPS, peak=0.7))
 RECIPES = {

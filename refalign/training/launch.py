@@ -27,6 +27,7 @@ from refalign.config import RunConfig, check_config
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
 from refalign.steps import Step, write_json
 from refalign.telemetry import show_training
+from refalign.training.earlier import LAUNCH_FILE
 from refalign.training.records import FILE_NAME, RecordReader, read_records, summarize_records
 
 _POLL_S = 0.5
@@ -73,7 +74,7 @@ def run_training(
 
     digest = check_before_start(config, shards, step.folder).digest
     settings = make_settings(config, shards, step.folder)
-    write_json(step.folder / "launch.json", settings)
+    write_json(step.folder / LAUNCH_FILE, settings)
     start_s = time.monotonic()
     with _follow(step.folder / FILE_NAME, config, tracking_uri, run_id, progress):
         result = (launch or launch_on_ray)(settings, config)

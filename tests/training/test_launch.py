@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from refalign.config import RunConfig, StageConfig
 from refalign.steps import Step
+from refalign.training.earlier import describe_earlier, find_earlier, go_on_from
 from refalign.training.launch import launch_in_process, make_settings, run_training, train_worker
 from refalign.training.records import read_records
 
@@ -135,3 +136,57 @@ def test_bfloat16_on_one_rank_is_sharded_code_with_float32_weights(base: Path, s
     assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
     projectors = load_file(tmp_path / "rounded" / "projectors.safetensors")
     assert {weight.dtype for weight in projectors.values()} == {torch.float32}
+
+
+def test_a_longer_constant_schedule_goes_on_from_the_shorter_one(base: Path, shards: Path, tmp_path: Path) -> None:
+    """The last stage grows from 3 to 5 steps: the result is that of 5 steps at once."""
+
+    def with_steps(count: int, **changes: Any) -> RunConfig:
+        config = make_config(base, ema_decay=0.5, **changes)
+        *first, last = config.training.stages
+        stages = (*first, last.model_copy(update={"steps": count}))
+        return config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
+
+    def prepare(config: RunConfig, output: Path) -> Step:
+        step = Step.make(output, "train", config)
+        step.folder.mkdir(parents=True)
+        return step
+
+    shorter, longer = with_steps(3), with_steps(5, validate_every=2)
+    _, old = run(shorter, tmp_path / "grown", shards)
+    step = prepare(longer, tmp_path / "grown")
+    (earlier,) = find_earlier(step.folder, longer, shards)
+    assert earlier.folder == old and earlier.steps == 7 and earlier.is_beginning
+    go_on_from(earlier, step.folder)
+    manifest, grown = run(longer, tmp_path / "grown", shards)
+    whole_manifest, whole = run(longer, tmp_path / "whole", shards)
+    assert manifest["resumed_from"] == 7 and manifest["steps"] == whole_manifest["steps"] == 9
+    name = "export/transformer/diffusion_pytorch_model.safetensors"
+    assert (grown / name).read_bytes() == (whole / name).read_bytes()
+    lines = [[line["total"] for line in read_records(folder / "metrics.jsonl") if line["step"]] for folder in (grown, whole)]
+    assert lines[0] == lines[1] and len(lines[0]) == 9
+
+
+def test_a_training_says_how_it_differs_from_an_earlier_one(base: Path, shards: Path, tmp_path: Path) -> None:
+    run(make_config(base), tmp_path, shards)
+    config = make_config(base)
+    changed = [
+        ({"stages": (config.training.stages[0],)}, "training.stages: 2 -> 1 stages"),
+        ({"weight_decay": 0.5}, "training.weight_decay: 0.01 -> 0.5"),
+        (
+            {"stages": (config.training.stages[0].model_copy(update={"learning_rate": 0.1}), config.training.stages[1])},
+            "training.stages.0.learning_rate: 0.002 -> 0.1",
+        ),
+        (
+            {"stages": tuple(stage.model_copy(update={"schedule": "cosine"}) for stage in config.training.stages)},
+            "training.stages.0.schedule: constant -> cosine; training.stages.1.schedule: constant -> cosine",
+        ),
+    ]
+    for changes, message in changed:
+        (earlier,) = find_earlier(tmp_path / "train-new", make_config(base, **changes), shards)
+        assert not earlier.is_beginning
+        said = describe_earlier(earlier)
+        assert f"has 7 steps but differs: {message}." in said and f"training.start_from={earlier.folder}" in said
+    (earlier,) = find_earlier(tmp_path / "train-new", config, shards.with_name("others"))
+    assert earlier.differences == ("shards: shards -> others",) and not earlier.is_beginning
+    assert not find_earlier(tmp_path / "empty" / "train-new", config, shards)
