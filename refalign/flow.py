@@ -16,10 +16,10 @@ from typing import Any
 
 from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
-from refalign.errors import ArtifactError, DataError
+from refalign.errors import ArtifactError, BackendUnavailable, DataError
 from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid
 from refalign.steps import Step, write_json
-from refalign.storage import check_disk_space
+from refalign.storage import check_disk_space, join, kind_of
 from refalign.summary import describe_step
 from refalign.texts import hide_secrets
 from refalign.tombstones import check_finished, load_tombstones
@@ -212,6 +212,7 @@ class Story:
 
     def _register(self) -> None:
         step = self._make_step("register", self.config.tracking, self.steps["evaluate"].fingerprint)
+        self._ask_registry(step)
 
         def work() -> dict[str, Any]:
             from refalign.tracking.registry import run_register
@@ -219,6 +220,23 @@ class Story:
             return run_register(self.config, step=step, steps=self.steps, manifests=self.manifests, tracker=self.tracker)
 
         self._complete(step, work)
+
+    def _ask_registry(self, step: Step) -> None:
+        """A version that was deleted in MLflow is not done, whatever the manifest says."""
+        if (manifest := step.load_manifest()) is None:
+            return
+        from refalign.tracking.client import make_tracking_uri
+        from refalign.tracking.registry import has_version
+
+        uri = make_tracking_uri(self.config.tracking.uri, self.output)
+        try:
+            there = has_version(uri, manifest["name"], manifest["version"])
+        except BackendUnavailable as error:
+            print(f"register: not checked, the manifest is trusted ({error})", flush=True)
+            return
+        if not there:
+            print(f"register: {manifest['name']} version {manifest['version']} is gone from the registry", flush=True)
+            step.discard_manifest()
 
     def _draw_world(self) -> Path:
         settings = self.config.input
@@ -242,6 +260,10 @@ class Story:
     def _complete(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The step's manifest: as it stands, or made now."""
         manifest = step.load_manifest()
+        if manifest is not None and step.store and kind_of(join(step.location, "parts")) != "folder":
+            print(f"{step.name}: its parts are gone from {step.location}", flush=True)
+            step.discard_manifest()
+            manifest = None
         if manifest is not None:
             print(f"{step.name}: done before, skipped ({step.folder})", flush=True)
         elif self.only not in (None, step.name) and step.name != "world":

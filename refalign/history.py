@@ -127,7 +127,7 @@ def remove_folder(folder: Path) -> None:
     step = Step.open(folder)
     with step.lease():
         # Without its manifest a half-deleted folder counts as unfinished, not as done.
-        (folder / "manifest.json").unlink(missing_ok=True)
+        step.discard_manifest()
         delete_folder(step.location)
         delete_folder(str(folder))
 

@@ -107,6 +107,10 @@ class Step:
         write_json(self.folder / "manifest.json", full)
         return full
 
+    def discard_manifest(self) -> None:
+        """Makes a finished step unfinished: what it stands for is gone. Committed parts stay."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+
     def locate(self, name: str, commit: dict[str, Any] | None = None) -> str:
         """Location of a part's data.
 

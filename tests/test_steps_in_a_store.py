@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ import torch
 
 from refalign import storage
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
+from refalign.flow import Story
+from refalign.presets import toy_tiny
 from refalign.shards.reader import ShardIndex
 from refalign.steps import Step
 from refalign.writing import check_store, delete_file, delete_folder, open_aside, write_bytes
@@ -160,3 +163,18 @@ def test_a_store_that_cannot_be_written_is_found_before_the_start(bucket, monkey
     with pytest.raises(BackendUnavailable, match="does not answer") as caught:
         check_store(STORE)
     assert "\n" not in str(caught.value)
+
+
+def test_a_step_whose_parts_were_deleted_from_the_store_is_made_again(bucket, tmp_path, capsys):
+    made = []
+    step = Step.make(tmp_path, "world", "it", store="s3://parts/deleted")
+    flow = Story(toy_tiny(), tmp_path, ExitStack(), None)
+
+    def work() -> dict:
+        made.append(step.write_part("a.txt", write_hello))
+        return step.commit({"videos": len(made)})
+
+    assert [flow._complete(step, work)["videos"] for _ in range(2)] == [1, 1]
+    delete_folder(step.location)
+    assert flow._complete(step, work)["videos"] == 2 and step.load_part("a.txt")
+    assert f"world: its parts are gone from {step.location}" in capsys.readouterr().out

@@ -141,6 +141,17 @@ def register_model(
     return RegisteredModel(name, str(version), alias, f"models:/{name}@{alias}")
 
 
+def has_version(uri: str, name: str, version: str) -> bool:
+    """Whether the registry still has a version.
+
+    Raises:
+        BackendUnavailable: MLflow does not answer, or refuses.
+    """
+    client = open_client(uri)
+    with one_line_errors(uri):
+        return any(str(item.version) == version for item in client.search_model_versions(f"name = '{name}'"))
+
+
 def resolve_model(source: str, tracking_uri: str) -> Path:
     """Folder with the weights of ``models:/name@alias``, ``models:/name/version`` or a local folder.
 
@@ -246,9 +257,10 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
     """Uploads weights, this package's code and the model file. Returns the logged model's id."""
     import mlflow
 
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # An example would run the model here, in the driver; type hints would make a schema that drops misspelt columns.
-        warnings.filterwarnings("ignore", message=".*(input example|type hints)")
+    # MLflow advises an input example, which would run the model here, and type hints, which would drop misspelt columns; it
+    # puts a filter of its own before any other.
+    silent = warnings.catch_warnings(record=True)
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), silent:
         code = Path(folder) / _PACKAGE_FOLDER.name
         shutil.copytree(_PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("weights", "__pycache__"))
         info = mlflow.pyfunc.log_model(

@@ -2,15 +2,19 @@
 
 import json
 import socket
+from contextlib import ExitStack
+from dataclasses import asdict
 
 import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.flow import Story
 from refalign.presets import toy_tiny
+from refalign.steps import Step
 from refalign.tracking.client import hide_credentials, make_tracking_uri
 from refalign.tracking.metrics import MetricLogger
 from refalign.tracking.model_card import Provenance, make_model_card
-from refalign.tracking.registry import register_model, resolve_model
+from refalign.tracking.registry import has_version, register_model, resolve_model
 from refalign.tracking.run import StoryRun, flatten
 
 PROVENANCE = Provenance(
@@ -137,6 +141,25 @@ def test_a_kill_between_upload_and_version_uploads_nothing_again(output, tmp_pat
     story.client.delete_model_version("refalign", before.version)  # what the kill left: the upload without its version
     after = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
     assert story.client.get_model_version("refalign", after.version).source == source
+
+
+def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_says(tmp_path, capsys):
+    """In a folder of its own: a deleted version's number is not given again."""
+    config = toy_tiny()
+    story = StoryRun.open(config, output=tmp_path, fingerprint="f" * 12)
+    model = register_model(story, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
+    step = Step.make(tmp_path, "register", "it")
+    flow = Story(config, tmp_path, ExitStack(), None)
+    step.commit(asdict(model))
+    flow._ask_registry(step)
+    assert step.load_manifest()["version"] == "1" and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
+    story.client.delete_model_version("refalign", "1")
+    flow._ask_registry(step)
+    assert step.load_manifest() is None and "refalign version 1 is gone from the registry" in capsys.readouterr().out
+    away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
+    step.commit(asdict(model))
+    Story(away, tmp_path, ExitStack(), None)._ask_registry(step)
+    assert step.load_manifest() is not None and "not checked, the manifest is trusted" in capsys.readouterr().out
 
 
 def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
