@@ -202,6 +202,8 @@ class TrainingConfig(Section):
     """Newest checkpoints kept."""
     keep_best: bool = True
     """Keep the checkpoint with the lowest validation total as well, of those saved in a validated step."""
+    on_damaged_checkpoint: Literal["fall_back", "stop"] = "fall_back"
+    """Resume from the checkpoint before one whose files are not those that were written, or stop."""
     async_checkpoints: bool = True
     """Write checkpoints from a copy in host memory while training goes on."""
     validate_every: Count = 100

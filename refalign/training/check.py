@@ -56,11 +56,28 @@ def check_training(
         shutil.rmtree(folder, ignore_errors=True)
     print(f"folder      {step.folder.parent} can be written and is one folder on {', '.join(found['hosts'])}")
     print(f"tracking    {found['tracking']}")
+    print(f"checkpoint  {check_checkpoints(config, step.folder)}")
     print(f"memory      a rank needs {found['estimate']}; it has {describe_bytes(found['available_bytes'])}")
     measured = f", fullest so far {describe_bytes(found['peak_bytes'])}" if found["peak_bytes"] else ""
     print(f"step        {found['step_s']:.2f} s, and {found['data_wait_s']:.2f} s of waiting for data{measured}")
     print(f"recipe      {found['steps']} steps on {found['ranks']} ranks: about {found['hours']:.2f} h", flush=True)
     return found
+
+
+def check_checkpoints(config: RunConfig, folder: Path) -> str:
+    """What the run would resume from.
+
+    Raises:
+        ArtifactError: the newest checkpoint is damaged and the run would stop at it, or all are.
+    """
+    import torch
+
+    from refalign.training.checkpoint import find_intact
+    from refalign.training.models import Ranks
+
+    fall_back = config.training.on_damaged_checkpoint == "fall_back"
+    found = find_intact(folder / "checkpoints", Ranks(0, 1, torch.device("cpu")), fall_back=fall_back)
+    return f"{found.name} is whole; the run resumes from it" if found else "none; the run starts at its first step"
 
 
 def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:

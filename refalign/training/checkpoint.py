@@ -2,7 +2,7 @@
 
     <run folder>/checkpoints/step-000045/
         __0_0.distcp ... .metadata     weights, optimizer, moving average; each rank writes its shards
-        state.json                     written last: its presence means the checkpoint is whole
+        state.json                     written last: its presence means the checkpoint is whole; size and digest of every file
 
 Saved on any number of ranks, loaded on any other. ``.metadata`` is a pickle: read checkpoints of your own runs only.
 Tensors are copied to host memory and written from there by a thread, at most one checkpoint at a time; whatever ends the
@@ -11,11 +11,14 @@ run before the commit leaves the checkpoint before it as the newest.
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
+import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from refalign.errors import ArtifactError
-from refalign.steps import write_json
+from refalign.steps import sha256_of, write_json
 from refalign.texts import parse_json_object
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema
@@ -33,6 +36,7 @@ from refalign.training.optim import Ema
 CHECKPOINT_SCHEMA = 1
 """Raised when the layout of the saved tensors changes."""
 _CLOSE_S = 120.0
+_DIGESTS = "digests-{}.json"  # of one rank's files, until the first rank has collected them
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class TrainState:
         samples_consumed: position in the sample order.
         seed, shard_digest, global_batch, mixture, schema: what a resumed run must have in common with this one.
         validation_total: of this step; None where it was not validated.
+        files: name -> sha256 of every other file; None in checkpoints that were written before it was kept.
     """
 
     step: int
@@ -56,6 +61,7 @@ class TrainState:
     schema: int = CHECKPOINT_SCHEMA
     mixture: dict[str, float] | None = None
     validation_total: float | None = None
+    files: dict[str, str] | None = None
 
 
 class Checkpointer:
@@ -104,9 +110,8 @@ class Checkpointer:
         try:
             pending.result()
         except (dcp.api.CheckpointException, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise ArtifactError(
-                f"{self._folder}: a checkpoint could not be written ({reason}); make room or mend the storage. "
+                f"{self._folder}: a checkpoint could not be written ({_find_cause(error)}); make room or mend the storage. "
                 "The same command resumes from the one before."
             ) from error
         self._ranks.barrier()
@@ -119,9 +124,11 @@ class Checkpointer:
 
     def _commit(self, written: Any, target: Path, state: TrainState) -> None:
         written.result()  # on the first rank: all ranks have written
+        mine = {path.name: sha256_of(path) for path in _written_by(self._ranks.rank, target)}
+        write_json(target / _DIGESTS.format(self._ranks.rank), mine)
         if not self._ranks.is_first:
             return
-        write_json(target / "state.json", asdict(state))
+        write_json(target / "state.json", asdict(replace(state, files=self._collect_digests(target))))
         kept = set(_list_committed(self._folder)[-self._keep :])
         best = best_checkpoint(self._folder)
         if self._keep_best and best is not None:
@@ -130,6 +137,74 @@ class Checkpointer:
             if old not in kept:
                 (old / "state.json").unlink()  # first: a half-deleted checkpoint must not look whole
                 shutil.rmtree(old)
+
+    def _collect_digests(self, target: Path) -> dict[str, str]:
+        """Those of all ranks, by file; no collective, because this runs beside training."""
+        paths = [target / _DIGESTS.format(rank) for rank in range(self._ranks.size)]
+        end = time.monotonic() + _CLOSE_S
+        while missing := [path.name for path in paths if not path.is_file()]:
+            if time.monotonic() > end:
+                raise OSError(f"{missing[0]} is missing after {_CLOSE_S:g} s")
+            time.sleep(0.05)
+        digests = [parse_json_object(path.read_text()) for path in paths]
+        for path in paths:
+            path.unlink()
+        return {name: digest for each in digests for name, digest in each.items()}
+
+
+def _written_by(rank: int, checkpoint: Path) -> list[Path]:
+    """Files of one rank; the metadata are the first one's."""
+    return [*checkpoint.glob(f"__{rank}_*"), *(checkpoint.glob(".metadata") if rank == 0 else ())]
+
+
+def find_intact(folder: Path, ranks: Ranks, *, fall_back: bool) -> Path | None:
+    """The newest checkpoint whose files are those that were written, or None where there is none; all ranks call it.
+
+    Args:
+        fall_back: passes over damaged checkpoints, with a line for each.
+
+    Raises:
+        ArtifactError: the newest one is damaged and ``fall_back`` is False, or every one is.
+    """
+    # The first rank's view counts: a shared folder may show another rank an older state for some seconds.
+    found = ranks.gather(list(reversed(_list_committed(folder))))[0]
+    faults = []
+    for checkpoint in found:
+        fault = next((each for each in ranks.gather(_find_damage(checkpoint, ranks)) if each), None)
+        if fault is None:
+            return checkpoint
+        if not fall_back:
+            raise ArtifactError(
+                f"{fault}. Restore it, delete {checkpoint}, or set training.on_damaged_checkpoint=fall_back to resume from the "
+                "checkpoint before it."
+            )
+        faults.append(fault)
+        if ranks.is_first:
+            print(f"{fault}; trying the checkpoint before it", file=sys.stderr, flush=True)
+    if faults:
+        raise ArtifactError(f"{faults[0]}. No checkpoint before it is whole: restore one, or delete {folder} and begin anew.")
+    return None
+
+
+def _find_damage(checkpoint: Path, ranks: Ranks) -> str | None:
+    """What is wrong with this rank's share of the files."""
+    try:
+        expected = load_state(checkpoint).files or {}
+    except ArtifactError as error:
+        return str(error)
+    for name in sorted(expected)[ranks.rank :: ranks.size]:
+        if not (checkpoint / name).is_file():
+            return f"{checkpoint / name}: missing"
+        if sha256_of(checkpoint / name) != expected[name]:
+            return f"{checkpoint / name}: damaged, its bytes are not those that were written"
+    return None
+
+
+def _find_cause(error: BaseException) -> str:
+    """The first cause in one line; the messages of torch's checkpoints begin with a traceback."""
+    if isinstance(error, dcp.api.CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -140,9 +215,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The committed checkpoint with the lowest validation total, the newest of equals; None if none was validated."""
-    totals = {path: load_state(path).validation_total for path in reversed(_list_committed(folder))}
+    totals = {path: _load_total(path) for path in reversed(_list_committed(folder))}
     known = {path: total for path, total in totals.items() if total is not None}
     return min(known, key=lambda path: known[path]) if known else None
+
+
+def _load_total(checkpoint: Path) -> float | None:
+    try:
+        return load_state(checkpoint).validation_total
+    except ArtifactError:  # an old one that is damaged concerns nobody until somebody resumes from it
+        return None
 
 
 def load_state(checkpoint: Path) -> TrainState:
@@ -199,8 +281,9 @@ def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, checkpoint_id=checkpoint)
     except (dcp.api.CheckpointException, RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(f"{checkpoint}: cannot be loaded ({reason}); delete it to resume from the one before.") from error
+        raise ArtifactError(
+            f"{checkpoint}: cannot be loaded ({_find_cause(error)}); delete it to resume from the one before."
+        ) from error
 
 
 def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema: Ema | None) -> dict[str, Any]:
@@ -216,5 +299,7 @@ def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema:
 
 def _list_committed(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    committed = (path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    committed = (
+        path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / "state.json").is_file()
+    )
     return sorted(committed, key=lambda path: int(path.name.removeprefix("step-")))

@@ -23,6 +23,7 @@ KNOBS = frozenset(
         "keep_checkpoints",
         "checkpoint_every",
         "keep_best",
+        "on_damaged_checkpoint",
         "async_checkpoints",
         "activation_checkpointing",
         "compile",

@@ -29,6 +29,7 @@ from refalign.training.checkpoint import (
     TrainState,
     best_checkpoint,
     check_resumable,
+    find_intact,
     latest_checkpoint,
     load_checkpoint,
 )
@@ -282,10 +283,10 @@ def validate(run: Run) -> dict[str, float]:
 
 
 def _resume(run: Run) -> None:
-    # The first rank's view counts: a shared folder may show another rank an older state for some seconds.
-    checkpoint = run.ranks.gather(latest_checkpoint(run.folder / "checkpoints"))[0]
+    training = run.config.training
+    fall_back = training.on_damaged_checkpoint == "fall_back"
+    checkpoint = find_intact(run.folder / "checkpoints", run.ranks, fall_back=fall_back)
     if checkpoint is not None:
-        training = run.config.training
         state = check_resumable(checkpoint, **_data_order(run))
         goes_on = state.step < count_steps(training) and locate_step(training, state.step + 1).stage.name == state.stage
         load_checkpoint(checkpoint, run.models, run.optimizer if goes_on else None, run.ema)

@@ -27,7 +27,7 @@ def test_a_check_says_what_a_run_would_meet_and_leaves_no_trace(base: Path, shar
     assert 0 < found["estimate_bytes"] < found["available_bytes"]
     assert found["hours"] == pytest.approx(7 * (found["step_s"] + found["data_wait_s"]) / 3600)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["shards", "folder", "tracking", "memory", "step", "recipe"]
+    assert [line.split()[0] for line in lines] == ["shards", "folder", "tracking", "checkpoint", "memory", "step", "recipe"]
     assert "20 samples, digest d1" in lines[0] and "7 steps on 1 ranks" in lines[-1]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +23,15 @@ from make_shards import make_config
 
 from refalign.config import StageConfig
 from refalign.errors import ArtifactError
-from refalign.training.checkpoint import Checkpointer, TrainState, best_checkpoint, latest_checkpoint, load_checkpoint
+from refalign.training.checkpoint import (
+    Checkpointer,
+    TrainState,
+    best_checkpoint,
+    find_intact,
+    latest_checkpoint,
+    load_checkpoint,
+    load_state,
+)
 from refalign.training.launch import launch_in_process, make_settings, train_worker
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema, make_optimizer
@@ -81,7 +91,7 @@ def test_a_crash_before_the_commit_leaves_the_older_checkpoint(tmp_path: Path, m
     assert (tmp_path / "step-000002" / ".metadata").is_file()
     assert latest_checkpoint(tmp_path) == tmp_path / "step-000001"
     in_flight[0].set_exception(OSError("No space left on device"))
-    with pytest.raises(ArtifactError, match=r"could not be written \(No space left.*resumes from the one before"):
+    with pytest.raises(ArtifactError, match=r"could not be written \(OSError: No space left.*resumes from the one before"):
         checkpointer.save(make_state(3), *trained)
     assert latest_checkpoint(tmp_path) == tmp_path / "step-000001"
     monkeypatch.undo()
@@ -103,15 +113,59 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000005", "step-000006"]
 
 
+def test_overwritten_bytes_are_noticed_wherever_they_are(tmp_path: Path, capsys) -> None:
+    trained = make_trained()
+    checkpointer = make_checkpointer(tmp_path)
+    for step in (1, 2):
+        checkpointer.save(make_state(step), *trained)
+    checkpointer.close()
+    first, second = (tmp_path / f"step-{step:06d}" for step in (1, 2))
+    files = sorted(path for path in second.iterdir() if path.name != "state.json")
+    assert {path.name for path in files} == set(load_state(second).files) and len(files) >= 2
+    assert find_intact(tmp_path, ALONE, fall_back=False) == second
+    rng = random.Random(0)
+    for _ in range(20):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        start = rng.randrange(len(whole))
+        damaged = whole[:start] + bytes(255 - byte for byte in whole[start : start + 400]) + whole[start + 400 :]
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=rf"{path.name}: damaged.*on_damaged_checkpoint=fall_back"):
+            find_intact(tmp_path, ALONE, fall_back=False)
+        assert find_intact(tmp_path, ALONE, fall_back=True) == first
+        assert f"{path.name}: damaged" in capsys.readouterr().err
+        path.write_bytes(whole)
+    for fault in (lambda: files[0].unlink(), lambda: (second / "state.json").write_text("{")):
+        fault()
+        assert find_intact(tmp_path, ALONE, fall_back=True) == first
+    (first / ".metadata").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="No checkpoint before it is whole"):
+        find_intact(tmp_path, ALONE, fall_back=True)
+    assert find_intact(tmp_path / "none", ALONE, fall_back=True) is None
+
+
+def test_foreign_names_and_an_older_damaged_state_stop_nobody(tmp_path: Path) -> None:
+    trained = make_trained()
+    checkpointer = make_checkpointer(tmp_path, keep=3)
+    checkpointer.save(make_state(1, 0.5), *trained)
+    checkpointer.wait()
+    shutil.copytree(tmp_path / "step-000001", tmp_path / "step-000001.bak")
+    (tmp_path / "step-000001" / "state.json").write_text("{}")
+    checkpointer.save(make_state(2, 0.7), *trained)
+    checkpointer.close()
+    assert latest_checkpoint(tmp_path) == best_checkpoint(tmp_path) == tmp_path / "step-000002"
+    assert "step-000001.bak" in names(tmp_path)
+
+
 def test_a_checkpoint_of_an_older_version_has_no_validation(tmp_path: Path) -> None:
     checkpointer = make_checkpointer(tmp_path)
     checkpointer.save(make_state(1), *make_trained())
     checkpointer.close()
     path = tmp_path / "step-000001" / "state.json"
     state = json.loads(path.read_text())
-    del state["validation_total"]
+    del state["validation_total"], state["files"]
     path.write_text(json.dumps(state))
-    assert best_checkpoint(tmp_path) is None
+    assert best_checkpoint(tmp_path) is None and find_intact(tmp_path, ALONE, fall_back=False) == path.parent
 
 
 def wait_for_step(step: int, folder: Path) -> None:
