@@ -12,7 +12,8 @@ from refalign.config import RunConfig, describe_problems
 from refalign.errors import ArtifactError, ConfigError
 from refalign.presets import load_preset
 from refalign.sections import Count, Positive, SamplingSettings
-from refalign.steps import write_json
+from refalign.steps import sha256_of, write_json
+from refalign.storage import in_parallel
 from refalign.texts import parse_json_object
 
 FILE_NAME = "refalign.json"
@@ -88,6 +89,33 @@ def write_export_settings(folder: Path, config: RunConfig, *, base_is_copied: bo
     write_json(folder / FILE_NAME, {**base, "generation": make_generation_settings(config).model_dump()})
 
 
+def write_digests(folder: Path) -> None:
+    """Adds the digest of every file of a finished export, which `check_digests` compares."""
+    stored = parse_json_object((folder / FILE_NAME).read_text())
+    write_json(folder / FILE_NAME, {**stored, "files": dict(zip(*_digest_files(folder), strict=True))})
+
+
+def check_digests(folder: Path) -> None:
+    """Compares the files of an export with those that were written; folders without digests pass.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    path = folder / FILE_NAME
+    expected = parse_json_object(path.read_text()).get("files", {}) if path.is_file() else {}
+    found = dict(zip(*_digest_files(folder), strict=True)) if expected else {}
+    for name, digest in expected.items():
+        if found.get(name) != digest:
+            fault = "missing" if name not in found else "damaged, its bytes are not those that were exported"
+            raise ArtifactError(f"{folder / name}: {fault}; export the model again, or restore the file.")
+
+
+def _digest_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Names relative to the folder, and the sha256 of each."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return [path.relative_to(folder).as_posix() for path in files], in_parallel(sha256_of, files)
+
+
 def load_export_settings(folder: Path) -> tuple[GenerationSettings, dict[str, Any]]:
     """The settings, and ``base`` and ``base_revision`` where the folder names a base.
 
@@ -102,6 +130,7 @@ def load_export_settings(folder: Path) -> tuple[GenerationSettings, dict[str, An
     try:
         stored = parse_json_object(path.read_text()) if path.is_file() else {}
         generation = stored.pop("generation", {})
+        stored.pop("files", None)
         known = {name: value for name, value in generation.items() if name in GenerationSettings.model_fields}
         return GenerationSettings.model_validate(published_settings().model_dump() | known), stored
     except (ValueError, AttributeError) as error:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from refalign.errors import ConfigError
-from refalign.exports import load_export_settings, published_settings
+from refalign.exports import check_digests, load_export_settings, published_settings
 from refalign.geometry import Grid, letterbox
 from refalign.models.loading import looks_local
 from refalign.models.text import TEXT_TOKENS, TextEncoder, pad_prompt_embeds
@@ -124,6 +124,8 @@ class RefAlignPipeline(DiffusionPipeline):
         """
         local = looks_local(source)
         settings, stored = load_export_settings(Path(source).expanduser()) if local else (published_settings(), {})
+        if local:
+            check_digests(Path(source).expanduser())
         named = (stored["base"], stored["base_revision"]) if "base" in stored else (source, revision)
         parts, parts_revision = (base, None) if base else named
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)

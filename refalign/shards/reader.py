@@ -12,6 +12,7 @@ import os
 import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -53,7 +54,7 @@ class Entry:
     shard: str  # location
     shape: tuple[int, int, int, int]  # Z T h w
     subjects: int
-    members: dict[str, tuple[int, int]]  # suffix -> offset and size in bytes
+    members: dict[str, tuple[int, int, int | None]]  # suffix -> offset and size in bytes, CRC-32 (None in older indices)
     source_group: str | None = None  # None in indices that were written before it stood there
 
 
@@ -255,11 +256,15 @@ def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_members(entry: Entry, suffixes: Sequence[str]) -> list[UInt8[np.ndarray, "N"]]:
     """The bytes of some members of a sample, which lie beside each other, in one read."""
     places = [entry.members[suffix] for suffix in suffixes]
-    start, end = min(offset for offset, _ in places), max(offset + size for offset, size in places)
+    start, end = min(offset for offset, _, _ in places), max(offset + size for offset, size, _ in places)
     data = _read_range(entry.shard, start, end - start)
     if len(data) != end - start:
         raise ValueError(f"{len(data)} of {end - start} bytes at offset {start}")
-    return [data[offset - start : offset - start + size] for offset, size in places]
+    members = [data[offset - start : offset - start + size] for offset, size, _ in places]
+    for suffix, member, (_, _, checksum) in zip(suffixes, members, places, strict=True):
+        if checksum is not None and zlib.crc32(member.data) != checksum:
+            raise ValueError(f"the bytes of its {suffix} are not those that were written")
+    return members
 
 
 def _read_range(location: str, offset: int, size: int) -> UInt8[np.ndarray, "N"]:
@@ -293,8 +298,11 @@ def _load_entries(step: Step, name: str) -> list[Entry]:
 
 
 def _make_entry(shard: str, sample: dict[str, Any], size_bytes: int) -> Entry:
-    members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in sample["members"].items()}
-    if not all(0 <= offset <= offset + size <= size_bytes for offset, size in members.values()):
+    members = {
+        suffix: (int(offset), int(size), int(checksum[0]) if checksum else None)
+        for suffix, (offset, size, *checksum) in sample["members"].items()
+    }
+    if not all(0 <= offset <= offset + size <= size_bytes for offset, size, _ in members.values()):
         raise ValueError(f"members {members} of {size_bytes} bytes")
     channels, frames, height, width = sample["shape"]
     shape = (channels, frames, height, width)

@@ -34,7 +34,7 @@ def rewrite_shard(step: Step, name: str, commit: dict[str, Any], clips: Collecti
     def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         with open_file(step.locate(name, commit)) as tar:
             for sample in kept:
-                members = {suffix: _read(tar, *place) for suffix, place in sample["members"].items()}
+                members = {suffix: _read(tar, *place[:2]) for suffix, place in sample["members"].items()}
                 counts = {}
                 if _refers_to(sample, clips):
                     members, counts = _remove_references(members, clips)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
     """Writes samples, each a key and its members by extension, sorted within the sample.
 
     Returns:
-        Per key and extension: [offset_bytes, size_bytes] of the member's data, for reading without parsing the tar.
+        Per key and extension: [offset_bytes, size_bytes, CRC-32] of the member's data, for reading without parsing the tar.
     """
     offsets: dict[str, dict[str, list[int]]] = {}
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -25,6 +26,6 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
                 entry = tarfile.TarInfo(f"{key}.{extension}")
                 entry.size = len(data)
                 entry.mode = 0o644
-                offsets[key][extension] = [tar.offset + _BLOCK_BYTES, len(data)]
+                offsets[key][extension] = [tar.offset + _BLOCK_BYTES, len(data), zlib.crc32(data)]
                 tar.addfile(entry, io.BytesIO(data))
     return offsets

@@ -38,7 +38,7 @@ def iter_contact_sheets(step: Step, manifest: Mapping[str, Any], limit: int) -> 
             return
         with open_file(step.locate(part, record)) as tar:
             for sample in record["samples"][:limit]:
-                offset, size = sample["members"]["jpg"]
+                offset, size, *_ = sample["members"]["jpg"]
                 tar.seek(offset)
                 limit -= 1
                 yield sample["key"], tar.read(size)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
-from refalign.exports import write_export_settings
+from refalign.exports import write_digests, write_export_settings
 from refalign.models.lora import merge_lora, save_lora
 from refalign.models.wan import RefAlignTransformer
 from refalign.training.models import PROJECTORS, Ranks, TrainedModels
@@ -55,6 +55,7 @@ def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Em
             transformer = merge_lora(transformer, lora["alpha"] / lora["rank"])
         _save_transformer(aside / "transformer", models.transformer, transformer, models.compute_dtype)
         _add_base(aside, config)
+        write_digests(aside)
         if models.projectors is not None:
             save_file(_below(weights, "projectors."), folder / PROJECTORS)
         aside.rename(target)

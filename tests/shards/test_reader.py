@@ -108,6 +108,27 @@ def test_damaged_bytes_and_damaged_commits_are_named(folder: Path) -> None:
         ShardIndex.open(folder, "train")
 
 
+def test_overwritten_bytes_are_noticed_wherever_they_are_in_a_sample(folder: Path) -> None:
+    index = ShardIndex.open(folder, "train")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        number = int(rng.integers(len(index)))
+        entry = index.entries[number]
+        offset, size, _ = entry.members[str(rng.choice(["safetensors", "json"]))]
+        at = offset + int(rng.integers(size))
+        with Path(entry.shard).open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([255 - byte]))
+            file.flush()
+            with pytest.raises(ArtifactError, match=rf"sample {entry.key} is damaged \(the bytes of its \w+ are not those"):
+                index.read(number)
+            file.seek(at)
+            file.write(bytes([byte]))
+        assert index.read(number).key == entry.key
+
+
 def test_a_sample_that_contradicts_its_commit_is_a_schema_error(folder: Path) -> None:
     path = folder / "parts" / "train-000000.tar.json"
     commit = json.loads(path.read_text())

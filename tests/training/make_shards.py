@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def write_shard(path: Path, split: str, numbers: range, max_subjects: int, **for
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
                 end = tar.offset
-                members[suffix] = [end - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data)]
+                members[suffix] = [end - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, len(data), zlib.crc32(data)]
             samples.append(
                 {
                     "key": f"{split}{number:04d}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
+from refalign.exports import check_digests
+from refalign.generation import RefAlignPipeline
 from refalign.training.export import export_model
 from refalign.training.loop import Run, start_run, take_step
 
@@ -47,6 +50,24 @@ def test_projectors_lie_beside_the_export_never_inside(run: Run, tmp_path: Path)
     assert set(load_file(tmp_path / "projectors.safetensors")) == {
         f"blocks.{block}.proj.{layer}.weight" for block in (0, 1) for layer in (0, 2)
     }
+
+
+def test_overwritten_bytes_of_an_export_are_noticed_wherever_they_are(run: Run, tmp_path: Path) -> None:
+    folder = export_model(tmp_path, run.config, run.models, run.ema, run.ranks)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "refalign.json")
+    rng = random.Random(0)
+    check_digests(folder)
+    for number in range(20):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        at = rng.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([255 - whole[at]]) + whole[at + 1 :])
+        with pytest.raises(ArtifactError, match=rf"{path.name}: damaged, its bytes are not those that were exported"):
+            RefAlignPipeline.from_pretrained(str(folder))
+        path.write_bytes(whole)
+    files[0].unlink()
+    with pytest.raises(ArtifactError, match=f"{files[0].name}: missing"):
+        check_digests(folder)
 
 
 def with_base(config: RunConfig, **changes: str) -> RunConfig:
