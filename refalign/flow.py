@@ -24,6 +24,7 @@ from refalign.summary import describe_step
 from refalign.texts import hide_secrets
 from refalign.tombstones import check_finished, load_tombstones
 from refalign.training.earlier import KNOBS, describe_earlier, find_earlier, go_on_from
+from refalign.training.records import FILE_NAME, UNSENT, read_records
 from refalign.writing import check_store
 
 STEPS = ("subjects", "pairs", "shards", "train", "evaluate", "register")
@@ -114,7 +115,8 @@ class Story:
         for name in STEPS:
             getattr(self, f"_{name}")()
             if name == self.only:
-                return
+                break
+        self._send_unsent()
 
     def _subjects(self) -> None:
         from refalign.curation.launch import plan_subjects, run_subjects
@@ -311,9 +313,28 @@ class Story:
             if name != "world":
                 self._log(self.steps[name])  # done by an earlier attempt, or for another story
 
+    def _send_unsent(self) -> None:
+        """Sends what MLflow did not take of an earlier training, where nothing else was left to do."""
+        if self._tracker is not None or not any((step.folder / UNSENT).exists() for step in self.steps.values()):
+            return
+        from refalign.tracking.run import StoryRun
+
+        try:
+            self._tracker = StoryRun.open(self.config, output=self.output, fingerprint=self.fingerprint)
+            for step in self.steps.values():
+                if (step.folder / UNSENT).exists():
+                    self._log(step)
+                    print(f"{step.name}: sent the metrics that MLflow lacked", flush=True)
+        except BackendUnavailable as error:
+            self._tracker = None
+            print(f"metrics wait: {error}", file=sys.stderr, flush=True)
+
     def _log(self, step: Step) -> None:
         from refalign.tracking.story import log_step
 
+        if step.name == "train":
+            self.tracker.log_records(step.name, read_records(step.folder / FILE_NAME))
+            (step.folder / UNSENT).unlink(missing_ok=True)
         log_step(self.tracker, step, self.manifests[step.name], self.seconds.get(step.name))
 
     def close(self, status: str) -> None:

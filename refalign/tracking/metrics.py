@@ -49,7 +49,11 @@ class MetricLogger:
             self._changed.notify_all()
         self._thread.join(timeout_s)
         if self._pending:
-            _log.warning("MLflow did not take all metrics in time; running the same command again sends the rest.")
+            _log.warning(
+                "MLflow did not take all metrics within %g s. The training's metrics.jsonl has them; the next command with this "
+                "--output sends them, for example pipelines/train.py with the same flags.",
+                timeout_s,
+            )
             return False
         return True
 
@@ -79,11 +83,11 @@ class MetricLogger:
                 del self._pending[: len(batch)]
 
 
-def log_missing(client: Any, uri: str, run_id: str, step: int, metrics: Mapping[str, float]) -> None:
-    """Logs now, in this thread, those of ``metrics`` that the run does not have at ``step``."""
+def log_missing(client: Any, uri: str, run_id: str, metrics: Mapping[int, Mapping[str, float]]) -> None:
+    """Logs now, in this thread, those of ``metrics`` (by step) that the run does not have."""
     now_ms = int(time.time() * 1000)
-    points = [(name, step, float(value), now_ms) for name, value in metrics.items()]
-    _send(client, uri, run_id, points, _known_points(client, uri, run_id, metrics))
+    points = [(name, step, float(value), now_ms) for step, each in metrics.items() for name, value in each.items()]
+    _send(client, uri, run_id, points, _known_points(client, uri, run_id, {name for name, *_ in points}))
 
 
 def _known_points(client: Any, uri: str, run_id: str, names: Iterable[str] | None = None) -> set[tuple[str, int]]:

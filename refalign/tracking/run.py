@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +111,13 @@ class StoryRun:
 
     def log_metrics(self, step: str, metrics: Mapping[str, float], *, at: int = 0) -> None:
         """Logs those metrics of a step's run that it does not have yet; ``at`` is the optimizer step, 0 for totals."""
-        log_missing(self.client, self.uri, self.child(step), at, metrics)
+        log_missing(self.client, self.uri, self.child(step), {at: metrics})
+
+    def log_records(self, step: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """Logs what a step's run lacks of the lines of its ``metrics.jsonl``."""
+        numbers = ({name: value for name, value in each.items() if isinstance(value, int | float)} for each in records)
+        metrics = {each["step"]: each for each in numbers}
+        log_missing(self.client, self.uri, self.child(step), metrics)
 
     def set_tags(self, step: str, tags: Mapping[str, Any]) -> None:
         """Sets tags on a step's run; unlike params they may change."""

@@ -28,7 +28,7 @@ from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
 from refalign.steps import Step, write_json
 from refalign.telemetry import show_training
 from refalign.training.earlier import LAUNCH_FILE
-from refalign.training.records import FILE_NAME, RecordReader, read_records, summarize_records
+from refalign.training.records import FILE_NAME, UNSENT, RecordReader, read_records, summarize_records
 
 _POLL_S = 0.5
 _COLLECTIVE_TIMEOUT_S = 600  # far below torch's 30 minutes: a lost rank should be noticed, a slow checkpoint not
@@ -276,8 +276,8 @@ def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str
         thread.join()
         pass_on()
         bar.close()
-        if logger is not None:
-            logger.close()
+        if logger is not None and not logger.close():
+            (path.parent / UNSENT).touch()
 
 
 def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "metrics.jsonl"
+UNSENT = "unsent"
+"""Empty file beside it while MLflow lacks some of the lines, because it did not take them in time."""
 
 
 def truncate_records(path: Path, last_step: int) -> None:

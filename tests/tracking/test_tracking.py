@@ -16,6 +16,7 @@ from refalign.tracking.metrics import MetricLogger
 from refalign.tracking.model_card import Provenance, make_model_card
 from refalign.tracking.registry import has_version, register_model, resolve_model
 from refalign.tracking.run import StoryRun, flatten
+from refalign.training.records import UNSENT, append_record
 
 PROVENANCE = Provenance(
     {"CC-BY-NC-4.0": 3}, {"signed": 3}, "d" * 64, "0123456789ab", "abc", {"train": "train-0123456789ab"}, "run it"
@@ -84,6 +85,26 @@ def test_a_server_that_is_away_delays_metrics_and_stops_nobody(caplog):
     logger.log(1, {"total": 1.0})
     assert not logger.close(timeout_s=30)
     assert "does not answer" in caplog.text
+
+
+def test_metrics_that_were_not_taken_in_time_are_sent_by_a_later_run_that_has_nothing_else_to_do(tmp_path, capsys):
+    config = toy_tiny()
+    step = Step.make(tmp_path, "train", "it")
+    step.commit({"steps": 5})
+    for number in range(6):
+        append_record(step.folder / "metrics.jsonl", {"step": number, "stage": "stage1", "total": 1.0 / (1 + number)})
+    (step.folder / UNSENT).touch()
+    away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": _dead_uri()})})
+    for settings, out, err in ((away, "", "metrics wait: MLflow at"), (config, "train: sent the metrics that MLflow lacked", "")):
+        flow = Story(settings, tmp_path, ExitStack(), None)
+        flow.fingerprint, flow.steps, flow.manifests = "a" * 12, {"train": step}, {"train": step.load_manifest()}
+        flow._send_unsent()
+        said = capsys.readouterr()
+        assert out in said.out and err in said.err
+    assert not (step.folder / UNSENT).exists()
+    story = StoryRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    history = story.client.get_metric_history(story.child("train"), "total")
+    assert [(point.step, point.value) for point in history] == [(number, 1.0 / (1 + number)) for number in range(6)]
 
 
 def test_unreachable_server_is_one_line_without_the_password(tmp_path):
