@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from refalign.config import RunConfig, apply_overrides
-from refalign.errors import RefAlignError
+from refalign.errors import RayNotStarted, RefAlignError
 from refalign.presets import PRESETS, load_preset
 from refalign.texts import hide_secrets
 
 _RAISE_AGAIN_S = 5.0
+_SECOND_TRY = "REFALIGN_SECOND_TRY"
+"""Set in a process that takes the place of one in which Ray did not start."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -61,6 +63,13 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
     arm_signals()
     try:
         work()
+    except RayNotStarted as error:
+        print(f"error: {hide_secrets(str(error))}", file=sys.stderr, flush=True)
+        if os.environ.get(_SECOND_TRY):
+            return error.exit_code
+        print("trying once more", file=sys.stderr, flush=True)
+        os.environ[_SECOND_TRY] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # Ray cannot start twice in one process
     except RefAlignError as error:
         print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_code

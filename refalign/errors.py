@@ -10,6 +10,7 @@ RefAlignError              anything this package refuses to do (exit code 1)
 ├── NotPromoted            the gate kept the champion (exit code 3)
 ├── NonFiniteLoss          a loss or a gradient that is not a number, before the optimizer step
 └── BackendUnavailable     a service (Ray, MLflow, an object store) that does not answer
+    └── RayNotStarted      Ray did not start on this machine; a command tries once more
 """
 
 from __future__ import annotations
@@ -80,3 +81,7 @@ class NonFiniteLoss(RefAlignError):
 
 class BackendUnavailable(RefAlignError):
     """Ray, MLflow or a storage service cannot be reached."""
+
+
+class RayNotStarted(BackendUnavailable):
+    """A process of Ray ended while it started on this machine, or did not answer in time."""

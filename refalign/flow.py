@@ -278,11 +278,11 @@ class Story:
         return manifest
 
     def _perform(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if step.name != "world":
-            self._open_services()
-        print(f"{step.name}: started ({step.folder})", flush=True)
-        began = time.monotonic()
-        with step.lease():
+        with step.lease():  # first: a folder that another process holds is told before anything is started
+            if step.name != "world":
+                self._open_services()
+            print(f"{step.name}: started ({step.folder})", flush=True)
+            began = time.monotonic()
             manifest = step.load_manifest() or work()
         self.seconds[step.name] = round(time.monotonic() - began, 1)
         print(f"{step.name}: {describe_step(step.name, manifest)} in {self.seconds[step.name]} s", flush=True)

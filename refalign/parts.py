@@ -18,11 +18,11 @@ from typing import Any
 
 from refalign.config import ClusterConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
+from refalign.ray_start import start_ray
 from refalign.sections import PoolConfig
 from refalign.steps import Step
 from refalign.telemetry import count_part
 
-_LOCAL_STORE_BYTES = 512 * 2**20
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -50,18 +50,17 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        ray.init(
-            address="local" if started_here else None,
-            include_dashboard=False if started_here else None,
-            log_to_driver=not started_here,  # here errors arrive as exceptions and the rest is in Ray's own log folder
-            logging_level=logging.WARNING,
-            object_store_memory=_LOCAL_STORE_BYTES if started_here else None,  # rows are small; the default takes 30% of memory
-            runtime_env={"env_vars": _worker_env(config)},
-        )
-    except Exception as error:  # what a node that did not start in time raises has no type of its own
-        where = os.environ.get("RAY_ADDRESS", "this machine")
-        raise BackendUnavailable(f"Ray on {where} does not answer ({error}); check RAY_ADDRESS and RAY_AUTH_TOKEN.") from error
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": _worker_env(config)}}
+    if started_here:
+        start_ray(options)
+    else:
+        try:
+            ray.init(**options)
+        except Exception as error:  # what Ray raises here has no type of its own
+            where = os.environ["RAY_ADDRESS"]
+            raise BackendUnavailable(
+                f"Ray at {where} does not answer ({error}); check RAY_ADDRESS and RAY_AUTH_TOKEN."
+            ) from error
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ _STARTS_RAY = (
     "tests/evaluation/test_opens2v.py",
     "tests/infra/test_observability.py",
     "tests/infra/test_ray_jobs.py",
+    "tests/test_ray_start.py",
     "tests/training/test_launch_ray.py",
 )
 
