@@ -85,9 +85,14 @@ def check_start(config: RunConfig, output: Path) -> None:
     Raises:
         GeometryError: the clip's size does not fit the base model's grid.
         ArtifactError: a local model is missing, the disk is nearly full, or a takedown was interrupted.
-        ConfigError: the folder of evaluation pictures is missing or holds none, or the store of parts cannot be written.
+        ConfigError: the folder of evaluation pictures is missing or holds none, the store of parts cannot be written, or the
+            output lies in the input.
     """
     check_finished(output)
+    if config.input.path:
+        from refalign.curation.sources import check_apart
+
+        check_apart(config.input.path, (output, config.storage.parts))
     for name in ("base", "vision_encoder", "detector", "text_image", "aesthetic", "captioner"):
         if getattr(config.models, name):
             check_local(getattr(config.models, name), f"models.{name}")

@@ -25,7 +25,7 @@ from refalign.curation.sources import SourceVideo, identify_sources, list_source
 from refalign.curation.subjects import choose_classes, choose_subjects, find_candidates, make_subject_row, read_candidates
 from refalign.errors import DataError, RefAlignError
 from refalign.geometry import letterbox
-from refalign.outcomes import Outcome, check_quarantined, count_outcomes, describe_deaths
+from refalign.outcomes import BESIDE, Outcome, check_quarantined, count_outcomes, describe_deaths
 from refalign.parts import run_parts
 from refalign.pictures import decode_image
 from refalign.schemas import CLIP_SCHEMA, check_table
@@ -57,7 +57,8 @@ def plan_subjects(
     for source, video_id in identify_sources(list_sources(config.input, where), config.curation):
         if isinstance(source, Outcome):
             outcomes.append(source)
-            identity.update(json.dumps([source.item, source.reason]).encode())
+            if source.reason not in BESIDE:
+                identity.update(json.dumps([source.item, source.reason]).encode())
             continue
         identity.update(json.dumps([video_id, source.to_identity()], sort_keys=True).encode())
         content = f"{video_id}-{source.annotation_at['cut'] if source.annotation_at else ''}"
