@@ -26,6 +26,7 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
         summary["videos"] = subjects["counts"]["video"]["planned"]
         summary["clips"] = subjects["clips"]
         summary["subjects"] = subjects["subjects"]
+        summary["captions"] = subjects.get("captions", {})
         later = [manifests.get(step, {}) for step in ("pairs", "shards")]
         summary["outcomes"] = [*subjects["outcomes"], *(outcome for each in later for outcome in each.get("outcomes", []))]
         for kind in ("filtered", "quarantined"):
@@ -72,7 +73,9 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         count = manifest["counts"]["video"]
         lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
         made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
-        return f"{made} ({lost})" if lost else made
+        made = f"{made} ({lost})" if lost else made
+        missing = manifest.get("captions", {}).get("none", 0)
+        return f"{made}; {_explain_captions(missing, manifest['clips'])}" if 2 * missing > manifest["clips"] else made
     if name == "pairs":
         left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["counts"]["clip"]["filtered"].items())
         made = f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
@@ -89,6 +92,13 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         made = f"{manifest['num_samples']} sample videos"
         return made if None in judged else f"{made}; attributes right: base {judged[0]:.0%}, trained {judged[1]:.0%}"
     return f"{manifest['name']} version {manifest['version']}, alias {manifest['alias']}"
+
+
+def _explain_captions(missing: int, clips: int) -> str:
+    return (
+        f"{missing} of {clips} clips have no caption and would be trained on an empty prompt: give sidecars (.txt, .json), a "
+        "table with a column caption, text or prompt, or curation.caption=missing with models.captioner"
+    )
 
 
 def print_ending(summary: dict[str, Any]) -> None:

@@ -136,6 +136,7 @@ def describe_subjects(records: Sequence[dict[str, Any]], planned: Sequence[Outco
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
         "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
         "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
+        "captions": dict(sum((Counter(record.get("captions", {})) for record in records), Counter())),  # not in older commits
     }
 
 
@@ -146,6 +147,7 @@ def describe_rows(rows: pa.Table) -> dict[str, Any]:
         "subjects": sum(rows["subjects"].combine_chunks().value_lengths().to_pylist()),
         "licenses": Counter(rows["license"].to_pylist()),
         "consents": Counter(rows["consent"].to_pylist()),
+        "captions": Counter(rows["caption_source"].to_pylist()),
     }
 
 
@@ -280,7 +282,8 @@ class SubjectsActor:
         crop = make_center_crop(region, config.video)
         chosen = choose_subjects(candidates, crop, config.curation)
         if not chosen:
-            return None, Outcome("clip", clip_id, "NO_SUBJECT", f"{source.name} at {start_s:.2f} s: no subject within the limits")
+            message = f"{source.name} at {start_s:.2f} s: no subject within the limits that shows something"
+            return None, Outcome("clip", clip_id, "NO_SUBJECT", message)
         subjects = [
             make_subject_row(candidate, window, crop, config) | {"subject_id": f"{clip_id}-s{rank}"}
             for rank, candidate in enumerate(chosen)

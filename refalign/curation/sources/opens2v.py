@@ -217,10 +217,13 @@ def _check_entry(entry: dict[str, Any]) -> None:
     left, right, top, bottom = (float(value) for value in metadata["crop"])
     if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
         raise DataError("BAD_ANNOTATION", f"crop {metadata['crop']} (x0, x1, y0, y1) is empty or begins outside of the frame")
+    tags = (entry.get("word_tags") or {}).get("background") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise DataError("BAD_ANNOTATION", f"word_tags.background is {tags!r}: expected a list of words")
     masks = marked["mask_annotation"][str(frame)]
     for index, found in enumerate(marked["ann_frame_data"]["annotations"]):
         x0, y0, x1, y1 = (float(value) for value in found["bbox"])
-        scores = (float(found.get("aes_score", 0)), float(found.get("gme_score", 0)))
+        scores = (float(found.get("aes_score") or 0), float(found.get("gme_score") or 0))
         if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1 and all(map(math.isfinite, scores))):
             raise DataError("BAD_ANNOTATION", f"box {found['bbox']}, scores {scores}: expected finite x0 < x1, y0 < y1")
         if not isinstance(found["class_name"], str) or not storage.is_utf8(found["class_name"]):
