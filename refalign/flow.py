@@ -16,7 +16,9 @@ from typing import Any
 from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, DataError
+from refalign.models.detector_files import check_detector
 from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid
+from refalign.presets import EMBEDDED_DETECTOR
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space
 from refalign.summary import describe_step
@@ -137,6 +139,9 @@ class Story:
 
         config = self.config
         plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world(), load_tombstones(self.output))
+        needs_detector = any(not work["annotation_at"] for part in plan.values() for work in part)
+        if needs_detector:
+            check_detector(config.models.detector, needs_masks=config.curation.crop == "mask")
         self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster", "storage"}), identity)
         models = config.models
         used = [identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector)]
@@ -148,7 +153,7 @@ class Story:
         step = self._make_step("subjects", identity, *recipe, recipe=recipe)
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
-            raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config, self.output))
+            raise DataError("NO_SUBJECT", _explain_no_clip(manifest, config, self.output, needs_detector))
 
     def _pairs(self) -> None:
         from refalign.curation.pairs import run_pairs
@@ -334,11 +339,25 @@ class Story:
         return summary
 
 
-def _explain_no_subject(manifest: dict[str, Any], config: RunConfig, output: Path) -> str:
-    videos = manifest["counts"]["video"]["planned"]
-    embedded = Path(config.models.detector).name == "detector" and Path(config.models.detector).parent.name == "weights"
-    why = "the embedded detector knows only the creatures of the toy world; " if embedded else ""
-    return (
-        f"no subject in {videos} videos: {why}--set models.detector=yolo11n-seg.pt takes a real one "
-        f"(or a folder or .pt file of your own). What came of each file: {output / 'summary.json'} and report.html."
-    )
+def _explain_no_clip(manifest: dict[str, Any], config: RunConfig, output: Path, needs_detector: bool) -> str:
+    """Why there is none, by what has happened: advice on a detector helps only where it has looked at something."""
+    videos = manifest["counts"]["video"]
+    came_of_them = f"What came of each file: {output / 'summary.json'} and report.html."
+    looked_at = manifest["counts"].get("clip", {}).get("filtered", {}).get("NO_SUBJECT", 0)
+    if not looked_at:
+        reasons = ", ".join(f"{reason} {n}" for kind in ("quarantined", "filtered") for reason, n in videos[kind].items())
+        return f"no clip in {videos['planned']} files ({reasons}), so no subject was looked for. {came_of_them}"
+    if not needs_detector:
+        advice = "curation.min_aesthetic, min_text_image, min_area_fraction and max_area_fraction leave none that is annotated"
+    elif Path(config.models.detector).expanduser().resolve() == EMBEDDED_DETECTOR.resolve():
+        advice = (
+            "the embedded detector knows only the creatures of the drawn world; --set models.detector=yolo11n-seg.pt takes a "
+            "real one (or a folder or .pt file of your own)"
+        )
+    else:
+        advice = (
+            f"{config.models.detector} found none above curation.min_confidence={config.curation.min_confidence:g}, between "
+            f"curation.min_area_fraction={config.curation.min_area_fraction:g} and max_area_fraction="
+            f"{config.curation.max_area_fraction:g} of the frame; change these, curation.classes or the detector"
+        )
+    return f"no subject in {looked_at} clips of {videos['planned']} files: {advice}. {came_of_them}"

@@ -174,9 +174,16 @@ class SubjectsActor:
     @cached_property
     def detector(self) -> Any:
         """Loaded at the first video without annotation: annotated sources need none."""
-        from refalign.models.yolo import load_detector
+        from refalign.models.yolo import DEFAULT_MIN_SCORE, load_detector
 
-        return load_detector(self.config.models.detector, device=self._device, classes=self.config.curation.classes)
+        settings = self.config.curation
+        return load_detector(
+            self.config.models.detector,
+            device=self._device,
+            classes=settings.classes,
+            min_score=min(DEFAULT_MIN_SCORE, settings.min_confidence),
+            needs_masks=settings.crop == "mask",
+        )
 
     @cached_property
     def scorer(self) -> Any:

@@ -116,6 +116,13 @@ def test_derived_values_content_is_opaque_and_varied():
     assert not has_content(noise, outside, box)
 
 
+@pytest.mark.parametrize(("wanted", "least"), [(0.1, 0.1), (0.8, 0.25)])
+def test_advice_a_low_min_confidence_has_an_effect(wanted, least):
+    config = make_config()
+    low = config.curation.model_copy(update={"min_confidence": wanted})
+    assert SubjectsActor(config.model_copy(update={"curation": low})).detector.min_score == least
+
+
 @pytest.mark.parametrize("said", [True, False])
 @pytest.mark.usefixtures("here")
 def test_missing_or_empty_captions_are_counted_and_said(world, tmp_path, said):
