@@ -19,6 +19,7 @@ from refalign.errors import ArtifactError, DataError
 from refalign.models.detector_files import check_detector
 from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid
 from refalign.presets import EMBEDDED_DETECTOR
+from refalign.retries import find_retries, reopen
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space
 from refalign.summary import describe_step
@@ -124,6 +125,7 @@ class Story:
         self.seconds: dict[str, float] = {}
         self.fingerprint = ""
         self.summary: dict[str, Any] = {}
+        self._locations: dict[str, str] = {}
         self._stack = stack
         self._tracker: Any = None
 
@@ -135,7 +137,7 @@ class Story:
                 return
 
     def _subjects(self) -> None:
-        from refalign.curation.launch import plan_subjects, run_subjects
+        from refalign.curation.launch import find_locations, plan_subjects, run_subjects
 
         config = self.config
         plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world(), load_tombstones(self.output))
@@ -151,6 +153,8 @@ class Story:
         settings = config.curation.model_dump(exclude={"max_quarantine_fraction", "max_worker_deaths"})
         recipe = (settings, config.video, models.encoder_dtype, *used)
         step = self._make_step("subjects", identity, *recipe, recipe=recipe)
+        self._locations = find_locations(plan)
+        self._try_again(step, find_locations(plan, "name"))
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
             raise DataError("NO_SUBJECT", _explain_no_clip(manifest, config, self.output, needs_detector))
@@ -172,7 +176,9 @@ class Story:
         encoders = (models.encoder_dtype, models.max_text_tokens, frozen)
         recipe = (self.config.shards, *encoders, self.steps["subjects"].recipe)
         step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint, recipe=recipe)
-        self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
+        self._try_again(step, {})
+        made_of = self.steps["subjects"], self.steps["pairs"]
+        self._complete(step, lambda: run_shards(self.config, step, *made_of, self._locations))
 
     def _train(self) -> None:
         config = self.config
@@ -247,6 +253,14 @@ class Story:
         store = self.config.storage.parts if name in _IN_STORE else None
         self.steps[name] = Step.make(self.output, name, *settings, store=store, recipe=recipe)
         return self.steps[name]
+
+    def _try_again(self, step: Step, locations: dict[str, str]) -> None:
+        """Reopens parts with faults that may have passed since, or whose faulty files have changed."""
+        if self.only not in (None, step.name):
+            return
+        if names := find_retries(step, locations):
+            print(f"{step.name}: {len(names)} parts had faults that may have passed; they are made again", flush=True)
+            reopen(step, names)
 
     def _complete(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The step's manifest: as it stands, or made now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,12 @@ _FILTERED = frozenset(
     | BESIDE
 )
 """Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
+
+_OF_THE_PLACE = frozenset({"MISSING", "FORBIDDEN", "UNREACHABLE", "CHANGED"})
+"""Faults of the place or the moment; every run tries again."""
+_OF_THE_MOMENT = frozenset({"CRASH", "KILLS_WORKERS", "IO_ERROR"})
+"""Faults that may be the item's own as well: a later run tries once more, and then they hold."""
+_MOST_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,23 @@ class Outcome:
         if not self.reason:
             return "written"
         return "filtered" if self.reason in _FILTERED else "quarantined"
+
+
+def belongs_to_place(reason: str) -> bool:
+    """Whether a fault is that of the place where an item lies, not the item's."""
+    return reason in _OF_THE_PLACE
+
+
+def may_pass(commit: Mapping[str, Any]) -> bool:
+    """Whether a part has outcomes that may be others in the next run, so that it is not done."""
+    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
+    return bool(reasons & _OF_THE_PLACE) or (bool(reasons & _OF_THE_MOMENT) and commit.get("tries", 1) < _MOST_TRIES)
+
+
+def count_tries(commit: Mapping[str, Any], load_earlier: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What a commit with faults of the moment says besides: in how many runs they came up."""
+    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
+    return {"tries": (load_earlier() or {}).get("tries", 0) + 1} if reasons & _OF_THE_MOMENT else {}
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
