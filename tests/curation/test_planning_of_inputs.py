@@ -191,6 +191,10 @@ def test_never_listed_a_pattern_says_what_it_leaves_out(tmp_path):
     assert planned == ["a.mp4"], "its sidecar is no video"
     assert reasons == {".c.mp4": "HIDDEN", "deep": "NOT_A_VIDEO", "notes.md": "NOT_A_VIDEO", "d.json": "NOT_A_VIDEO"}
     assert tell(tmp_path / "v/**/*")[0] == ["a.mp4", "deep/b.mp4"]
+    put(tmp_path, "elsewhere/e.mp4")
+    (tmp_path / "v/disk2").symlink_to(tmp_path / "elsewhere")
+    assert tell(tmp_path / "v/**/*.mp4") == (["a.mp4", "deep/b.mp4"], {".c.mp4": "HIDDEN", "disk2": "NOT_A_VIDEO"})
+    assert tell(tmp_path / "v/*/*.mp4")[0] == ["deep/b.mp4", "disk2/e.mp4"]
 
 
 @pytest.mark.parametrize("name", ["caption", "text", "prompt", "video_caption"])

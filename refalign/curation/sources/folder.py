@@ -96,6 +96,8 @@ def iter_pattern(pattern: str, config: InputConfig) -> Iterator[SourceVideo | Ou
         found = sorted(folder.glob(rest))
     except ValueError as error:
         raise ConfigError(f"--input {pattern}: {error}; '**' stands alone between slashes, as in 'videos/**/*.mp4'.") from error
+    if "**" in rest:  # which follows no links
+        found = sorted({*found, *(path for path in folder.rglob("*") if path.is_symlink() and path.is_dir())})
     files = [path for path in found if not path.is_dir()]
     entered = {parent for path in files for parent in path.parents}
     for path in found:
@@ -105,7 +107,7 @@ def iter_pattern(pattern: str, config: InputConfig) -> Iterator[SourceVideo | Ou
         if is_hidden(name):
             yield refuse(name, DataError("HIDDEN", "hidden by its name, which begins with a dot"))
         elif path.is_dir():
-            yield refuse(name, DataError("NOT_A_VIDEO", "a folder; a pattern that ends with /**/* takes what lies below it"))
+            yield refuse(name, DataError("NOT_A_VIDEO", "a folder that this pattern does not go into; give it as --input"))
         elif run := find_run(path, folder):
             yield refuse(name, DataError("OWN_OUTPUT", f"lies in {run}, the output folder of a run"))
         elif not is_video(name) and not opens_as_video(str(path)):
