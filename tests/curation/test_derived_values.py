@@ -87,6 +87,20 @@ def test_derived_values_blank_masks_are_no_references(actor, world, tmp_path):
             check_content(subject["crop_png"])
 
 
+def test_cases_of_blank_masks_have_their_right_outcomes(actor, real_data, tmp_path):
+    """The real odd files; the test above makes their like."""
+    folder = real_data.parent / "cases" / "opens2v_blank_mask"
+    if not folder.is_dir():
+        pytest.skip("no cases beside REFALIGN_REAL_DATA")
+    videos, rows = curate(actor, folder, tmp_path)
+    assert {video.item: video.reason for video in videos} == {
+        "zero-mask": "NO_SUBJECT",
+        "mask-outside-box": "NO_SUBJECT",
+        "tags-null": "",
+    }
+    assert [len(row["subjects"]) for row in rows] == [1]
+
+
 def check_content(png):
     picture = np.asarray(Image.open(io.BytesIO(png)))
     opaque = picture[..., 3] == 255
