@@ -1,4 +1,7 @@
-"""Lists the runs of an output folder, and the step folders that no run needs; --remove deletes those folders."""
+"""Lists the runs of an output folder, and the step folders that no run needs; --remove deletes those folders.
+
+With --quarantined it lists what was quarantined instead; --retry lets the next run of the same command try that again.
+"""
 
 import argparse
 import sys
@@ -15,7 +18,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="output folder of the runs")
     parser.add_argument("--forget", metavar="RUN", help="count the step folders of this run as not needed; delete its reports")
     parser.add_argument("--remove", action="store_true", help="delete the step folders that no run needs")
+    parser.add_argument("--quarantined", action="store_true", help="list what was quarantined, and why")
+    parser.add_argument("--retry", action="store_true", help="of --quarantined: the next run tries all of it again")
     arguments = parser.parse_args()
+    if arguments.quarantined or arguments.retry:
+        if arguments.remove or arguments.forget:
+            parser.error("--remove and --forget delete; they do not go with --quarantined or --retry")
+        leave(run_command(lambda: list_quarantined(arguments.output, retry=arguments.retry)))
     leave(run_command(lambda: clean(arguments.output, arguments.forget, remove=arguments.remove)))
 
 
@@ -41,6 +50,19 @@ def clean(output: Path, forget: str | None, *, remove: bool) -> None:
 
 def _show(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:10.1f} MiB"
+
+
+def list_quarantined(output: Path, *, retry: bool) -> None:
+    """Prints a line for each item, and reopens the parts that hold them."""
+    from refalign.retries import iter_quarantined, retry_quarantined
+
+    found = list(iter_quarantined(output))
+    for step, _, outcome in found:
+        print(f"{step.name:8}  {outcome.level:5}  {outcome.reason:14}  {outcome.message}")
+    if retry:
+        print(f"{len(found)} quarantined; the next run makes {retry_quarantined(output)} parts again")
+    else:
+        print(f"{len(found)} quarantined{'; --retry lets the next run try them again' if found else ''}")
 
 
 if __name__ == "__main__":

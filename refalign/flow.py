@@ -17,10 +17,12 @@ from typing import Any
 from refalign.cli import arm_signals, heed_signal
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, BackendUnavailable, DataError
+from refalign.models.detector_files import check_detector
 from refalign.models.loading import ENCODERS, check_local, identify_model, load_grid
+from refalign.retries import find_retries, reopen
 from refalign.steps import Step, write_json
 from refalign.storage import check_disk_space, join, kind_of
-from refalign.summary import describe_step
+from refalign.summary import describe_step, explain_no_clip
 from refalign.texts import hide_secrets
 from refalign.tombstones import check_finished, load_tombstones
 from refalign.training.earlier import KNOBS, describe_earlier, find_earlier, go_on_from
@@ -75,9 +77,14 @@ def check_start(config: RunConfig, output: Path) -> None:
     Raises:
         GeometryError: the clip's size does not fit the base model's grid.
         ArtifactError: a local model is missing, the disk is nearly full, or a takedown was interrupted.
-        ConfigError: the folder of evaluation pictures is missing or holds none, or the store of parts cannot be written.
+        ConfigError: the folder of evaluation pictures is missing or holds none, the store of parts cannot be written, or the
+            output lies in the input.
     """
     check_finished(output)
+    if config.input.path:
+        from refalign.curation.sources import check_apart
+
+        check_apart(config.input.path, (output, config.storage.parts))
     for name in ("base", "vision_encoder", "detector", "text_image", "aesthetic", "captioner"):
         if getattr(config.models, name):
             check_local(getattr(config.models, name), f"models.{name}")
@@ -107,6 +114,7 @@ class Story:
         self.seconds: dict[str, float] = {}
         self.fingerprint = ""
         self.summary: dict[str, Any] = {}
+        self._locations: dict[str, str] = {}
         self._stack = stack
         self._tracker: Any = None
 
@@ -119,10 +127,13 @@ class Story:
         self._send_unsent()
 
     def _subjects(self) -> None:
-        from refalign.curation.launch import plan_subjects, run_subjects
+        from refalign.curation.launch import find_locations, plan_subjects, run_subjects
 
         config = self.config
         plan, planned, identity = plan_subjects(config, config.input.path or self._draw_world(), load_tombstones(self.output))
+        needs_detector = any(not work["annotation_at"] for part in plan.values() for work in part)
+        if needs_detector:
+            check_detector(config.models.detector, needs_masks=config.curation.crop == "mask")
         self.fingerprint = make_fingerprint(config.model_dump(mode="json", exclude={"cluster", "storage"}), identity)
         models = config.models
         used = [identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector)]
@@ -132,9 +143,11 @@ class Story:
         settings = config.curation.model_dump(exclude={"max_quarantine_fraction", "max_worker_deaths"})
         recipe = (settings, config.video, models.encoder_dtype, *used)
         step = self._make_step("subjects", identity, *recipe, recipe=recipe)
+        self._locations = find_locations(plan)
+        self._try_again(step, find_locations(plan, "name"))
         manifest = self._complete(step, lambda: run_subjects(config, step, plan, planned))
         if not manifest["clips"]:
-            raise DataError("NO_SUBJECT", _explain_no_subject(manifest, config))
+            raise DataError("NO_SUBJECT", explain_no_clip(manifest, config, needs_detector=needs_detector))
 
     def _pairs(self) -> None:
         from refalign.curation.pairs import run_pairs
@@ -153,7 +166,9 @@ class Story:
         encoders = (models.encoder_dtype, models.max_text_tokens, frozen)
         recipe = (self.config.shards, *encoders, self.steps["subjects"].recipe)
         step = self._make_step("shards", self.config.shards, *encoders, self.steps["pairs"].fingerprint, recipe=recipe)
-        self._complete(step, lambda: run_shards(self.config, step, self.steps["subjects"], self.steps["pairs"]))
+        self._try_again(step, {})
+        made_of = self.steps["subjects"], self.steps["pairs"]
+        self._complete(step, lambda: run_shards(self.config, step, *made_of, self._locations))
 
     def _train(self) -> None:
         config = self.config
@@ -258,6 +273,14 @@ class Story:
         store = self.config.storage.parts if name in _IN_STORE else None
         self.steps[name] = Step.make(self.output, name, *settings, store=store, recipe=recipe)
         return self.steps[name]
+
+    def _try_again(self, step: Step, locations: dict[str, str]) -> None:
+        """Reopens parts with faults that may have passed since, or whose faulty files have changed."""
+        if self.only not in (None, step.name):
+            return
+        if names := find_retries(step, locations):
+            print(f"{step.name}: {len(names)} parts had faults that may have passed; they are made again", flush=True)
+            reopen(step, names)
 
     def _complete(self, step: Step, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The step's manifest: as it stands, or made now."""
@@ -374,13 +397,3 @@ class Story:
             summary["curation_report"] = str(curation)
         write_json(place / "summary.json", summary)
         return summary
-
-
-def _explain_no_subject(manifest: dict[str, Any], config: RunConfig) -> str:
-    videos = manifest["counts"]["video"]["planned"]
-    embedded = Path(config.models.detector).name == "detector" and Path(config.models.detector).parent.name == "weights"
-    why = "the embedded detector knows only the creatures of the toy world; " if embedded else ""
-    return (
-        f"no subject in {videos} videos: {why}--set models.detector=yolo11n-seg.pt takes a real one "
-        "(or a folder or .pt file of your own). The summary and the report of this run say what came of each file."
-    )

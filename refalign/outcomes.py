@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from refalign.errors import TooManyQuarantined
 
+BESIDE = frozenset({"HIDDEN", "OWN_OUTPUT", "COMMENT"})
+"""Reasons of what only lies beside the input: it is counted, and the input stays the same with or without it."""
 _FILTERED = frozenset(
-    {"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE"}
+    {"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE", "NOT_ANNOTATED"}
     | {"TOO_BLURRED", "TOO_DARK", "CLIPPED", "NO_MOTION", "TOO_MUCH_MOTION", "POOR_CAPTION_MATCH", "NOT_AESTHETIC"}
     | {"NEAR_DUPLICATE", "CONTAMINATED", "TAKEN_DOWN"}
+    | BESIDE
 )
 """Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
+
+_OF_THE_PLACE = frozenset({"MISSING", "FORBIDDEN", "UNREACHABLE", "CHANGED"})
+"""Faults of the place or the moment; every run tries again."""
+_OF_THE_MOMENT = frozenset({"CRASH", "KILLS_WORKERS", "IO_ERROR"})
+"""Faults that may be the item's own as well: a later run tries once more, and then they hold."""
+_MOST_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,23 @@ class Outcome:
         if not self.reason:
             return "written"
         return "filtered" if self.reason in _FILTERED else "quarantined"
+
+
+def belongs_to_place(reason: str) -> bool:
+    """Whether a fault is that of the place where an item lies, not the item's."""
+    return reason in _OF_THE_PLACE
+
+
+def may_pass(commit: Mapping[str, Any]) -> bool:
+    """Whether a part has outcomes that may be others in the next run, so that it is not done."""
+    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
+    return bool(reasons & _OF_THE_PLACE) or (bool(reasons & _OF_THE_MOMENT) and commit.get("tries", 1) < _MOST_TRIES)
+
+
+def count_tries(commit: Mapping[str, Any], load_earlier: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What a commit with faults of the moment says besides: in how many runs they came up."""
+    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
+    return {"tries": (load_earlier() or {}).get("tries", 0) + 1} if reasons & _OF_THE_MOMENT else {}
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:

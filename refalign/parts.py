@@ -18,6 +18,7 @@ from typing import Any
 
 from refalign.config import ClusterConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
+from refalign.outcomes import may_pass
 from refalign.ray_start import start_ray
 from refalign.sections import PoolConfig
 from refalign.steps import Step
@@ -79,7 +80,32 @@ def _worker_env(config: ClusterConfig) -> dict[str, str]:
     }
 
 
-def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str) -> list[dict[str, Any]]:
+def find_done(step: Step, plan: Mapping[str, Any], works: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Commits of the parts that need not be made; others are reopened.
+
+    Args:
+        works: part name to what its commit must say of its ``work``; parts that are not named may say anything.
+    """
+
+    def is_settled(name: str, commit: dict[str, Any]) -> bool:
+        return not may_pass(commit) and (works is None or name not in works or works[name] == commit.get("work"))
+
+    done = step.load_parts(plan)
+    again = [name for name, commit in done.items() if not is_settled(name, commit)]
+    if again:
+        step.reopen(again)
+    return {name: commit for name, commit in done.items() if name not in again}
+
+
+def run_parts(
+    step: Step,
+    plan: Mapping[str, Any],
+    actor: type,
+    config: RunConfig,
+    *,
+    label: str,
+    works: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
     """Completes every part of ``plan`` and returns the commit records in plan order.
 
     Args:
@@ -87,10 +113,11 @@ def run_parts(step: Step, plan: Mapping[str, Any], actor: type, config: RunConfi
         plan: part name to what the actor needs to make it; plain values.
         actor: a class with ``__init__(config)`` and ``make_part(step, name, work) -> record``.
         label: what the progress bar says.
+        works: as of `find_done`.
     """
     from tqdm import tqdm
 
-    done = step.load_parts(plan)
+    done = find_done(step, plan, works)
     todo = [name for name in plan if name not in done]
     with tqdm(total=len(plan), initial=len(done), desc=label, unit="part", file=sys.stderr) as progress:
         if todo:

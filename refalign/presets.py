@@ -23,6 +23,8 @@ from refalign.errors import ConfigError
 from refalign.sections import PoolConfig
 
 _TOY_WEIGHTS = Path(__file__).parent / "toy" / "weights"
+EMBEDDED_DETECTOR = _TOY_WEIGHTS / "detector"
+"""Knows the creatures of the drawn world and nothing else."""
 _DINOV3_L = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 _NEGATIVE_PROMPT = (
     "blurred, distorted, deformed, static, low quality, watermark, text, extra limbs, several copies of the subject"
@@ -44,7 +46,7 @@ def toy_from_base() -> RunConfig:
         models=ModelsConfig(
             base=str(_TOY_WEIGHTS / "wan"),
             vision_encoder=str(_TOY_WEIGHTS / "dinov3"),
-            detector=str(_TOY_WEIGHTS / "detector"),
+            detector=str(EMBEDDED_DETECTOR),
             max_text_tokens=40,
         ),
         video=VideoConfig(height_px=48, width_px=80, num_frames=9, fps=16.0),

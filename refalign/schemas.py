@@ -35,7 +35,7 @@ CLIP_SCHEMA = pa.schema(
     [
         _required("clip_id", pa.string()),  # <video_id>-<window start in ms>
         _required("video_id", pa.string()),  # from the file's content
-        _required("video_path", pa.string()),
+        _required("video_path", pa.string()),  # where it lay when it was read; later steps find it by its id
         _required("source_group", pa.string()),  # clips that may show the same identities
         _required("license", pa.string()),
         _required("consent", pa.string()),

@@ -31,8 +31,9 @@ from typing import Any
 
 from refalign.config import make_fingerprint
 from refalign.errors import BackendUnavailable
+from refalign.outcomes import count_tries
 from refalign.storage import find_size, in_parallel, iter_files, join, kind_of, load_json, read_bytes, sha256_of
-from refalign.writing import delete_folder, open_aside, write_bytes, write_json
+from refalign.writing import delete_file, delete_folder, open_aside, write_bytes, write_json
 
 __all__ = ["CODE_SCHEMA", "Journal", "Step", "iter_step_folders", "sha256_of", "write_bytes", "write_json"]
 
@@ -131,7 +132,8 @@ class Step:
     def load_part(self, name: str) -> dict[str, Any] | None:
         """The commit of part ``name``, or None when the part must be (re)done."""
         record = self.load_commit(name)
-        return record if record and find_size(self.locate(name, record)) == record["size_bytes"] else None
+        is_done = record and not record.get("again") and find_size(self.locate(name, record)) == record["size_bytes"]
+        return record if is_done else None
 
     def load_parts(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The commits of those parts that need not be done."""
@@ -143,8 +145,18 @@ class Step:
         with open_aside(join(self.location, f"parts/{name}")) as aside:
             record = write(aside)
             record = {"part": name, "size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), **record}
+        record |= count_tries(record, lambda: self.load_commit(name))
         write_json(self.locate_commit(name), record)
         return record
+
+    def reopen(self, names: Iterable[str], *, forget_tries: bool = False) -> None:
+        """Lets finished parts be made again: the step is not done any more, and their commits say so."""
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        for name in names:
+            commit = self.load_commit(name) or {}
+            tries = {} if forget_tries else {"tries": commit["tries"]} if "tries" in commit else {}
+            kept = {key: value for key, value in commit.items() if key != "tries"}
+            write_json(self.locate_commit(name), {**kept, **tries, "again": True})
 
     def list_commits(self) -> list[str]:
         """Names of all parts that have a commit, planned or not."""
@@ -234,6 +246,16 @@ class Journal:
     def close(self) -> None:
         """The part is committed: no note is needed any more."""
         delete_folder(self._folder)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """An error that stops the run is nobody's death: its note goes, and those of earlier attempts stay."""
+        if kind is None:
+            self.close()
+        elif find_size(self._note) is not None:
+            delete_file(self._note)
 
 
 def iter_step_folders(output: Path) -> Iterator[Path]:

@@ -34,7 +34,7 @@ _CONNECT_TIMEOUT_S = 10
 _REQUEST_TIMEOUT_S = 60
 _RETRY_S = 30
 _COPY_BYTES = 8 * 2**20
-_SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES, _SAMPLES_BETWEEN, _SAMPLE_BETWEEN_BYTES = 1 << 20, 8, 1 << 16
 _READERS = 16
 """Requests at a time: object stores answer slowly, and many at once."""
 
@@ -164,15 +164,19 @@ def find_size(location: str) -> int | None:
 
 
 def digest_sampled(location: str) -> str:
-    """16 hexadecimal digits from the size and the first and last MiB: cheap at any size, same content, same digits.
+    """16 hexadecimal digits from the size, the first and last MiB and samples between: cheap at any size.
 
-    Remote files cost two range reads. An object's modification time is left out on purpose: it changes with every copy, and
-    the content does not.
+    Same content, same digits. A large remote file costs ten range reads. The time of change is left out on purpose: it changes
+    with every copy, and the content does not.
     """
     size_bytes = size_of(location)
     digest = hashlib.sha256(str(size_bytes).encode())
     with open_file(location) as file:
         digest.update(file.read(_SAMPLE_BYTES))
+        between = size_bytes - 2 * _SAMPLE_BYTES
+        for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
+            file.seek(_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN)
+            digest.update(file.read(min(between, _SAMPLE_BETWEEN_BYTES)))
         file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
         digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
@@ -314,7 +318,7 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
     `DataError` raised in the block then names the location instead of the copy.
 
     Raises:
-        DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or TRUNCATED (shorter than announced).
+        DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or IO_ERROR (shorter than announced).
         BackendUnavailable: the object store does not answer.
         ArtifactError: the temporary folder (``TMPDIR``) has no room for the copy.
     """
@@ -331,7 +335,7 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
             shutil.copyfileobj(file, copy, _COPY_BYTES)
         copy.flush()
         if copy.tell() != size_bytes:
-            raise DataError("TRUNCATED", f"{location}: {copy.tell()} of {size_bytes} bytes arrived")
+            raise DataError("IO_ERROR", f"{location}: {copy.tell()} of {size_bytes} bytes arrived")
         try:
             yield Path(copy.name)
         except DataError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
+from refalign.presets import EMBEDDED_DETECTOR
 from refalign.texts import parse_json_object
 
 _SHOWN_TERMS = ("flow_matching", "pull")
@@ -26,6 +27,7 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
         summary["videos"] = subjects["counts"]["video"]["planned"]
         summary["clips"] = subjects["clips"]
         summary["subjects"] = subjects["subjects"]
+        summary["captions"] = subjects.get("captions", {})
         later = [manifests.get(step, {}) for step in ("pairs", "shards")]
         summary["outcomes"] = [*subjects["outcomes"], *(outcome for each in later for outcome in each.get("outcomes", []))]
         for kind in ("filtered", "quarantined"):
@@ -72,7 +74,9 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         count = manifest["counts"]["video"]
         lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
         made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
-        return f"{made} ({lost})" if lost else made
+        made = f"{made} ({lost})" if lost else made
+        missing = manifest.get("captions", {}).get("none", 0)
+        return f"{made}; {_explain_captions(missing, manifest['clips'])}" if 2 * missing > manifest["clips"] else made
     if name == "pairs":
         left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["counts"]["clip"]["filtered"].items())
         made = f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"
@@ -89,6 +93,37 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         made = f"{manifest['num_samples']} sample videos"
         return made if None in judged else f"{made}; attributes right: base {judged[0]:.0%}, trained {judged[1]:.0%}"
     return f"{manifest['name']} version {manifest['version']}, alias {manifest['alias']}"
+
+
+def _explain_captions(missing: int, clips: int) -> str:
+    return (
+        f"{missing} of {clips} clips have no caption and would be trained on an empty prompt: give sidecars (.txt, .json), a "
+        "table with a column caption, text or prompt, or curation.caption=missing with models.captioner"
+    )
+
+
+def explain_no_clip(manifest: dict[str, Any], config: RunConfig, *, needs_detector: bool) -> str:
+    """Why there is none, by what has happened: advice on a detector helps only where it has looked at something."""
+    videos = manifest["counts"]["video"]
+    came_of_them = "The summary and the report of this run say what came of each file."
+    looked_at = manifest["counts"].get("clip", {}).get("filtered", {}).get("NO_SUBJECT", 0)
+    if not looked_at:
+        reasons = ", ".join(f"{reason} {n}" for kind in ("quarantined", "filtered") for reason, n in videos[kind].items())
+        return f"no clip in {videos['planned']} files ({reasons}), so no subject was looked for. {came_of_them}"
+    if not needs_detector:
+        advice = "curation.min_aesthetic, min_text_image, min_area_fraction and max_area_fraction leave none that is annotated"
+    elif Path(config.models.detector).expanduser().resolve() == EMBEDDED_DETECTOR.resolve():
+        advice = (
+            "the embedded detector knows only the creatures of the drawn world; --set models.detector=yolo11n-seg.pt takes a "
+            "real one (or a folder or .pt file of your own)"
+        )
+    else:
+        advice = (
+            f"{config.models.detector} found none above curation.min_confidence={config.curation.min_confidence:g}, between "
+            f"curation.min_area_fraction={config.curation.min_area_fraction:g} and max_area_fraction="
+            f"{config.curation.max_area_fraction:g} of the frame; change these, curation.classes or the detector"
+        )
+    return f"no subject in {looked_at} clips of {videos['planned']} files: {advice}. {came_of_them}"
 
 
 def print_ending(summary: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.errors import ArtifactError
+from refalign.outcomes import Outcome
 from refalign.steps import Step, iter_step_folders, write_json
 from refalign.storage import in_parallel
 from refalign.writing import delete_file
@@ -37,7 +38,7 @@ def adopt_parts(step: Step, wanted: Collection[str]) -> dict[str, list[str]]:
         ArtifactError: a part that this version refers to is gone, and its own parts were planned without what that held.
     """
     commits = dict(zip(names := step.list_commits(), in_parallel(step.load_commit, names), strict=True))
-    adopted = {name: commit["work"] for name, commit in commits.items() if commit and _find_owner(step, commit)}
+    adopted = {name: commit["work"] for name, commit in commits.items() if commit and find_owner(step, commit)}
     has_own = any(commit and "work" in commit and name not in adopted for name, commit in commits.items())
     wanted = set(wanted)
     stale = [name for name, work in adopted.items() if step.load_part(name) is None or not wanted.issuperset(work)]
@@ -57,7 +58,7 @@ def adopt_parts(step: Step, wanted: Collection[str]) -> dict[str, list[str]]:
         parts = (version.load_manifest() or {})["parts"]
         for part, commit in zip(parts, in_parallel(version.load_part, parts), strict=True):
             work = (commit or {}).get("work")
-            if not commit or not work or not open_work.issuperset(work):
+            if not commit or not work or not open_work.issuperset(work) or _has_faults(commit):
                 continue
             prefix, suffix = _split_name(part)
             name = f"{prefix}-{counts[prefix]:06d}{suffix}"
@@ -75,7 +76,7 @@ def find_referred(step: Step) -> set[str]:
     if manifest is not None and "versions" in manifest:
         return set(manifest["versions"])
     commits = in_parallel(step.load_commit, step.list_commits())
-    return {owner for commit in commits if commit and (owner := _find_owner(step, commit))}
+    return {owner for commit in commits if commit and (owner := find_owner(step, commit))}
 
 
 def _iter_versions(step: Step) -> Iterator[Step]:
@@ -91,10 +92,15 @@ def _iter_versions(step: Step) -> Iterator[Step]:
     yield from (version for _, _, version in sorted(found, key=lambda each: each[:2]))
 
 
-def _find_owner(step: Step, commit: dict[str, Any]) -> str:
+def find_owner(step: Step, commit: dict[str, Any]) -> str:
     """The folder that holds the data of a commit, if it is not the step's own."""
     owner = commit.get("location", "").partition("/")[0]
     return "" if owner == step.folder.name else owner
+
+
+def _has_faults(commit: dict[str, Any]) -> bool:
+    """What was quarantined is tried again in a new version, so the whole part is."""
+    return any(Outcome(**outcome).status == "quarantined" for outcome in commit.get("outcomes", ()))
 
 
 def _split_name(part: str) -> tuple[str, str]:

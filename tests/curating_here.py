@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from refalign import retries
 from refalign.config import RunConfig, apply_overrides
 from refalign.curation import launch, pairs, selection
+from refalign.parts import find_done
 from refalign.presets import toy_tiny
 from refalign.shards import launch as shards_launch
 from refalign.steps import Step
@@ -19,9 +21,9 @@ def make_config(*overrides: str) -> RunConfig:
     return apply_overrides(toy_tiny(), ["curation.videos_per_part=2", "shards.samples_per_shard=4", *overrides])
 
 
-def run_parts_here(step, plan, actor, config, *, label):
+def run_parts_here(step, plan, actor, config, *, label, works=None):
     """What `refalign.parts.run_parts` does: one actor, in this process, kept for later calls."""
-    done = step.load_parts(plan)
+    done = find_done(step, plan, works)
     for name, work in plan.items():
         if name not in done:
             key = (actor, str(config))
@@ -47,11 +49,15 @@ def curate_here(config: RunConfig, where: Path, output: Path, store: str | None 
     matched = Step.make(output, "pairs", subjects.fingerprint, store=store)
     recipe = [config.shards, subjects.recipe]
     shards = Step.make(output, "shards", config.shards, matched.fingerprint, store=store, recipe=recipe)
+    places = launch.find_locations(plan)
+    retries.reopen(subjects, retries.find_retries(subjects, launch.find_locations(plan, "name")))
     for step, work in (
         (subjects, lambda: launch.run_subjects(config, subjects, plan, planned)),
         (matched, lambda: pairs.run_pairs(config, matched, subjects)),
-        (shards, lambda: shards_launch.run_shards(config, shards, subjects, matched)),
+        (shards, lambda: shards_launch.run_shards(config, shards, subjects, matched, places)),
     ):
+        if step is shards:
+            retries.reopen(shards, retries.find_retries(shards, {}))
         with step.lease():
             assert step.load_manifest() or work()
     return {"subjects": subjects, "pairs": matched, "shards": shards}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,18 @@ from refalign.curation.sources import SourceVideo, identify_sources, list_source
 from refalign.curation.subjects import choose_classes, choose_subjects, find_candidates, make_subject_row, read_candidates
 from refalign.errors import DataError, RefAlignError
 from refalign.geometry import letterbox
-from refalign.outcomes import Outcome, check_quarantined, count_outcomes, describe_deaths
+from refalign.outcomes import BESIDE, Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
 from refalign.parts import run_parts
 from refalign.pictures import decode_image
+from refalign.places import check_place, judge_fault
+from refalign.retries import stamp_faults
 from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.steps import Step
+from refalign.steps import Journal, Step
 from refalign.tombstones import Tombstone, find_removed_times, find_tombstone
 from refalign.versions import adopt_parts, digest_work, find_referred
 from refalign.videos import make_center_crop, probe_duration_s, resize_crop
+
+_LOOKED_AT = 100
 
 
 def plan_subjects(
@@ -48,16 +52,19 @@ def plan_subjects(
 
     Raises:
         ConfigError: the input is missing, empty, damaged, or of no known kind.
-        BackendUnavailable: an object store does not answer.
+        BackendUnavailable: an object store does not answer, or the input went away while it was listed.
     """
     outcomes: list[Outcome] = []
     usable: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
     identity = hashlib.sha256()
+    lost = False
     for source, video_id in identify_sources(list_sources(config.input, where), config.curation):
         if isinstance(source, Outcome):
+            lost |= belongs_to_place(source.reason) or source.reason == "UNREADABLE"
             outcomes.append(source)
-            identity.update(json.dumps([source.item, source.reason]).encode())
+            if source.reason not in BESIDE:
+                identity.update(json.dumps([source.item, source.reason]).encode())
             continue
         identity.update(json.dumps([video_id, source.to_identity()], sort_keys=True).encode())
         content = f"{video_id}-{source.annotation_at['cut'] if source.annotation_at else ''}"
@@ -66,7 +73,14 @@ def plan_subjects(
             continue
         seen[content] = source.name
         usable.append({**source.to_work(), "video_id": video_id, **_describe_removal(tombstones, source, video_id)})
+    if lost and usable:
+        check_place(where, [work["path"] for work in usable[:_LOOKED_AT]])
     return _cut(usable, config.curation.videos_per_part), outcomes, identity.hexdigest()
+
+
+def find_locations(plan: Mapping[str, list[dict[str, Any]]], key: str = "video_id") -> dict[str, str]:
+    """Where each planned video lies now, by its id, or by its ``name``."""
+    return {work[key]: work["path"] for part in plan.values() for work in part}
 
 
 def _cut(work: list[dict[str, Any]], size: int, first: int = 0) -> dict[str, list[dict[str, Any]]]:
@@ -82,9 +96,9 @@ def _describe_removal(tombstones: Sequence[Tombstone], source: SourceVideo, vide
 
 
 def _digest_video(work: dict[str, Any]) -> str:
-    """What a part says of a video in it: its content, what is said of it, and where it lies, which the rows hold."""
+    """What a part says of a video in it: its content and what is said of it; where it lies may change."""
     source, video_id, _, _ = _read_work(work)
-    return digest_work(video_id, source.to_identity(), source.path)
+    return digest_work(video_id, source.to_identity())
 
 
 def _read_work(work: dict[str, Any]) -> tuple[SourceVideo, str, list[list[float]], str]:
@@ -118,7 +132,8 @@ def run_subjects(
     """
     num_planned = len(planned) + sum(map(len, plan.values()))
     plan, versions = _leave_adopted(step, plan, config.curation.videos_per_part)
-    records = run_parts(step, plan, SubjectsActor, config, label="subjects")
+    works = {name: [_digest_video(work) for work in part] for name, part in plan.items() if part}
+    records = run_parts(step, plan, SubjectsActor, config, label="subjects", works=works)
     described = describe_subjects(records, planned)
     counts = described["counts"]["video"]
     assert counts["planned"] == num_planned, f"{num_planned} planned, {counts} accounted for"
@@ -135,6 +150,7 @@ def describe_subjects(records: Sequence[dict[str, Any]], planned: Sequence[Outco
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
         "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
         "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
+        "captions": dict(sum((Counter(record.get("captions", {})) for record in records), Counter())),  # not in older commits
     }
 
 
@@ -145,6 +161,7 @@ def describe_rows(rows: pa.Table) -> dict[str, Any]:
         "subjects": sum(rows["subjects"].combine_chunks().value_lengths().to_pylist()),
         "licenses": Counter(rows["license"].to_pylist()),
         "consents": Counter(rows["consent"].to_pylist()),
+        "captions": Counter(rows["caption_source"].to_pylist()),
     }
 
 
@@ -171,9 +188,16 @@ class SubjectsActor:
     @cached_property
     def detector(self) -> Any:
         """Loaded at the first video without annotation: annotated sources need none."""
-        from refalign.models.yolo import load_detector
+        from refalign.models.yolo import DEFAULT_MIN_SCORE, load_detector
 
-        return load_detector(self.config.models.detector, device=self._device, classes=self.config.curation.classes)
+        settings = self.config.curation
+        return load_detector(
+            self.config.models.detector,
+            device=self._device,
+            classes=settings.classes,
+            min_score=min(DEFAULT_MIN_SCORE, settings.min_confidence),
+            needs_masks=settings.crop == "mask",
+        )
 
     @cached_property
     def scorer(self) -> Any:
@@ -186,12 +210,20 @@ class SubjectsActor:
         return load_captioner(self.config.models, self._device)
 
     def make_part(self, step: Step, name: str, work: list[dict[str, Any]]) -> dict[str, Any]:
-        """Curates the videos of one part, writes their rows and returns the commit record."""
+        """Curates the videos of one part, writes their rows and returns the commit record.
+
+        Raises:
+            BackendUnavailable: the input is gone as a whole; nothing is stored.
+        """
+        with step.open_journal(name) as journal:
+            return self._make_part(step, name, work, journal)
+
+    def _make_part(self, step: Step, name: str, work: list[dict[str, Any]], journal: Journal) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
         self._crops, self._embeddings = 0, 0
-        journal = step.open_journal(name)
         names: dict[str, str] = {}
+        paths = {described["name"]: described["path"] for described in work}
         for described in work:
             source, video_id, removed_s, taken_down = _read_work(described)
             names[source.name] = video_id
@@ -204,6 +236,8 @@ class SubjectsActor:
             made, happened = self.curate_video(source, video_id, removed_s)
             rows += made
             outcomes += happened
+        if any(belongs_to_place(outcome.reason) for outcome in outcomes):
+            check_place(self.config.input.path, list(paths.values()))
 
         def write(path: Path) -> dict[str, Any]:
             table = check_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), CLIP_SCHEMA, name)
@@ -215,11 +249,10 @@ class SubjectsActor:
                 "crops": self._crops,  # those of videos that turned out faulty among them
                 "embeddings": self._embeddings,
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
+                **stamp_faults(outcomes, paths),
             }
 
-        record = step.write_part(name, write)
-        journal.close()
-        return record
+        return step.write_part(name, write)
 
     def curate_video(
         self, source: SourceVideo, video_id: str, removed_s: Sequence[Sequence[float]] = ()
@@ -241,7 +274,8 @@ class SubjectsActor:
                 seconds = self.config.video.num_frames / self.config.video.fps
                 raise DataError("TOO_SHORT", f"{source.name}: no shot of {seconds:.2f} s")
         except DataError as error:
-            return [], [Outcome("video", source.name, error.reason, str(error))]
+            fault = judge_fault(error, source.path, video_id)
+            return [], [Outcome("video", source.name, fault.reason, str(fault))]
         except RefAlignError:
             raise
         except Exception:
@@ -279,7 +313,8 @@ class SubjectsActor:
         crop = make_center_crop(region, config.video)
         chosen = choose_subjects(candidates, crop, config.curation)
         if not chosen:
-            return None, Outcome("clip", clip_id, "NO_SUBJECT", f"{source.name} at {start_s:.2f} s: no subject within the limits")
+            message = f"{source.name} at {start_s:.2f} s: no subject within the limits that shows something"
+            return None, Outcome("clip", clip_id, "NO_SUBJECT", message)
         subjects = [
             make_subject_row(candidate, window, crop, config) | {"subject_id": f"{clip_id}-s{rank}"}
             for rank, candidate in enumerate(chosen)

@@ -54,6 +54,26 @@ def mask_iou(left: np.ndarray, right: np.ndarray) -> float:
     return np.count_nonzero(left & right) / union if union else 0.0
 
 
+_MIN_OPAQUE_PX, _MIN_OPAQUE_FRACTION = 16, 0.02
+_MIN_VARIANCE = 1.0
+
+
+def has_content(frame: np.ndarray, mask: np.ndarray, box_xyxy_px: Sequence[int]) -> bool:
+    """Whether a picture of the box with the mask as alpha would show something.
+
+    At least 2% of the box and 16 px are opaque, and their brightness varies (variance of 1, grey levels squared).
+
+    Args:
+        frame: uint8 [H, W, 3].
+        mask: bool [H, W].
+    """
+    left, top, right, bottom = box_xyxy_px
+    shown = mask[top:bottom, left:right]
+    if np.count_nonzero(shown) < max(_MIN_OPAQUE_PX, _MIN_OPAQUE_FRACTION * shown.size):
+        return False
+    return float(frame[top:bottom, left:right][shown].mean(axis=1).var()) >= _MIN_VARIANCE
+
+
 def cut_out(frame: np.ndarray, mask: np.ndarray, box_xyxy_px: Sequence[int], max_size_px: tuple[int, int]) -> np.ndarray:
     """uint8 RGBA of the box, alpha = mask, scaled down to fit (height, width) ``max_size_px``."""
     left, top, right, bottom = box_xyxy_px

@@ -21,6 +21,7 @@ from refalign.parts import run_parts
 from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
 from refalign.steps import Step
 from refalign.storage import in_parallel, read_table
+from refalign.versions import digest_work
 
 _CLIPS_PER_PART = 20_000
 _BLOCK = 2048
@@ -40,12 +41,13 @@ def run_pairs(config: RunConfig, step: Step, subjects: Step) -> dict[str, Any]:
     verdicts = _assign_clips(chosen, config.pairs.validation_fraction)
     step.write_part(VERDICTS_PART, lambda path: _write(path, verdicts, VERDICT_SCHEMA))
     groups = _load_groups(subjects, set(_column(verdicts, "clip_id", kept=True)))
-    plan = _plan_parts(groups, subjects)
-    records = run_parts(step, plan, PairsActor, config, label="pairs")
+    plan = _plan_parts(groups, subjects, (step.load_commit(VERDICTS_PART) or {}).get("sha256", ""))
+    works = {name: work["work"] for name, work in plan.items()}
+    records = run_parts(step, plan, PairsActor, config, label="pairs", works=works)
     described = describe_pairs(records, verdicts)
     kept = described["counts"]["clip"]["written"]
     assert sum(record["clips"] for record in records) == kept, "a kept clip was not looked at"
-    return step.commit({"parts": list(plan), "unscored": unscored, **described})
+    return step.commit({"parts": list(plan), "made_of": [subjects.folder.name], "unscored": unscored, **described})
 
 
 def describe_pairs(records: Sequence[dict[str, Any]], verdicts: pa.Table) -> dict[str, Any]:
@@ -192,7 +194,8 @@ class PairsActor:
 
         def write(path: Path) -> dict[str, Any]:
             written = _write(path, pairs, PAIR_SCHEMA)
-            return written | describe_rows(pairs) | {"clips": clips, "subjects": sum(map(len, by_group.values()))}
+            counts = {"clips": clips, "subjects": sum(map(len, by_group.values()))}
+            return written | describe_rows(pairs) | counts | {"work": work["work"]}
 
         return step.write_part(name, write)
 
@@ -242,8 +245,8 @@ def _load_groups(subjects: Step, kept: set[str]) -> dict[str, dict[str, int]]:
     return dict(sorted((group, dict(files)) for group, files in groups.items()))
 
 
-def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step) -> dict[str, dict[str, Any]]:
-    """Whole groups together, about ``_CLIPS_PER_PART`` clips a part."""
+def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step, verdicts: str) -> dict[str, dict[str, Any]]:
+    """Whole groups together, about ``_CLIPS_PER_PART`` clips a part; its ``work`` tells when it must be made again."""
     plan: dict[str, dict[str, Any]] = {}
     names: list[str] = []
     clips, last = 0, next(reversed(list(groups)), None)
@@ -252,9 +255,11 @@ def _plan_parts(groups: Mapping[str, Mapping[str, int]], subjects: Step) -> dict
         clips += sum(files.values())
         if clips >= _CLIPS_PER_PART or group == last:
             parts = sorted({part for name in names for part in groups[name]})
+            commits = in_parallel(subjects.load_commit, parts)
             plan[f"pairs-{len(plan):06d}.parquet"] = {
                 "groups": names,
-                "files": in_parallel(subjects.locate, parts),
+                "files": [subjects.locate(part, commit) for part, commit in zip(parts, commits, strict=True)],
+                "work": [digest_work(names, verdicts, [(commit or {})["sha256"] for commit in commits])],
             }
             names, clips = [], 0
     return plan

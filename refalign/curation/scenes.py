@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refalign.config import RunConfig
-from refalign.curation.masks import cut_out
+from refalign.curation.masks import cut_out, has_content
 from refalign.curation.shots import Window
 from refalign.curation.subjects import Box, Candidate, measure_sharpness
 from refalign.pictures import encode_png
@@ -20,7 +20,7 @@ _MARGIN = 0.01
 
 
 def make_scene_row(candidates: Sequence[Candidate], window: Window, crop: Box, config: RunConfig) -> dict[str, Any] | None:
-    """The columns of `refalign.schemas.SUBJECT`, save id and embedding; None where subjects hide most of the scene.
+    """The columns of `refalign.schemas.SUBJECT`, save id and embedding; None where subjects hide most of it, or it is blank.
 
     Of the frames in which most subjects were found, the one that shows most of the scene: where a subject was missed, it would
     be left standing in its scene. What fills the frame is the scene itself and is not cut out.
@@ -40,6 +40,8 @@ def make_scene_row(candidates: Sequence[Candidate], window: Window, crop: Box, c
     if share < _MIN_VISIBLE_FRACTION:
         return None
     frame = window.frames[position]
+    if not has_content(frame, visible, crop):
+        return None
     return {
         "class_name": "scene",
         "frame_time_s": window.frame_indices[position] / config.video.fps,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refalign.config import CurationConfig, RunConfig
-from refalign.curation.masks import cut_out, decode_rle, mask_iou
+from refalign.curation.masks import cut_out, decode_rle, has_content, mask_iou
 from refalign.curation.shots import Window
 from refalign.errors import DataError
 from refalign.pictures import encode_png
@@ -63,7 +63,7 @@ def find_candidates(window: Window, detector: Any, config: CurationConfig, class
                     score=float(found.scores[index]),
                 )
             )
-    return [candidate for candidate in candidates if candidate.area_px > 0]
+    return [candidate for candidate in candidates if _shows_something(candidate, window, config)]
 
 
 def choose_classes(caption: str, config: CurationConfig) -> tuple[str, ...]:
@@ -88,10 +88,10 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
     left, right, top, bottom = (int(value) for value in annotation["metadata"]["crop"])  # stored x0, x1, y0, y1
     frame_key = str(marked["ann_frame_data"]["ann_frame_idx"])
     masks = marked["mask_annotation"][frame_key]
-    scenes = set(annotation.get("word_tags", {}).get("background", ()))
+    scenes = set((annotation.get("word_tags") or {}).get("background") or ())
     candidates = []
     for index, entry in enumerate(marked["ann_frame_data"]["annotations"]):
-        aesthetic, text_image = float(entry.get("aes_score", 0)), float(entry.get("gme_score", 0))
+        aesthetic, text_image = float(entry.get("aes_score") or 0), float(entry.get("gme_score") or 0)
         if (aesthetic < config.min_aesthetic and text_image < config.min_text_image) or entry["class_name"] in scenes:
             continue
         encoded = masks[str(index + 1)]
@@ -106,7 +106,7 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
         candidates.append(
             _make_candidate(frame, track=index, class_name=entry["class_name"], position=0, box=box, mask=mask, score=text_image)
         )
-    return [candidate for candidate in candidates if candidate.area_px > 0]
+    return [candidate for candidate in candidates if _shows_something(candidate, window, config)]
 
 
 def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: CurationConfig) -> list[Candidate]:
@@ -138,7 +138,7 @@ def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, co
     """The columns of `refalign.schemas.SUBJECT`, save id and embedding."""
     crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
     size_px = (config.video.height_px, config.video.width_px)
-    shown = candidate.mask if config.curation.crop == "mask" else np.ones_like(candidate.mask)
+    shown = _find_shown(candidate, config.curation)
     picture = cut_out(window.frames[candidate.frame], shown, candidate.box_xyxy_px, size_px)
     return {
         "class_name": candidate.class_name,
@@ -149,6 +149,17 @@ def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, co
         "sharpness": candidate.sharpness,
         "crop_png": encode_png(picture),
     }
+
+
+def _find_shown(candidate: Candidate, config: CurationConfig) -> np.ndarray:
+    """bool [H, W]: what the reference shows of the frame inside of the box."""
+    return candidate.mask if config.crop == "mask" else np.ones_like(candidate.mask)
+
+
+def _shows_something(candidate: Candidate, window: Window, config: CurationConfig) -> bool:
+    """Masks may be empty, a pixel, or outside of their box, whoever made them: a blank picture is no reference."""
+    shown = _find_shown(candidate, config)
+    return candidate.area_px > 0 and has_content(window.frames[candidate.frame], shown, candidate.box_xyxy_px)
 
 
 def _make_candidate(

@@ -1,4 +1,4 @@
-"""The detector: any ultralytics ``-seg`` model, from a local folder without pickle or by the name of its weights.
+"""The detector: any ultralytics ``-seg`` model, or one that finds boxes where they are enough, from a folder or its weights.
 
 A folder holds ``model.yaml`` (the architecture as ultralytics writes it, plus ``names`` and ``image_size_px``) and
 ``model.safetensors``. An open-vocabulary model (YOLOE) finds whatever words it is given: it needs its text encoder once, or the
@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ArtifactError, GeometryError
+from refalign.models.detector_files import check_detector, check_task
 from refalign.models.loading import load_tensors
 
+DEFAULT_MIN_SCORE = 0.25
 DEFAULT_IMAGE_SIZE_PX = 640
 """The side ultralytics' own weights were trained at."""
 _BATCH_FRAMES = 16
@@ -39,7 +41,7 @@ class Detections:
         boxes_xyxy_px: float32 [D, 4], half-open, pixels of the source frame.
         scores: float32 [D] in [0, 1].
         class_names: D names.
-        masks: bool [D, H, W], at the size of the source frame.
+        masks: bool [D, H, W], at the size of the source frame; the boxes, of a model that finds no masks.
         track_ids: int64 [D], from 1, stable within one call of ``Detector.track``; None from ``Detector.detect``.
     """
 
@@ -133,12 +135,13 @@ def load_detector(
     source: str | Path,
     *,
     image_size_px: int | None = None,
-    min_score: float = 0.25,
+    min_score: float = DEFAULT_MIN_SCORE,
     max_overlap: float = 0.7,
     device: str = "cpu",
     classes: Sequence[str] = (),
+    needs_masks: bool = True,
 ) -> Detector:
-    """Loads a segmentation detector.
+    """Loads a detector.
 
     Args:
         source: a folder with ``model.yaml`` and ``model.safetensors``, a ``.pt`` file, or the name of published weights such as
@@ -148,16 +151,19 @@ def load_detector(
         min_score: detections below are dropped; in [0, 1].
         max_overlap: of two boxes with a larger IoU only the better one stays.
         classes: what to look for; any words for an open-vocabulary model, names it knows for another. Empty: all it knows.
+        needs_masks: refuse a model that finds boxes only.
 
     Raises:
-        ArtifactError: the folder is incomplete, the weights are no segmentation model or cannot be fetched, or the model does
-            not know the classes.
+        ArtifactError: the folder is incomplete, the weights are no such model or cannot be fetched, or the model does not know
+            the classes.
     """
+    check_detector(source, needs_masks=needs_masks)
     prepare_ultralytics()
     if Path(source).expanduser().is_dir():
         yolo, folder_size_px = _open_folder(Path(source).expanduser())
     else:
         yolo, folder_size_px = _open_weights(str(source)), DEFAULT_IMAGE_SIZE_PX
+    check_task(source, str(yolo.task), needs_masks=needs_masks)
     _set_classes(yolo, Path(source).expanduser(), list(classes))
     return Detector(
         yolo,
@@ -192,16 +198,14 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
     """Builds the model that ``model.yaml`` describes and fills it from ``model.safetensors``."""
     from ultralytics import YOLO, YOLOE
 
-    for name in ("model.yaml", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise ArtifactError(f"{folder}: {name} is missing; expected a detector folder with model.yaml and model.safetensors.")
     description = _load_description(folder / "model.yaml")
     tensors = load_tensors(folder / "model.safetensors")
     _check_safe_load()
     try:
         # ultralytics tells YOLOE by the file's name, which is fixed here.
-        kind: Any = YOLOE if "YOLOE" in str(description["head"][-1][2]) else YOLO
-        yolo: Any = kind(str(folder / "model.yaml"), task="segment")
+        head = str(description["head"][-1][2])
+        kind: Any = YOLOE if "YOLOE" in head else YOLO
+        yolo: Any = kind(str(folder / "model.yaml"), task="segment" if "Segment" in head else "detect")
         state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         yolo.model.load_state_dict(state)
         yolo.model.names = dict(enumerate(map(str, description["names"])))
@@ -258,26 +262,17 @@ def _open_weights(source: str) -> Any:
     from ultralytics import YOLO
     from ultralytics.utils.downloads import attempt_download_asset
 
-    if not source.endswith(".pt"):
-        raise ArtifactError(f"{source}: no such detector folder; give one, a .pt file, or a name such as yolo11n-seg.pt.")
     path = Path(source).expanduser()
-    if not path.is_file() and path.parent != Path():
-        raise ArtifactError(f"{source}: no such file; give a detector folder, a .pt file, or a name such as yolo11n-seg.pt.")
     _check_safe_load()
     try:
         if not path.is_file():
             path = Path(attempt_download_asset(Path(os.environ["YOLO_CONFIG_DIR"]) / source, retry=1))
-        yolo = YOLO(str(path))
+        return YOLO(str(path))
     except Exception as error:
         text = " ".join(str(error).split())[:160]
         raise ArtifactError(
             f"{source}: these detector weights could not be opened or fetched ({text}); check name and network, or give a file."
         ) from error
-    if yolo.task != "segment":
-        raise ArtifactError(
-            f"{source}: a model for the task {yolo.task!r}; masks are needed, so give segmentation weights (*-seg.pt)."
-        )
-    return yolo
 
 
 def _set_classes(yolo: Any, source: Path, classes: list[str]) -> None:
@@ -332,14 +327,20 @@ def _embed_classes(yolo: Any, source: Path, classes: list[str]) -> Any:
 def _detections(result: Any, track_ids: np.ndarray | None = None) -> Detections:
     """One frame's ultralytics ``Results`` as plain arrays."""
     boxes = result.boxes.cpu().numpy()
-    height, width = result.orig_shape
-    masks = (
-        np.zeros((0, height, width), bool) if result.masks is None or not len(boxes) else result.masks.data.cpu().numpy() > 0.5
-    )
+    found = boxes.xyxy.astype(np.float32).reshape(-1, 4)
+    masks = _fill(found, *result.orig_shape) if result.masks is None else result.masks.data.cpu().numpy() > 0.5
     return Detections(
-        boxes_xyxy_px=boxes.xyxy.astype(np.float32).reshape(-1, 4),
+        boxes_xyxy_px=found,
         scores=boxes.conf.astype(np.float32),
         class_names=tuple(result.names[int(number)] for number in boxes.cls),
         masks=masks,
         track_ids=track_ids,
     )
+
+
+def _fill(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes as masks, bool [D, H, W]."""
+    masks = np.zeros((len(boxes), height, width), bool)
+    for mask, (left, top, right, bottom) in zip(masks, np.rint(boxes).astype(int).clip(0), strict=True):
+        mask[top:bottom, left:right] = True
+    return masks

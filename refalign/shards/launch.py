@@ -7,7 +7,7 @@ import hashlib
 import json
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, DataError
-from refalign.outcomes import Outcome, check_quarantined, count_outcomes, describe_deaths
+from refalign.outcomes import Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
 from refalign.parts import run_parts
 from refalign.pictures import encode_jpeg, make_contact_sheet
+from refalign.places import changed_at, check_place, judge_fault
 from refalign.schemas import CLIP_SCHEMA, check_table
 from refalign.shards.estimate import announce_size
 from refalign.shards.plan import count_views, plan_shards
@@ -31,8 +32,13 @@ from refalign.videos import ClipSpec, read_clips
 from refalign.writing import write_bytes
 
 
-def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> dict[str, Any]:
+def run_shards(
+    config: RunConfig, step: Step, subjects: Step, pairs: Step, locations: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Runs the step and returns its manifest, whose ``digest`` names the data set by content.
+
+    Args:
+        locations: where each video of the present input lies, by its id; the path in a row is where it once lay.
 
     Raises:
         ArtifactError: no clip is left, or the disk has no room for the shards.
@@ -43,11 +49,15 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     adopted = [name for name, work in plan.items() if "adopted" in work]
     if not plan:
         raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
+    for work in plan.values():
+        videos = {clip_id.rpartition("-")[0] for clip_id in work["clips"]}
+        work["videos"] = {video_id: (locations or {})[video_id] for video_id in videos & (locations or {}).keys()}
     announce_size(step, plan, config)
     versions = find_referred(step) if adopted else set()
     for version in sorted(versions):
         _copy_null_prompt(step, version)
-    records = run_parts(step, plan, ShardsActor, config, label="shards")
+    works = {name: work["work"] for name, work in plan.items() if name not in adopted}
+    records = run_parts(step, plan, ShardsActor, config, label="shards", works=works)
     described = describe_shards(records)
     counts = described["counts"]["clip"]
     planned += sum(len(record["outcomes"]) for record in records if record["part"] in adopted)
@@ -56,6 +66,7 @@ def run_shards(config: RunConfig, step: Step, subjects: Step, pairs: Step) -> di
     return step.commit(
         {
             "parts": list(plan),
+            "made_of": [subjects.folder.name, pairs.folder.name],
             "versions": sorted(versions),
             **described,
             "video": config.video.model_dump(),
@@ -110,20 +121,26 @@ class ShardsActor:
         self.encoders = FrozenEncoders(config)
 
     def make_part(self, step: Step, name: str, work: dict[str, Any]) -> dict[str, Any]:
-        """Encodes the clips of one shard, writes the tar and returns the commit record with the byte index."""
+        """Encodes the clips of one shard, writes the tar and returns the commit record with the byte index.
+
+        Raises:
+            BackendUnavailable: the input is gone as a whole; nothing is stored.
+        """
         self._write_null_prompt(step)
-        rows = {row["clip_id"]: row for file in work["files"] for row in _load_clips(file)}
+        with step.open_journal(name) as journal:
+            return self._make_part(step, name, work, journal)
+
+    def _make_part(self, step: Step, name: str, work: dict[str, Any], journal: Journal) -> dict[str, Any]:
+        rows = {row["clip_id"]: row for file in work["files"] for row in _load_clips(file, changed_at(file))}
         pairs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for pair in work["pairs"]:
             pairs[pair["clip_id"]].append(pair)
         outcomes: list[Outcome] = []
         index: dict[str, dict[str, Any]] = {}
 
-        journal = step.open_journal(name)
-
         def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
             wanted = [rows[clip_id] for clip_id in work["clips"]]
-            for clip_id, frames in self._iter_frames(wanted, journal):
+            for clip_id, frames in self._iter_frames(wanted, journal, work.get("videos", {})):
                 try:
                     if isinstance(frames, DataError):
                         raise frames
@@ -145,9 +162,7 @@ class ShardsActor:
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
             }
 
-        record = step.write_part(name, write)
-        journal.close()
-        return record
+        return step.write_part(name, write)
 
     def _write_null_prompt(self, step: Step) -> None:
         """The empty prompt's embedding, which stands in where training drops the text; the same bytes whoever writes them."""
@@ -157,19 +172,30 @@ class ShardsActor:
         if find_size(location) is None:
             write_bytes(location, save({"prompt_embeds": self.encoders.encode_text("")}))
 
-    def _iter_frames(self, rows: list[dict[str, Any]], journal: Journal) -> Iterator[tuple[str, np.ndarray | DataError]]:
-        """Frames of each clip, one decode pass per video; none of a video that workers died on."""
+    def _iter_frames(
+        self, rows: list[dict[str, Any]], journal: Journal, locations: Mapping[str, str]
+    ) -> Iterator[tuple[str, np.ndarray | DataError]]:
+        """Frames of each clip, one decode pass per video; none of a video that workers died on.
+
+        Raises:
+            BackendUnavailable: the input is gone as a whole.
+        """
         by_video: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
-            by_video[row["video_path"]].append(row)
-        for path, clips in by_video.items():
+            by_video[row["video_id"]].append(row)
+        paths = {video_id: locations.get(video_id, clips[0]["video_path"]) for video_id, clips in by_video.items()}
+        for video_id, clips in by_video.items():
+            path = paths[video_id]
             specs = [ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"])) for row in clips]
             try:
-                if (deaths := journal.begin(path)) >= self.config.curation.max_worker_deaths:
+                if (deaths := journal.begin(video_id)) >= self.config.curation.max_worker_deaths:
                     raise DataError("KILLS_WORKERS", describe_deaths(path, deaths))
                 videos: list[Any] = read_clips(path, specs, self.config.video, self.config.curation)
             except DataError as error:
-                videos = [error] * len(clips)
+                fault = judge_fault(error, path, video_id)
+                if belongs_to_place(fault.reason):
+                    check_place(self.config.input.path, list(paths.values()))
+                videos = [fault] * len(clips)
             yield from ((row["clip_id"], frames) for row, frames in zip(clips, videos, strict=True))
 
     def _make_sample(
@@ -231,5 +257,6 @@ def _seed_of(*names: Any) -> int:
 
 
 @lru_cache(maxsize=4)
-def _load_clips(file: str) -> list[dict[str, Any]]:
+def _load_clips(file: str, changed_ns: int | None) -> list[dict[str, Any]]:
+    """Rows of a part; kept, because neighbouring shards need the same, until the file is written again."""
     return check_table(read_table(file), CLIP_SCHEMA, file).to_pylist()

@@ -54,7 +54,7 @@ def batch(actor, world, tmp_path_factory):
     for number, path in enumerate(world):
         (folder / f"good-{number}.mp4").write_bytes(path.read_bytes())
     frames = read_frames(world[0])
-    kinds = {show_name(name): reason for name, (_, reason) in make_files(world[0], frames).items()}
+    kinds = {show_name(name): reason for name, (_, reason) in make_files(world[0], frames).items()} | {".kept": "HIDDEN"}
     for name, (make, _) in make_files(world[0], frames).items():
         (folder / name).parent.mkdir(exist_ok=True)
         make(folder / name)
@@ -139,6 +139,8 @@ def annotated(actor, world, tmp_path_factory):
     (folder / "annotations.json").write_text("{" + ", ".join(texts) + "}")
     wanted = Counter((name, reason) for name, (_, reason) in entries.items())
     wanted.update([("deep", "BAD_ANNOTATION"), ("fine", "DUPLICATE"), ("café \\ud83d", "BAD_ANNOTATION")])
+    own = {name for name, (entry, _) in entries.items() if entry and entry["metadata"]["path"] == "<own>"}
+    wanted.update((f"{name}.mp4", "NOT_ANNOTATED") for name in [*(entries.keys() - own), "out"])
     videos, rows = curate(actor, folder, tmp_path_factory.mktemp("out"))
     return {"wanted": wanted, "videos": videos, "rows": rows}
 

@@ -59,6 +59,7 @@ def test_a_pattern_a_list_and_a_single_file_name_the_same_videos(actor, real_dat
 
 def test_the_real_annotation_gives_its_clip(actor, real_data, tmp_path):
     videos, rows = curate(actor, real_data / "opens2v", tmp_path)
-    assert Counter(video.reason for video in videos) == {"": 1, "DUPLICATE": 2}, "one clip, told three times"
+    reasons = Counter(video.reason for video in videos)
+    assert reasons == {"": 1, "DUPLICATE": 2, "NOT_A_VIDEO": 2}, "one clip, told three times, and two JSON files of other kinds"
     (row,) = rows
     assert row["license"] == "Apache-2.0 (annotation)" and [subject["class_name"] for subject in row["subjects"]]

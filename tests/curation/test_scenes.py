@@ -32,7 +32,8 @@ def make_candidate(box, *, track=0, frame=0):
 
 
 def make_scene(*candidates, crop=(0, 0, SIZE, SIZE), frames=3):
-    pixels = [np.full((SIZE, SIZE, 3), 10 * number, np.uint8) for number in range(frames)]
+    texture = 3 * (np.indices((SIZE, SIZE)).sum(0) % 2)[..., None]  # a picture of one colour is no reference
+    pixels = [(10 * number + texture).repeat(3, 2).astype(np.uint8) for number in range(frames)]
     window = Window(0, (SIZE, SIZE), pixels, [2 * number for number in range(frames)])
     return make_scene_row(candidates, window, crop, apply_overrides(toy(), [ON, "video.height_px=96", "video.width_px=96"]))
 

@@ -15,6 +15,7 @@ from refalign.curation import selection
 from refalign.curation.pairs import PairsActor, run_pairs
 from refalign.curation.selection import EvaluationActor, list_pictures, load_crops
 from refalign.errors import ConfigError, DataError
+from refalign.parts import find_done
 from refalign.pictures import encode_png
 from refalign.presets import toy
 from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, check_table
@@ -24,11 +25,12 @@ from refalign.steps import Step
 WIDTH = 8
 
 
-def run_parts_here(step, plan, actor, config, *, label):
+def run_parts_here(step, plan, actor, config, *, label, works=None):
     """What `refalign.parts.run_parts` does, without Ray: one actor, in this process."""
     made = None
+    done = find_done(step, plan, works)
     for name, work in plan.items():
-        if step.load_part(name) is None:
+        if name not in done:
             made = made or actor(config)
             made.make_part(step, name, json.loads(json.dumps(work)))
     return [step.load_part(name) for name in plan]

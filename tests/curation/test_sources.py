@@ -53,7 +53,8 @@ def test_other_files_and_broken_sidecars_are_named_and_the_rest_goes_on(tmp_path
     (tmp_path / "loop").symlink_to(tmp_path)
     sources = list_sources(InputConfig(), tmp_path)
     faults = {source.item: source.reason for source in sources if isinstance(source, Outcome)}
-    assert faults == {"notes.md": "NOT_A_VIDEO", "bad.mp4": "BAD_SIDECAR", "deep.mp4": "BAD_SIDECAR", "list.mp4": "BAD_SIDECAR"}
+    broken = dict.fromkeys(("bad.mp4", "deep.mp4", "list.mp4"), "BAD_SIDECAR")
+    assert faults == {"notes.md": "NOT_A_VIDEO", "loop": "DUPLICATE", **broken}
     assert [source.name for source in sources if isinstance(source, SourceVideo)] == ["good.mp4"]
 
 
@@ -81,7 +82,8 @@ def test_an_opens2v_folder_is_recognised(real_data):
     videos = [source for source in sources if isinstance(source, SourceVideo)]
     assert videos[0].caption.startswith("Three women")
     assert {source.source_group for source in videos} == {"gm1252760410-365677148"}
-    assert [source.reason for source in sources if isinstance(source, Outcome)] == ["DUPLICATE"], "it is in both files"
+    reasons = [source.reason for source in sources if isinstance(source, Outcome)]
+    assert reasons == ["DUPLICATE", "NOT_A_VIDEO", "NOT_A_VIDEO"], "it is in both files; two JSON files are of other kinds"
     for source in videos:
         with open_source(source, max_bytes=2**30) as (opened, path):
             first, end = opened.annotation["metadata"]["cut"]
@@ -165,7 +167,9 @@ def test_a_cosmos_curate_folder_gives_captions_by_window_and_the_source_as_group
     ]
     assert first.source_group == "s3://films/long.mp4" and first.license == "ours"
     faults = {source.item: source.reason for source in sources if isinstance(source, Outcome)}
-    assert faults == {"clips/u3.mp4": "FILTERED_BEFORE", "clips/u4.mp4": "MISSING", "clips/bad.mp4": "BAD_SIDECAR"}
+    beside = {"processed_videos/long.mp4.json": "NOT_A_VIDEO", "previews/u1/0_127.webp": "NOT_A_VIDEO"}
+    named = {"clips/u3.mp4": "FILTERED_BEFORE", "clips/u4.mp4": "MISSING", "clips/bad.mp4": "BAD_SIDECAR"}
+    assert faults == named | beside
     assert Outcome("video", "", "FILTERED_BEFORE").status == "filtered"
 
 
@@ -196,7 +200,13 @@ def test_phantom_data_says_its_terms_and_brings_its_reference_clips(tmp_path, ca
         ("clips/v1_20.0_31.5.mkv", "", "v1"),
     ]
     assert {video.license for video in videos} == {"non-commercial research only (Phantom-Data)"}
-    assert [source.reason for source in sources if isinstance(source, Outcome)] == ["MISSING", "BAD_ANNOTATION", "BAD_ROW"]
+    assert [(source.item, source.reason) for source in sources if isinstance(source, Outcome)] == [
+        ("v3_0_7", "MISSING"),
+        ("v1_0.5_9.25", "BAD_ANNOTATION"),
+        ("koala36M_multi_ref_merged_filtered.parquet row 5", "BAD_ROW"),
+        ("clips/unused_0_1.mp4", "NOT_ANNOTATED"),
+        ("koala36M_multi_ref_meta_info_merged.parquet", "NOT_A_VIDEO"),
+    ]
     (first, *_) = list_sources(InputConfig(license="mine"), tmp_path / "koala36M_multi_ref_merged_filtered.parquet")
     assert first == replace(videos[0], license="mine; non-commercial research only (Phantom-Data)")
 

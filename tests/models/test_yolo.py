@@ -8,6 +8,7 @@ import pytest
 import toy_models
 
 from refalign.errors import ArtifactError, GeometryError
+from refalign.models.detector_files import check_detector
 from refalign.models.yolo import Detections, load_detector
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
@@ -163,6 +164,63 @@ def test_a_local_pt_file_opens_and_other_tasks_are_refused(tmp_path, detector, c
     YOLO("yolo11n.yaml", task="detect").save(tmp_path / "boxes.pt")
     with pytest.raises(ArtifactError, match="'detect'; masks are needed"):
         load_detector(tmp_path / "boxes.pt")
+
+
+def test_advice_boxes_are_enough_where_masks_are_not_needed(tmp_path, detector, clip):
+    """The shipped weights without their masks: the same boxes, each of which is its own mask."""
+    import yaml
+    from safetensors.torch import load_file, save_file
+    from ultralytics import YOLO
+
+    description = yaml.safe_load((DETECTOR_FOLDER / "model.yaml").read_text())
+    inputs, repeats, _, (number, *_) = description["head"][-1]
+    description["head"][-1] = [inputs, repeats, "Detect", [number]]
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    known = YOLO(str(tmp_path / "model.yaml"), task="detect").model.state_dict()
+    tensors = load_file(DETECTOR_FOLDER / "model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if name in known}, tmp_path / "model.safetensors")
+    with pytest.raises(ArtifactError, match="'detect'; masks are needed"):
+        load_detector(tmp_path)
+    boxes = load_detector(tmp_path, needs_masks=False)
+    for found, expected in zip(boxes.track(clip.frames), detector.track(clip.frames), strict=True):
+        np.testing.assert_allclose(found.boxes_xyxy_px, expected.boxes_xyxy_px, atol=1e-3)
+        assert found.masks.shape == expected.masks.shape and len(found)
+        for mask, box in zip(found.masks, np.rint(found.boxes_xyxy_px).astype(int).clip(0), strict=True):
+            rows, columns = np.nonzero(mask)
+            assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == box.tolist() and mask[rows[0] :].any()
+            assert len(rows) == (box[3] - box[1]) * (box[2] - box[0])
+
+
+def test_advice_weights_are_told_apart_before_anything_starts(tmp_path, open_vocabulary):
+    import torch
+    from ultralytics import YOLO
+
+    YOLO("yolo11n.yaml", task="detect").save(tmp_path / "boxes.pt")
+    YOLO("yolo11n-seg.yaml", task="segment").save(tmp_path / "masks.pt")
+    YOLO("yolo11n-cls.yaml", task="classify").save(tmp_path / "classes.pt")
+    torch.save({"model.0.weight": torch.zeros(3)}, tmp_path / "state.pt")
+    shutil.copy(tmp_path / "masks.pt", tmp_path / "masks.PT")
+    for name in ("model.onnx", "words.pt", "model.bin"):
+        (tmp_path / name).write_bytes(b"something")
+    refused = {
+        "boxes.pt": "'detect'; masks are needed.*curation.crop=box",
+        "classes.pt": "'ClassificationModel'.*expected 'segment'",
+        "state.pt": "the file is there, but holds no model of ultralytics .a state dict",
+        "masks.PT": "the file is there, but its name does not end with .pt.*small letters",
+        "model.onnx": "the file is there, but is a model exported",
+        "model.bin": "the file is there, but its name does not end with .pt",
+        "words.pt": "the file is there, but torch did not write it",
+        "gone.pt": "no such file",
+        "gone": "no such detector folder",
+    }
+    for name, message in refused.items():
+        for look in (check_detector, load_detector):
+            with pytest.raises(ArtifactError, match=message) as caught:
+                look(tmp_path / name, needs_masks=True)
+            assert "\n" not in str(caught.value)
+    for source in (tmp_path / "masks.pt", open_vocabulary, DETECTOR_FOLDER, "yolo11n-seg.pt"):
+        check_detector(source, needs_masks=True)
+    check_detector(tmp_path / "boxes.pt", needs_masks=False)
 
 
 @pytest.fixture(scope="module")

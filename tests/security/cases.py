@@ -15,6 +15,11 @@ def _detector(text):
 
 CASES = {
     "detector .pt that is a pickle": (partial(send.load_detector, send.pickled_detector), ArtifactError, "could not be opened"),
+    "detector .pt that is a pickle of something else": (
+        partial(send.load_detector, send.pickle_for_detector),
+        ArtifactError,
+        "holds no model of ultralytics",
+    ),
     "detector folder with an expression": (
         _detector("activation: __import__('os').system('touch CANARY')\nYAML"),
         ArtifactError,

@@ -26,6 +26,12 @@ def load_detector(make, folder, canary):
 
 
 def pickled_detector(folder, canary):
+    from ultralytics.nn.tasks import SegmentationModel
+
+    return save_pickle(folder / "evil-seg.pt", canary, model=SegmentationModel)  # it names the class that is looked for
+
+
+def pickle_for_detector(folder, canary):
     return save_pickle(folder / "evil-seg.pt", canary, model=None)
 
 

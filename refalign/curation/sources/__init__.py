@@ -14,22 +14,34 @@ Each may be local or an ``s3://`` or ``gs://`` URI (patterns: local only).
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.cosmos import METAS, iter_cosmos
-from refalign.curation.sources.folder import describe_video, find_sidecar, is_video, iter_folder, iter_pattern
+from refalign.curation.sources.folder import (
+    TABLE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    describe_video,
+    find_sidecars,
+    is_hidden,
+    is_video,
+    iter_folder,
+    iter_pattern,
+    opens_as_video,
+)
 from refalign.curation.sources.identity import identify_sources
+from refalign.curation.sources.listing import check_apart, list_files
 from refalign.curation.sources.opens2v import is_opens2v, iter_opens2v
 from refalign.curation.sources.phantom import is_phantom, iter_phantom
-from refalign.curation.sources.source_video import VIDEO_SUFFIXES, SourceVideo, open_source
-from refalign.curation.sources.tables import LIST_SUFFIXES, TABLE_SUFFIXES, iter_list, iter_table, load_column_names
+from refalign.curation.sources.source_video import SourceVideo, open_source, refuse
+from refalign.curation.sources.tables import LIST_SUFFIXES, iter_list, iter_table, load_column_names
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
 
-__all__ = ["SourceVideo", "identify_sources", "list_sources", "open_source"]
+__all__ = ["SourceVideo", "check_apart", "identify_sources", "list_sources", "open_source"]
 
 _KNOWN = (
     f"a folder, a video ({', '.join(sorted(VIDEO_SUFFIXES))}), a pattern such as 'videos/**/*.mp4', a list "
@@ -67,33 +79,63 @@ def list_sources(config: InputConfig, where: str | Path) -> list[SourceVideo | O
     return sources
 
 
-def _iter_folder(folder: str, config: InputConfig) -> Iterable[SourceVideo | Outcome]:
-    listing = list(storage.iter_files(folder))
-    names = {name for name in listing if isinstance(name, str) and not PurePosixPath(name).name.startswith(".")}
+def _iter_folder(folder: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
+    """All files of a folder: what a data set's own files describe as these say, and the others as plain videos.
+
+    A data set takes up the smallest folder that holds its descriptions and all that they name. Videos in it that they do not name
+    are NOT_ANNOTATED: what they may be used for is not known.
+    """
+    names, refused = list_files(folder)
+    yield from refused
+    named: set[str] = set()
+    yield from _iter_described([name for name in names if not is_hidden(name)], folder, config, named)
+    rest = [name for name in names if name not in named]
+    area = _find_common(named)
+    strange = {name for name in rest if named and is_video(name) and not is_hidden(name) and f"{name}/".startswith(area)}
+    for name in sorted(strange):
+        yield refuse(name, DataError("NOT_ANNOTATED", f"the annotations and tables below {area or folder} do not name it"))
+    yield from iter_folder([name for name in rest if name not in strange], folder, config)
+
+
+def _iter_described(names: list[str], folder: str, config: InputConfig, named: set[str]) -> Iterator[SourceVideo | Outcome]:
+    """What descriptions of data sets name; their own names and those of their videos go into ``named``."""
     if any(name.startswith(METAS) for name in names):
-        return iter_cosmos(names, folder, config)
+        yield from iter_cosmos(set(names), folder, config, named)
+        return
     # A video's sidecar is no annotation, so that only the other JSON files are opened.
     stems = {str(PurePosixPath(name).with_suffix("")) for name in names if is_video(name)}
-    others = [name for name in sorted(names) if name.endswith(".json") and str(PurePosixPath(name).with_suffix("")) not in stems]
-    if annotations := [file for name in others if is_opens2v(file := storage.join(folder, name))]:
-        return iter_opens2v(annotations, folder, config)
-    tables = {name: load_column_names(storage.join(folder, name)) for name in sorted(names) if name.endswith(".parquet")}
+    others = [name for name in names if name.endswith(".json") and str(PurePosixPath(name).with_suffix("")) not in stems]
+    if annotations := [name for name in others if is_opens2v(storage.join(folder, name))]:
+        found: set[str] = set()
+        yield from iter_opens2v([storage.join(folder, name) for name in annotations], folder, config, found)
+        named |= {*annotations, *(path.removeprefix(f"{folder.rstrip('/')}/") for path in found)}
+    tables = {name: load_column_names(storage.join(folder, name)) for name in names if name.endswith(".parquet")}
     if phantom := [name for name, columns in tables.items() if is_phantom(columns)]:
-        return iter_phantom([storage.join(folder, name) for name in phantom], folder, tables[phantom[0]], config)
-    return iter_folder(listing, folder, config)
+        named.update(phantom)
+        files = [storage.join(folder, name) for name in phantom]
+        yield from iter_phantom(files, folder, tables[phantom[0]], config, named)
+
+
+def _find_common(names: Iterable[str]) -> str:
+    """The folder below which all names lie, with a slash at its end; empty for the input folder."""
+    parents = [PurePosixPath(name).parts[:-1] for name in names]
+    common = posixpath.commonprefix(parents) if parents else ()
+    return "".join(f"{part}/" for part in common)
 
 
 def _iter_file(file: str, config: InputConfig) -> Iterable[SourceVideo | Outcome]:
     suffix = PurePosixPath(file).suffix.lower()
     folder = storage.parent(file)
     if is_video(file):
-        return [describe_video(file, PurePosixPath(file).name, config, sidecar=find_sidecar(file))]
+        return [describe_video(file, PurePosixPath(file).name, config, sidecars=find_sidecars(file))]
     if suffix in LIST_SUFFIXES:
         return iter_list(file, config)
     if suffix == ".parquet" and is_phantom(columns := load_column_names(file)):
-        return iter_phantom([file], folder, columns, config)
+        return iter_phantom([file], folder, columns, config, set())
     if suffix in TABLE_SUFFIXES:
         return iter_table(file, config)
     if suffix == ".json" and is_opens2v(file):
         return iter_opens2v([file], folder, config)
+    if opens_as_video(file):
+        return [describe_video(file, PurePosixPath(file).name, config, sidecars=find_sidecars(file))]
     raise ConfigError(f"--input {file}: of no known kind; give {_KNOWN}.")

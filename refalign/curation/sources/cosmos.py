@@ -24,13 +24,14 @@ from refalign.texts import parse_json
 METAS = "metas/v0/"
 
 
-def iter_cosmos(names: set[str], folder: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
-    """Every clip that a description names, and every clip without one."""
+def iter_cosmos(names: set[str], folder: str, config: InputConfig, named: set[str]) -> Iterator[SourceVideo | Outcome]:
+    """Every clip that a description names, and every clip without one; their names and the descriptions' go into ``named``."""
     metas = sorted(name for name in names if name.startswith(METAS) and name.endswith(".json"))
     described = set()
     for meta in metas:
         clip = f"clips/{PurePosixPath(meta).stem}.mp4"
         described.add(clip)
+        named |= {meta, clip, clip.replace("clips/", "filtered_clips/", 1)}
         try:
             said = _read_meta(storage.join(folder, meta))
             if clip not in names:
@@ -42,6 +43,7 @@ def iter_cosmos(names: set[str], folder: str, config: InputConfig) -> Iterator[S
             yield refuse(clip, error)
     for name in sorted(names - described):
         if name.startswith("clips/") and name.endswith(".mp4"):
+            named.add(name)
             yield make_source(storage.resolve(storage.join(folder, name)), name, {}, config)
 
 
@@ -53,14 +55,14 @@ def _read_meta(location: str) -> dict[str, Any]:
         fps = float(meta.get("framerate") or meta["framerate_source"])
         shots = [
             {"start_s": window["start_frame"] / fps, "end_s": (window["end_frame"] + 1) / fps, "caption": caption}
-            for window in meta.get("windows", ())
+            for window in meta.get("windows") or ()
             if (caption := _caption_of(window))
         ]
         return {
             "caption": shots[0]["caption"] if shots else "",
             "shots": shots,
-            "source_group": str(meta["source_video"]),
-            "clip_location": str(meta.get("clip_location", "")),
+            "source_group": str(meta["source_video"] or ""),
+            "clip_location": str(meta.get("clip_location") or ""),
         }
     except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
         name = PurePosixPath(location).name

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from refalign import storage
 from refalign.config import CurationConfig
 from refalign.curation.sources.source_video import SourceVideo, refuse
-from refalign.errors import DataError
-from refalign.outcomes import Outcome
+from refalign.errors import BackendUnavailable, DataError
+from refalign.outcomes import Outcome, belongs_to_place
 
 _READERS = 16
 
@@ -20,7 +20,7 @@ def identify_sources(
     """Each source with its video id, in order; one whose file need not be opened to be refused becomes an outcome.
 
     Raises:
-        BackendUnavailable: an object store does not answer.
+        BackendUnavailable: an object store does not answer, or none of the files is there.
     """
 
     def identify(source: SourceVideo | Outcome) -> tuple[SourceVideo | Outcome, str]:
@@ -38,5 +38,12 @@ def identify_sources(
         except DataError as error:
             return refuse(source.name, error), ""
 
+    count, lost = 0, []
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(identify, sources)
+        for source, (found, video_id) in zip(sources, pool.map(identify, sources), strict=True):
+            yield found, video_id
+            if isinstance(source, SourceVideo):
+                count += 1
+                lost += [source.path] if isinstance(found, Outcome) and belongs_to_place(found.reason) else []
+    if len(lost) == count > 0:
+        raise BackendUnavailable(f"{lost[0]}: not there, nor any other of {count} videos that --input names; bring them back.")

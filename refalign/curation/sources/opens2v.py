@@ -15,6 +15,7 @@ from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
+from refalign.curation.sources.folder import is_file
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
@@ -32,21 +33,32 @@ def is_opens2v(file: str) -> bool:
     return head.lstrip()[:1] == b"{" and b'"metadata"' in head and b'"cut"' in head
 
 
-def iter_opens2v(files: list[str], folder: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
+def iter_opens2v(
+    files: list[str], folder: str, config: InputConfig, named: set[str] | None = None
+) -> Iterator[SourceVideo | Outcome]:
     """Every entry of the annotations, in their order; of two entries with one name the first.
+
+    An entry's path is taken from ``folder``, or else from the annotation's own folder, or one between the two.
+
+    Args:
+        named: the locations that entries name are added to it.
 
     Raises:
         ConfigError: an annotation is not valid JSON.
     """
     seen: set[str] = set()
+    named = set() if named is None else named
     for file in files:
+        bases = _list_bases(file, folder)
         for name, entry, start, end, digest in _iter_entries(file):
             if name in seen:
                 yield refuse(name, DataError("DUPLICATE", "a second entry of this name"))
                 continue
             seen.add(name)
             try:
-                source = _make_source(name, entry, folder, config)
+                path = _find_path(entry, folder, bases)
+                named.add(path)
+                source = _make_source(name, entry, path, config)
                 at = {"file": file, "start": start, "end": end, "digest": digest, "cut": list(entry["metadata"]["cut"])}
                 yield replace(source, annotation_at=at)
             except DataError as error:
@@ -143,17 +155,31 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _make_source(name: str, entry: dict[str, Any], folder: str, config: InputConfig) -> SourceVideo:
+def _list_bases(file: str, folder: str) -> list[str]:
+    """The folders that an annotation's paths may be relative to, the input folder first."""
+    bases, base = [folder], storage.parent(file)
+    while base.startswith(f"{folder.rstrip('/')}/"):
+        bases.append(base)
+        base = storage.parent(base)
+    return bases
+
+
+def _find_path(entry: dict[str, Any], folder: str, bases: list[str]) -> str:
+    relative = entry["metadata"]["path"]
+    if not isinstance(relative, str):
+        raise DataError("BAD_ANNOTATION", f"its path is {relative!r}, expected text")
+    paths = [storage.resolve(relative, base) for base in bases] if not storage.is_remote(relative) else [""]
+    path = paths[0] if len(paths) == 1 else next((path for path in paths if is_file(path)), paths[0])
+    if not _lies_in(path, folder):
+        raise DataError("OUTSIDE", f"its path {relative!r} leaves the input folder")
+    return path
+
+
+def _make_source(name: str, entry: dict[str, Any], path: str, config: InputConfig) -> SourceVideo:
     metadata = entry["metadata"]
     entry["annotation"]["ann_frame_data"]["ann_frame_idx"]
     captions = metadata.get("cap") or [""]
-    relative = metadata["path"]
-    if not isinstance(relative, str):
-        raise DataError("BAD_ANNOTATION", f"its path is {relative!r}, expected text")
-    path = storage.resolve(relative, folder) if not storage.is_remote(relative) else ""
-    if not _lies_in(path, folder):
-        raise DataError("OUTSIDE", f"its path {relative!r} leaves the input folder")
-    caption = captions[0] if isinstance(captions, list) else captions
+    caption = (captions[0] if isinstance(captions, list) else captions) or ""
     if not isinstance(caption, str) or not storage.is_utf8(name + caption):
         raise DataError("BAD_ANNOTATION", f"its name or caption {caption!r} is no UTF-8 text")
     return SourceVideo(
@@ -191,10 +217,13 @@ def _check_entry(entry: dict[str, Any]) -> None:
     left, right, top, bottom = (float(value) for value in metadata["crop"])
     if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
         raise DataError("BAD_ANNOTATION", f"crop {metadata['crop']} (x0, x1, y0, y1) is empty or begins outside of the frame")
+    tags = (entry.get("word_tags") or {}).get("background") or []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise DataError("BAD_ANNOTATION", f"word_tags.background is {tags!r}: expected a list of words")
     masks = marked["mask_annotation"][str(frame)]
     for index, found in enumerate(marked["ann_frame_data"]["annotations"]):
         x0, y0, x1, y1 = (float(value) for value in found["bbox"])
-        scores = (float(found.get("aes_score", 0)), float(found.get("gme_score", 0)))
+        scores = (float(found.get("aes_score") or 0), float(found.get("gme_score") or 0))
         if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1 and all(map(math.isfinite, scores))):
             raise DataError("BAD_ANNOTATION", f"box {found['bbox']}, scores {scores}: expected finite x0 < x1, y0 < y1")
         if not isinstance(found["class_name"], str) or not storage.is_utf8(found["class_name"]):

@@ -17,7 +17,8 @@ from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
-from refalign.curation.sources.folder import is_video
+from refalign.curation.sources.folder import is_hidden, is_video
+from refalign.curation.sources.listing import list_files
 from refalign.curation.sources.source_video import SourceVideo, read_text, refuse
 from refalign.curation.sources.tables import iter_parquet
 from refalign.errors import ConfigError, DataError
@@ -33,18 +34,16 @@ def is_phantom(columns: list[str]) -> bool:
     return {"video_caption", "cross_pair"} <= set(columns) and bool(set(_ID_COLUMNS) & set(columns))
 
 
-def iter_phantom(files: list[str], folder: str, columns: list[str], config: InputConfig) -> Iterator[SourceVideo | Outcome]:
-    """Every row of the tables, then the clips that only their references name.
+def iter_phantom(
+    files: list[str], folder: str, columns: list[str], config: InputConfig, named: set[str]
+) -> Iterator[SourceVideo | Outcome]:
+    """Every row of the tables, then the clips that only their references name; the names of all go into ``named``.
 
     Raises:
         ConfigError: a table is damaged, or no clip lies in the folder.
     """
     print("Phantom-Data is released for non-commercial research only; every row made from it says so.", flush=True)
-    clips = {
-        PurePosixPath(name).stem: name
-        for name in storage.iter_files(folder)
-        if isinstance(name, str) and is_video(name) and not PurePosixPath(name).name.startswith(".")
-    }
+    clips = {PurePosixPath(name).stem: name for name in list_files(folder)[0] if is_video(name) and not is_hidden(name)}
     if not clips:
         raise ConfigError(f"--input {folder}: Phantom-Data's table without clips; put them below this folder, as <vid>.mp4.")
     column = next(name for name in _ID_COLUMNS if name in columns)
@@ -57,12 +56,14 @@ def iter_phantom(files: list[str], folder: str, columns: list[str], config: Inpu
                 vid = read_text(row, column, "")
                 if vid not in clips:
                     raise DataError("MISSING" if vid else "BAD_ROW", f"{vid or here}: no clip of this name below {folder}")
+                named.add(clips[vid])
                 referred.update(_read_referred(row["cross_pair"]))
                 seen.add(vid)
                 yield _make_source(clips[vid], vid, read_text(row, "video_caption", ""), folder, config)
             except DataError as error:
                 yield refuse(row[column] if isinstance(row[column], str) else here, error)
     for vid in sorted((referred - seen) & clips.keys()):
+        named.add(clips[vid])
         yield _make_source(clips[vid], vid, "", folder, config)
 
 

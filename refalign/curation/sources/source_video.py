@@ -14,9 +14,8 @@ from refalign.config import InputConfig
 from refalign.errors import DataError
 from refalign.outcomes import Outcome
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")
-)
+CAPTION_NAMES = ("caption", "text", "prompt", "video_caption")
+"""What sidecars and tables call a caption; the first that says something holds."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def make_source(path: str, name: str, said: dict[str, Any], config: InputConfig)
     """The source that a sidecar or a table row describes; keys it does not know are left alone.
 
     Args:
-        said: any of ``caption``, ``license``, ``consent``, ``source_group`` and ``shots``; None counts as not said.
+        said: any of ``caption`` (or another of `CAPTION_NAMES`), ``license``, ``consent``, ``source_group`` and ``shots``; None,
+            NaN and empty texts count as not said.
 
     Raises:
         DataError: BAD_SIDECAR: a value of another type than text, or a shot without its times.
@@ -85,12 +85,24 @@ def make_source(path: str, name: str, said: dict[str, Any], config: InputConfig)
     return SourceVideo(
         path=path,
         name=name,
-        caption=read_text(said, "caption", ""),
+        caption=read_caption(said)[1],
         license=read_text(said, "license", config.license),
         consent=read_text(said, "consent", "unknown"),
         source_group=read_text(said, "source_group", name),
         shots=_read_shots(said.get("shots")),
     )
+
+
+def read_caption(said: dict[str, Any]) -> tuple[str, str]:
+    """The name that holds the caption, and the caption; two empty texts where there is none.
+
+    Raises:
+        DataError: as `read_text`, of ``caption``; under the other names something else may stand, which is no caption.
+    """
+    for name in CAPTION_NAMES:
+        if (name == "caption" or isinstance(said.get(name), str)) and (text := read_text(said, name, "")):
+            return name, text
+    return "", ""
 
 
 def read_text(said: dict[str, Any], key: str, default: str) -> str:
@@ -100,13 +112,13 @@ def read_text(said: dict[str, Any], key: str, default: str) -> str:
         DataError: BAD_SIDECAR: not a text, or one that UTF-8 cannot write.
     """
     text = said.get(key)
-    if text is None:
+    if text is None or text != text:  # tables write NaN where nothing stands
         return default
     if not isinstance(text, str):
         raise DataError("BAD_SIDECAR", f"{key} is a {type(text).__name__}, expected text")
     if not storage.is_utf8(text):
         raise DataError("BAD_SIDECAR", f"{key} holds half a surrogate pair, expected UTF-8 text")
-    return text
+    return text if text.strip() else default
 
 
 def _read_shots(shots: Any) -> tuple[dict[str, Any], ...]:

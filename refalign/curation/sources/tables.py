@@ -1,31 +1,33 @@
 """Lists and tables that name videos by path or URI.
 
-A list (``.txt``, ``.lst``) has one location a line; empty lines and lines that begin with ``#`` are comments. A table
-(``.parquet``, ``.csv``, ``.jsonl``) has them in a column ``path``, ``uri`` or ``video``, and may say more in ``caption``,
-``license``, ``consent``, ``source_group``. Relative locations are taken from the file's own folder. Both are read row by row.
+A list (``.txt``, ``.lst``) has one location a line; empty lines are left out, and so are lines that begin with ``#``, unless a
+file of that name is there. A table (``.parquet``, ``.csv``, ``.jsonl``) has them in a column ``path``, ``uri`` or ``video``, and
+may say more in ``caption`` (or ``text``, ``prompt``, ``video_caption``), ``license``, ``consent``, ``source_group``. Relative
+locations are taken from the file's own folder. Both are read row by row.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
-from refalign.curation.sources.folder import describe_video, find_sidecar
-from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
+from refalign.curation.sources.folder import describe_video, find_sidecars, is_file, is_video
+from refalign.curation.sources.source_video import CAPTION_NAMES, SourceVideo, make_source, read_caption, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
 from refalign.texts import parse_json
 
 LIST_SUFFIXES = (".txt", ".lst")
-TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 _PATH_COLUMNS = ("path", "uri", "video")
-_SAID_COLUMNS = ("caption", "license", "consent", "source_group", "shots")
+_SAID_COLUMNS = (*CAPTION_NAMES, "license", "consent", "source_group", "shots")
 _BATCH_ROWS = 1024
+_MAX_CELL_CHARACTERS = 2**24
+"""Of a CSV; Python's own limit is below what captioners write."""
 
 
 def iter_list(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
@@ -35,13 +37,17 @@ def iter_list(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]
         # Names that are not UTF-8 must cost their own line only.
         for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
             entry = line.strip()
-            if not entry or entry.startswith("#"):
+            if not entry:
                 continue
             try:
                 path = storage.resolve(entry, folder)
-                yield describe_video(path, entry, config, sidecar=find_sidecar(path))
+                if not entry.startswith("#") or is_file(path):
+                    yield describe_video(path, entry, config, sidecars=find_sidecars(path))
+                elif is_video(entry):
+                    yield refuse(entry, DataError("COMMENT", "a comment, for it begins with #, and no file is called so"))
             except DataError as error:
-                yield refuse(entry, error)
+                if not entry.startswith("#"):
+                    yield refuse(entry, error)
 
 
 def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
@@ -53,6 +59,7 @@ def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome
     folder = storage.parent(file)
     suffix = PurePosixPath(file).suffix.lower()
     iter_rows = {".parquet": iter_parquet, ".csv": _iter_csv}.get(suffix, _iter_jsonl)
+    captions_from = {"", "caption"}
     for number, row in enumerate(iter_rows(file), start=1):
         here = f"{PurePosixPath(file).name} row {number}"
         if isinstance(row, DataError):
@@ -63,6 +70,9 @@ def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome
             if not isinstance(entry, str):
                 raise DataError("BAD_ROW", f"{here}: {_describe_no_path(row)}")
             yield make_source(storage.resolve(entry, folder), entry, row, config)
+            if (name := read_caption(row)[0]) not in captions_from:
+                captions_from.add(name)
+                print(f"{PurePosixPath(file).name}: captions are read from {name!r}", flush=True)
         except DataError as error:
             fault = DataError("BAD_ROW", str(error)) if error.reason == "BAD_SIDECAR" else error
             yield refuse(entry if isinstance(entry, str) else here, fault)
@@ -84,8 +94,7 @@ def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[di
             if columns is None:
                 _check_columns(file, names)
                 columns = [name for name in (*_PATH_COLUMNS, *_SAID_COLUMNS) if name in names]
-            if doubled := [name for name in columns if names.count(name) > 1]:
-                raise ConfigError(f"--input {file}: two columns are called {doubled[0]!r}; which one holds is anybody's guess.")
+            _check_doubled(file, names, columns)
             # Other columns stay unread: a date of the year 300,000 is no fault of the videos.
             for batch in table.iter_batches(_BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
@@ -107,15 +116,31 @@ def load_column_names(file: str) -> list[str]:
             return []
 
 
-def _iter_csv(file: str) -> Iterator[dict[str, Any]]:
+def _iter_csv(file: str) -> Iterator[dict[str, Any] | DataError]:
+    csv.field_size_limit(_MAX_CELL_CHARACTERS)
     with storage.open_file(file) as stream:
-        rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+        # Strict: a quote that never closes would otherwise make one cell of the rest of the file.
+        rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+        begin = 1
         try:
-            _check_columns(file, rows.fieldnames or [])
+            names = rows.fieldnames or []
+            _check_columns(file, names)
+            _check_doubled(file, names, (*_PATH_COLUMNS, *_SAID_COLUMNS))
+            begin = rows.line_num + 1
             for row in rows:
-                yield {key: value or None for key, value in row.items() if key}
-        except (csv.Error, UnicodeDecodeError) as error:
+                begin = rows.line_num + 1
+                if left_over := row.pop(None, None):
+                    count = len(names) + len(left_over)
+                    yield DataError("BAD_ROW", f"{count} cells, expected {len(names)}; put quotes around a cell with a comma")
+                else:
+                    yield {key: value or None for key, value in row.items() if key}
+        except UnicodeDecodeError as error:
             raise ConfigError(f"--input {file}: no CSV in UTF-8 after line {rows.line_num} ({error}); restore it.") from error
+        except csv.Error as error:
+            raise ConfigError(
+                f"--input {file}: the row that begins in line {begin} is no CSV ({error}); look for a quote in it that is not "
+                "closed, or not doubled."
+            ) from error
 
 
 def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
@@ -129,6 +154,11 @@ def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
                 yield DataError("BAD_ROW", f"not JSON: {error}")
                 continue
             yield row if isinstance(row, dict) else DataError("BAD_ROW", f"a {type(row).__name__}, expected an object")
+
+
+def _check_doubled(file: str, names: Sequence[str], wanted: Iterable[str]) -> None:
+    if doubled := [name for name in wanted if list(names).count(name) > 1]:
+        raise ConfigError(f"--input {file}: two columns are called {doubled[0]!r}; which one holds is anybody's guess.")
 
 
 def _check_columns(file: str, names: Iterable[str]) -> None:

@@ -75,10 +75,10 @@ def _make_terms(subjects: Step) -> str:
     manifest = subjects.load_manifest() or {}
     rows = [
         (html.text(title), html.text(name), html.count(count))
-        for title, counts in (("licence", manifest.get("licenses", {})), ("consent", manifest.get("consents", {})))
-        for name, count in counts.items()
+        for title, counts in (("licence", "licenses"), ("consent", "consents"), ("caption from", "captions"))
+        for name, count in manifest.get(counts, {}).items()
     ]
-    return html.section("Licences and consent", html.table(("", "says", "clips"), rows, numbers_from=2)) if rows else ""
+    return html.section("Licences and consent; captions", html.table(("", "says", "clips"), rows, numbers_from=2)) if rows else ""
 
 
 def _make_histograms(steps: Mapping[str, Step]) -> str:
