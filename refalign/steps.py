@@ -37,7 +37,7 @@ from refalign.writing import delete_folder, open_aside, write_bytes, write_json
 __all__ = ["CODE_SCHEMA", "Journal", "Step", "iter_step_folders", "sha256_of", "write_bytes", "write_json"]
 
 _STORE_NAME = "store"
-CODE_SCHEMA = 2
+CODE_SCHEMA = 3
 """Raised by hand when the same settings would give other bytes: it is part of every fingerprint."""
 
 

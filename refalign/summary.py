@@ -26,6 +26,7 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
         summary["videos"] = subjects["counts"]["video"]["planned"]
         summary["clips"] = subjects["clips"]
         summary["subjects"] = subjects["subjects"]
+        summary["unusual"] = subjects.get("unusual", {})
         later = [manifests.get(step, {}) for step in ("pairs", "shards")]
         summary["outcomes"] = [*subjects["outcomes"], *(outcome for each in later for outcome in each.get("outcomes", []))]
         for kind in ("filtered", "quarantined"):
@@ -72,7 +73,8 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         count = manifest["counts"]["video"]
         lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
         made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
-        return f"{made} ({lost})" if lost else made
+        unusual = ", ".join(f"{n} {kind}" for kind, n in manifest.get("unusual", {}).items())
+        return made + (f" ({lost})" if lost else "") + (f"; unusual videos: {unusual}" if unusual else "")
     if name == "pairs":
         left_out = ", ".join(f"{n} {reason}" for reason, n in manifest["counts"]["clip"]["filtered"].items())
         made = f"{manifest['pairs']} pairs for {manifest['subjects_with_pair']} subjects"

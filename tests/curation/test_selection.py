@@ -15,6 +15,7 @@ from refalign.curation import selection
 from refalign.curation.pairs import PairsActor, run_pairs
 from refalign.curation.selection import EvaluationActor, list_pictures, load_crops
 from refalign.errors import ConfigError, DataError
+from refalign.looks import Look
 from refalign.pictures import encode_png
 from refalign.presets import toy
 from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, check_table
@@ -58,6 +59,7 @@ def make_row(number, group, identities, **changes):
         "clip_id": clip, "video_id": clip, "video_path": f"{clip}.mp4", "source_group": group, "license": "CC0",
         "consent": "none", "caption": "", "caption_source": "none", "start_s": 0.0, "fps": 8.0, "num_frames": 9,
         "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0], "sharpness": 100.0, "exposure": 0.5, "clipped_fraction": 0.0, "motion": 0.01,
+        "look": Look(0, 96, 96, 1.0, 0, False, "sdr", "bt709", False, False).to_row(),
         "text_image_score": math.nan, "aesthetic_score": math.nan, "phash": number << 32 | number * 0x0101, "subjects": subjects,
     } | changes  # fmt: skip
 
