@@ -191,6 +191,11 @@ def test_evaluation_pictures_are_embedded_as_crops_are(tmp_path):
 def test_a_folder_without_pictures_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="evaluation_references=.*no such folder"):
         list_pictures(str(tmp_path / "gone"))
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.HEIC").write_bytes(b"")
+    with pytest.raises(ConfigError, match="a.HEIC is of a kind that is not read; give a still picture as PNG"):
+        list_pictures(str(tmp_path / "phone"))
+    (tmp_path / "phone" / "a.HEIC").unlink()
     with pytest.raises(ConfigError, match="no picture in it; give a folder with PNG"):
         list_pictures(str(tmp_path))
 
