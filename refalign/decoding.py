@@ -51,6 +51,20 @@ def find_stream(path: Path, container: Any) -> Any:
     return next((stream for stream in known if best is not None and stream.index == best.index), known[0])
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """One frame.
+
+    Attributes:
+        is_broken: FFmpeg flagged it, its packet, or one that it may depend on, as corrupt.
+        is_after_damage: between it and the frame before, there was a corrupt one, of which there may be no picture.
+    """
+
+    raw: av.VideoFrame
+    is_broken: bool
+    is_after_damage: bool
+
+
 @dataclass
 class Decoder:
     """Decodes one stream of an open container, with as many threads as the actor has cores."""
@@ -65,7 +79,8 @@ class Decoder:
         own = self.stream.codec_context
         self._header_aspect = own.sample_aspect_ratio
         self._context = own
-        if self.stream.metadata.get("alpha_mode") == "1" and own.name in _ALPHA_DECODERS:
+        is_transparent = any(key.lower() == "alpha_mode" and value == "1" for key, value in self.stream.metadata.items())
+        if is_transparent and own.name in _ALPHA_DECODERS:
             name = _ALPHA_DECODERS[own.name]
             if name not in av.codecs_available:
                 raise DataError(UNSUPPORTED, f"{self.path}: is transparent, and this build of PyAV has no decoder {name}")
@@ -79,8 +94,8 @@ class Decoder:
         said, now = self.stream.sample_aspect_ratio, self.stream.codec_context.sample_aspect_ratio
         return now if said == self._header_aspect and now else said
 
-    def iter_frames(self) -> Iterator[tuple[av.VideoFrame, bool]]:
-        """Yields each frame, and whether FFmpeg flagged it as corrupt, or one that it may depend on, until the next key frame.
+    def iter_frames(self) -> Iterator[Decoded]:
+        """Yields each frame in order of presentation.
 
         Packets without content say "as before" (dropped frames of AVI, duplicates of Theora) and are passed over.
 
@@ -120,15 +135,6 @@ class Decoder:
             )
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """A frame with its place in the order of decoding and of presentation."""
-
-    raw: av.VideoFrame
-    number: int
-    position: int
-
-
 class _Order:
     """Which frames depend on a corrupt one: those that are decoded after it, until a key frame that is shown before them.
 
@@ -136,48 +142,53 @@ class _Order:
     """
 
     def __init__(self) -> None:
-        self._expected: dict[int, tuple[int, bool]] = {}  # by time: number, and whether the packet is corrupt
-        self._line: deque[_Placed] = deque()
-        self._corrupt: list[int] = []
+        self._expected: dict[int, int] = {}
+        """Places of packets in order of decoding, from 1, by time."""
+        self._corrupt: deque[int] = deque(maxlen=_MAX_PENDING)
         self._keys: deque[tuple[int, int]] = deque(maxlen=2 * _MAX_REORDERED)
-        self._num_packets = self._num_frames = 0
+        """Places of whole key frames in order of decoding and of presentation."""
+        self._line: deque[tuple[av.VideoFrame, int, int]] = deque()
+        self._num_packets = self._num_frames = self._last_number = 0
 
     def expect(self, packet: av.Packet) -> None:
         """Takes the next packet in order of decoding."""
         self._num_packets += 1
+        if packet.is_corrupt:
+            self._corrupt.append(self._num_packets)
         if packet.pts is not None:
-            self._expected[packet.pts] = self._num_packets, packet.is_corrupt
+            self._expected[packet.pts] = self._num_packets
         if len(self._expected) > _MAX_PENDING:
             del self._expected[next(iter(self._expected))]
 
-    def take(self, raw: av.VideoFrame, depth: int) -> Iterator[tuple[av.VideoFrame, bool]]:
-        """Takes the next frame in order of presentation; yields those that can be judged, each with whether it is broken.
+    def take(self, raw: av.VideoFrame, depth: int) -> Iterator[Decoded]:
+        """Takes the next frame in order of presentation; yields those that can be judged.
 
         Args:
             depth: frames that may be decoded before a frame and shown after it.
         """
         self._num_frames += 1
-        number, is_corrupt = self._expected.pop(raw.pts, (self._num_frames, False))
-        last_key = self._keys[-1][0] if self._keys else -1
-        if raw.is_corrupt or is_corrupt:
-            if not any(last_key < other <= number for other in self._corrupt):
-                self._corrupt.append(number)
-        elif raw.key_frame:
+        number = self._expected.pop(raw.pts, self._num_frames)
+        if raw.is_corrupt:
+            self._corrupt.append(number)
+        elif raw.key_frame and number not in self._corrupt:
             self._keys.append((number, self._num_frames))
-            self._corrupt = [other for other in self._corrupt if other > self._keys[0][0]]
-        self._line.append(_Placed(raw, number, self._num_frames))
+        self._line.append((raw, number, self._num_frames))
         while len(self._line) > min(depth, _MAX_REORDERED):
-            yield self._judge(self._line.popleft())
+            yield self._judge(*self._line.popleft())
 
-    def finish(self) -> Iterator[tuple[av.VideoFrame, bool]]:
+    def finish(self) -> Iterator[Decoded]:
         """Yields the rest."""
         while self._line:
-            yield self._judge(self._line.popleft())
+            yield self._judge(*self._line.popleft())
 
-    def _judge(self, placed: _Placed) -> tuple[av.VideoFrame, bool]:
-        keys = (number for number, position in self._keys if position <= placed.position and number <= placed.number)
-        key = max(keys, default=-1)
-        return placed.raw, any(key < number <= placed.number for number in self._corrupt)
+    def _judge(self, raw: av.VideoFrame, number: int, position: int) -> Decoded:
+        key = max((key for key, shown in self._keys if shown <= position and key <= number), default=0)
+        before, self._last_number = self._last_number, number
+        return Decoded(
+            raw,
+            is_broken=any(key < corrupt <= number for corrupt in self._corrupt),
+            is_after_damage=any(before < corrupt < number for corrupt in self._corrupt),
+        )
 
 
 def _count_threads() -> int:

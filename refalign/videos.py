@@ -105,13 +105,16 @@ def _place_frames(path: Path, container: av.container.InputContainer, config: Cu
     decoder = Decoder(path, container, stream)
     clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
     before: ShownFrame | None = None
-    for raw, is_broken in decoder.iter_frames():
+    for decoded in decoder.iter_frames():
+        raw, is_broken = decoded.raw, decoded.is_broken
         _check_pixels(path, raw.height, raw.width, config)
         look = read_look(path, raw, stream=stream.index, aspect=decoder.pixel_aspect, codec_tag=stream.codec_context.codec_tag)
         _check_pixels(path, *look.size_px, config)
         time_s, begins = clock.place(raw.time)
-        if before and not begins:
-            begins = "new picture" if not look.follows(before.look) else "damage" if is_broken != before.is_broken else ""
+        if before and not begins and not look.follows(before.look):
+            begins = "new picture"
+        if before and not begins and (is_broken != before.is_broken or decoded.is_after_damage):
+            begins = "damage"
         before = ShownFrame(time_s, raw, look, begins, is_broken)
         yield before
 
