@@ -34,10 +34,6 @@ def to_standard(signal: np.ndarray, transfer: str, primaries: str) -> np.ndarray
         primaries: ``bt2020``, ``p3`` or ``bt709``.
     """
     light = _make_light_table(transfer)[signal]
-    if transfer == "hlg":
-        # ITU-R BT.2100-2, table 5: the opto-optical transfer of a display of 1000 nits, gamma 1.2.
-        luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
-        light *= (PEAK_NITS / WHITE_NITS) * np.maximum(luminance, 1e-6)[..., None] ** np.float32(0.2)
     if primaries in _TO_BT709:
         light = light @ np.array(_TO_BT709[primaries], np.float32).T
     if transfer != "sdr":
@@ -58,14 +54,16 @@ def _compress(light: np.ndarray) -> np.ndarray:
 
 @cache
 def _make_light_table(transfer: str) -> np.ndarray:
-    """float32 [65536]: light by signal, in units of `WHITE_NITS`; of HLG the scene's light, 0 to 1."""
+    """float32 [65536]: light by signal, in units of `WHITE_NITS`."""
     signal = np.linspace(0, 1, _STEPS)
     if transfer == "pq":  # SMPTE ST 2084, equation 4
         root = signal ** (32 / 2523)
         light = (np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)) ** (16384 / 2610) * (10000 / WHITE_NITS)
-    elif transfer == "hlg":  # ITU-R BT.2100-2, table 5
+    elif transfer == "hlg":
+        # ITU-R BT.2100-2, table 5, on a display of 1000 nits, whose gamma of 1.2 is applied to each channel, as ``zscale`` does.
         a, b, c = 0.17883277, 0.28466892, 0.55991073
-        light = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        light = scene**1.2 * (PEAK_NITS / WHITE_NITS)
     else:
         light = signal**_DISPLAY_GAMMA
     return light.astype(np.float32)
