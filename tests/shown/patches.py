@@ -1,4 +1,4 @@
-"""Patches of known colours in each transfer, and what the ffmpeg program (5.1, with zimg) makes of them: numbers written down once.
+"""Patches of known colours in each transfer, and what the ffmpeg program (5.1, with zimg) makes of them, written down once.
 
     ffmpeg -i FILE -vf "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=mobius:param=0.5:desat=0,\
 zscale=t=bt709:m=bt709:r=full,format=gbrp,format=rgb24" -f rawvideo -
@@ -25,6 +25,26 @@ KINDS = {
     "bt2020": (np.rint(np.array(SIGNALS) * 65535).astype(np.uint16), {**WIDE, "color_trc": 1}, "BT2020"),
     "p3": (np.rint(np.array(SIGNALS) * 65535).astype(np.uint16), {**SDR, "color_primaries": 12}, "ITU709"),
 }
+
+
+CANONICAL = {
+    "pq": (
+        (38, 38, 38), (99, 99, 99), (192, 192, 192), (228, 228, 228), (244, 244, 244), (255, 255, 255),
+        (233, 91, 108), (0, 223, 103), (108, 120, 223), (251, 157, 102), (0, 0, 0), (213, 184, 144),
+    ),
+    "hlg": (
+        (39, 39, 39), (97, 97, 97), (146, 146, 146), (193, 193, 193), (244, 244, 244), (255, 255, 255),
+        (235, 65, 91), (0, 225, 80), (87, 103, 225), (250, 165, 95), (0, 0, 0), (186, 152, 132),
+    ),
+    "bt2020": (
+        (26, 26, 26), (64, 64, 64), (97, 97, 97), (128, 128, 128), (192, 192, 192), (255, 255, 255),
+        (184, 56, 74), (0, 160, 61), (65, 76, 159), (222, 176, 119), (0, 0, 0), (123, 101, 88),
+    ),
+    "p3": (
+        (26, 26, 26), (64, 64, 64), (97, 97, 97), (128, 128, 128), (192, 192, 192), (255, 255, 255),
+        (165, 71, 74), (18, 156, 65), (77, 77, 159), (210, 178, 121), (0, 0, 0), (118, 102, 88),
+    ),
+}  # fmt: skip
 
 
 def write_patches(path, kind):
