@@ -122,13 +122,13 @@ def with_cover(path, frames, cover, *, disposition=0, video_first=False, sound_o
 
 
 def pack_fields(frames):
-    """Interlaced frames, upper field first: each holds the even lines of one picture and the odd lines of the next."""
+    """Interlaced frames, lower field first: each holds the odd lines of one picture and the even lines of the next."""
     woven = frames[::2].copy()
-    woven[:, 1::2] = frames[1::2, 1::2]
+    woven[:, ::2] = frames[1::2, ::2]
     return woven
 
 
-def encode_pq(nits, matrix_to_2020=None):
+def encode_pq(nits):
     """uint16 signal of SMPTE ST 2084 of light in cd/m2, by the equation that the decoder turns round."""
     share = (np.asarray(nits) / 10000.0) ** (2610 / 16384)
     signal = ((107 / 128 + 2413 / 128 * share) / (1 + 2392 / 128 * share)) ** (2523 / 32)
