@@ -205,15 +205,16 @@ def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownF
     for upcoming in frames:
         if current is not None:
             next_s = min(upcoming.time_s, current.time_s + shown_s) if upcoming.begins else upcoming.time_s
-            yield current, list(range(index, _first_index_at(next_s, fps)))
+            yield current, list(range(index, first_index_at(next_s, fps)))
             shown_s = max(next_s - current.time_s, 0.0)
-            index = max(index, _first_index_at(upcoming.time_s, fps))
+            index = max(index, first_index_at(upcoming.time_s, fps))
         current = upcoming
     if current is not None:
-        yield current, list(range(index, max(index, _first_index_at(current.time_s + shown_s, fps))))
+        yield current, list(range(index, max(index, first_index_at(current.time_s + shown_s, fps))))
 
 
-def _first_index_at(time_s: float, fps: float) -> int:
+def first_index_at(time_s: float, fps: float) -> int:
+    """The first place on the grid that is not before a time."""
     return int(np.ceil((time_s - _GRID_TOLERANCE_S) * fps))
 
 

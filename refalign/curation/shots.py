@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from refalign.config import RunConfig
+from refalign.errors import DataError
 from refalign.looks import Look
-from refalign.videos import ShownFrame, iter_frames, iter_grid
+from refalign.videos import ShownFrame, first_index_at, iter_frames, iter_grid
 
 _SHOT_LONG_SIDE_PX = 160
 
@@ -128,7 +129,7 @@ def iter_annotated_window(
         unusual: as `iter_frames` counts it.
 
     Raises:
-        DataError: as `iter_frames`.
+        DataError: as `iter_frames`; BAD_ANNOTATION: the frames are shown otherwise than the annotators saw them.
     """
     first, end = annotation["metadata"]["cut"]
     annotated = first + annotation["annotation"]["ann_frame_data"]["ann_frame_idx"]
@@ -141,13 +142,16 @@ def iter_annotated_window(
             continue
         if frame.is_broken or (frame.begins and number > first):
             return
+        if frame.look.mirrored or frame.look.pixel_aspect != 1:
+            how = "mirrored" if frame.look.mirrored else f"with pixels of {frame.look.pixel_aspect:.3g} to 1"
+            raise DataError("BAD_ANNOTATION", f"{path}: is shown {how}, and boxes and masks are of pixels as stored")
         if window is None and indices:
             window = Window(indices[0], frame.size_px, frame.look)
         if number == annotated:
-            pixels, at = frame.to_rgb(), indices[:1] or [window.start_index if window else 0]
-            window = window or Window(at[0], frame.size_px, frame.look)
-            window.frames.append(pixels)
-            window.frame_indices.append(at[0])
+            index = indices[0] if indices else first_index_at(frame.time_s, fps)
+            window = window or Window(index, frame.size_px, frame.look)
+            window.frames.append(frame.to_rgb())
+            window.frame_indices.append(index)
         if window:
             window.sampled |= {index: frame.to_rgb() for index in indices if index - window.start_index in offsets}
         if window and window.frames and indices and indices[-1] >= window.start_index + length - 1:

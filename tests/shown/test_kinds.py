@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refalign.config import CurationConfig
-from refalign.curation.shots import iter_windows
+from refalign.curation.shots import iter_annotated_window, iter_windows
 from refalign.errors import DataError
 from refalign.presets import toy
 from refalign.videos import ClipSpec, iter_frames, iter_grid, probe_duration_s, read_clips
@@ -285,3 +285,21 @@ def test_8_of_two_videos_the_default_one_is_taken(tmp_path):
     frames = list(iter_frames(tmp_path / "a.mkv", CONFIG))
     assert frames[0].size_px == (HEIGHT, WIDTH) and frames[0].look.stream == 1
     assert windows_of(tmp_path / "a.mkv")[1]["not the first stream"] == 27
+
+
+def test_9_annotations_of_pixels_as_stored_are_refused_for_others(tmp_path):
+    """Boxes and masks of an annotation would lie beside what they are about."""
+    path = write(tmp_path / "a.mp4", draw(12), aspect="2/1")
+    annotation = {"metadata": {"cut": [0, 12]}, "annotation": {"ann_frame_data": {"ann_frame_idx": 0}}}
+    with pytest.raises(DataError, match="with pixels of 2 to 1") as caught:
+        list(iter_annotated_window(path, annotation, TOY))
+    assert caught.value.reason == "BAD_ANNOTATION"
+
+
+def test_5_an_annotated_cut_over_a_gap_is_left_out(tmp_path):
+    path = write(tmp_path / "a.mkv", draw(30), pts=[*range(5), *range(4827, 4852)])
+    annotation = {"metadata": {"cut": [0, 30]}, "annotation": {"ann_frame_data": {"ann_frame_idx": 0}}}
+    assert not list(iter_annotated_window(path, annotation, TOY))
+    annotation["metadata"]["cut"] = [5, 30]
+    (window,) = iter_annotated_window(path, annotation, TOY)
+    assert window.start_index >= 4827
