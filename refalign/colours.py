@@ -17,6 +17,8 @@ _KNEE = 0.5
 _DISPLAY_GAMMA = 2.4
 """Of a display of standard range, ITU-R BT.1886; ``zscale`` uses it too."""
 _STEPS = 2**16
+_BAND_PX = 2**18
+"""Pixels that are converted at once, so that a large frame takes little more memory than its pixels."""
 _TO_BT709 = {
     # ITU-R BT.2087-0, section 4.2: BT.2020 to BT.709 in linear light.
     "bt2020": ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
@@ -33,6 +35,14 @@ def to_standard(signal: np.ndarray, transfer: str, primaries: str) -> np.ndarray
         transfer: ``pq`` (SMPTE ST 2084), ``hlg`` (ARIB STD-B67) or ``sdr``.
         primaries: ``bt2020``, ``p3`` or ``bt709``.
     """
+    shown = np.empty(signal.shape, np.uint8)
+    rows = max(1, _BAND_PX // signal.shape[1])
+    for top in range(0, len(signal), rows):
+        shown[top : top + rows] = _convert(signal[top : top + rows], transfer, primaries)
+    return shown
+
+
+def _convert(signal: np.ndarray, transfer: str, primaries: str) -> np.ndarray:
     light = _make_light_table(transfer)[signal]
     if primaries in _TO_BT709:
         light = light @ np.array(_TO_BT709[primaries], np.float32).T

@@ -153,7 +153,7 @@ def _read_orientation(path: Path, raw: av.VideoFrame) -> tuple[int, bool]:
     return rotation % 360, mirrored
 
 
-def show(raw: av.VideoFrame, look: Look, long_side_px: int | None = None) -> np.ndarray:
+def show(path: Path, raw: av.VideoFrame, look: Look, long_side_px: int | None = None) -> np.ndarray:
     """uint8 [H, W, 3] as a player shows it, scaled so that its long side is at most ``long_side_px``.
 
     Raises:
@@ -169,7 +169,7 @@ def show(raw: av.VideoFrame, look: Look, long_side_px: int | None = None) -> np.
         # By default it starts as many threads as there are cores for each frame, and ends them again.
         made = raw.reformat(width=width, height=height, format=kind, threads=1, src_colorspace=_guess_matrix(raw, look))
     except (av.error.FFmpegError, ValueError) as error:
-        raise DataError(UNSUPPORTED, f"frames of {raw.format.name} cannot be shown: {error}") from error
+        raise DataError(UNSUPPORTED, f"{path}: frames of {raw.format.name} cannot be shown: {error}") from error
     pixels = made.to_ndarray()
     if is_wide:
         colours = to_standard(pixels[..., :3], look.transfer, look.primaries)

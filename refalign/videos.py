@@ -41,6 +41,7 @@ class ShownFrame:
         is_broken: FFmpeg flagged it, or one that it depends on, as corrupt.
     """
 
+    path: Path
     time_s: float
     raw: av.VideoFrame
     look: Look
@@ -58,7 +59,7 @@ class ShownFrame:
         Raises:
             DataError: UNSUPPORTED_PICTURE.
         """
-        return show(self.raw, self.look, long_side_px)
+        return show(self.path, self.raw, self.look, long_side_px)
 
 
 def check_file(path: Path, config: CurationConfig) -> None:
@@ -115,7 +116,7 @@ def _place_frames(path: Path, container: av.container.InputContainer, config: Cu
             begins = "new picture"
         if before and not begins and (is_broken != before.is_broken or decoded.is_after_damage):
             begins = "damage"
-        before = ShownFrame(time_s, raw, look, begins, is_broken)
+        before = ShownFrame(path, time_s, raw, look, begins, is_broken)
         yield before
 
 
