@@ -174,7 +174,8 @@ def show(path: Path, raw: av.VideoFrame, look: Look, long_side_px: int | None = 
     if is_wide:
         colours = to_standard(pixels[..., :3], look.transfer, look.primaries)
         pixels = np.dstack([colours, pixels[..., 3:] // 257]).astype(np.uint8)
-    pixels = on_white(pixels)
+    # Recorders that store 32 bits a pixel leave the fourth channel empty: a frame that is nowhere visible is meant to be seen.
+    pixels = on_white(pixels) if pixels[..., 3:].any() else pixels[..., :3]
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if look.mirrored else pixels, look.rotation_deg // 90))
 
 

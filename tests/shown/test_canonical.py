@@ -169,6 +169,14 @@ def test_9_what_is_transparent_becomes_white(tmp_path, codec, pix_fmt, kind):
     assert np.abs(shown[:, :, :28] - pictures[:, :, :28]).mean() < 5 and np.abs(shown[:, :, 36:60] - half).mean() < 5
 
 
+def test_9_an_empty_alpha_channel_hides_nothing(tmp_path):
+    """Screen recorders store 32 bits a pixel, the last eight of them zero."""
+    pictures = draw(3)
+    unseen = np.concatenate([pictures, np.zeros((*pictures.shape[:3], 1), np.uint8)], axis=3)
+    path = write(tmp_path / "a.avi", unseen, codec="rawvideo", pix_fmt="bgra")
+    assert (show_all(path) == pictures).all()
+
+
 COLOUR = (0x20, 0xC0, 0x40)
 
 
