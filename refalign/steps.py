@@ -48,7 +48,7 @@ class Step:
     Attributes:
         folder: local; holds lease and manifest, and the parts where ``store`` is None.
         store: location below which folders like this one hold the parts.
-        recipe: fingerprint of the settings without the input: what versions of one step have in common.
+        recipe: fingerprint of the code's schema and of the settings without the input: what versions of one step have in common.
     """
 
     name: str
@@ -67,7 +67,9 @@ class Step:
         """
         fingerprint = make_fingerprint(name, CODE_SCHEMA, *settings)
         folder = Path(output).resolve() / f"{name}-{fingerprint}"
-        return cls(name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(*recipe) if recipe else "")
+        return cls(
+            name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(CODE_SCHEMA, *recipe) if recipe else ""
+        )
 
     @classmethod
     def open(cls, folder: Path) -> Step:
