@@ -24,6 +24,7 @@ from benchmarks.recording import describe_machine, write_result  # noqa: E402
 from refalign.config import RunConfig, apply_overrides  # noqa: E402
 from refalign.curation import pairs as pairs_step  # noqa: E402
 from refalign.curation import selection  # noqa: E402
+from refalign.looks import Look  # noqa: E402
 from refalign.presets import toy  # noqa: E402
 from refalign.schemas import CLIP_SCHEMA  # noqa: E402
 from refalign.steps import Step  # noqa: E402
@@ -75,6 +76,7 @@ def make_rows(group: str, clips: range, embeddings: np.ndarray, rng: np.random.G
             {
                 "clip_id": clip_id, "video_id": clip_id, "video_path": "v.mp4", "source_group": group, "license": "CC0",
                 "consent": "none", "caption": "", "caption_source": "none", "start_s": 0.0, "fps": 8.0, "num_frames": 9,
+                "look": Look(0, 80, 48, 1.0, 0, False, "sdr", "bt709", False, False).to_row(),
                 "crop_xyxy_px": [0.0, 0.0, 80.0, 48.0], **scores, "subjects": subjects,
             }
         )  # fmt: skip

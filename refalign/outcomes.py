@@ -12,7 +12,7 @@ from refalign.errors import TooManyQuarantined
 BESIDE = frozenset({"HIDDEN", "OWN_OUTPUT", "COMMENT"})
 """Reasons of what only lies beside the input: it is counted, and the input stays the same with or without it."""
 _FILTERED = frozenset(
-    {"NOT_A_VIDEO", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE", "NOT_ANNOTATED"}
+    {"NOT_A_VIDEO", "UNSUPPORTED_PICTURE", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE", "NOT_ANNOTATED"}
     | {"TOO_BLURRED", "TOO_DARK", "CLIPPED", "NO_MOTION", "TOO_MUCH_MOTION", "POOR_CAPTION_MATCH", "NOT_AESTHETIC"}
     | {"NEAR_DUPLICATE", "CONTAMINATED", "TAKEN_DOWN"}
     | BESIDE

@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from refalign.errors import DataError
 
@@ -23,7 +23,21 @@ _WHITE = 255
 # What Pillow raises over damaged pictures, some of it only while it decodes.
 _DECODING_ERRORS = (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError)
 _DECODING_ERRORS += (struct.error, zlib.error, MemoryError, OverflowError)
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
+KINDS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
+ADVICE = f"give a still picture as {KINDS}"
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"})
+UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg"})
+"""Of pictures too, but of kinds that are not read."""
+_OTHERS = (
+    (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), "HEIC, which phones can export as JPEG"),
+    (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "JPEG XL"),
+    (0, (b"8BPS",), "a Photoshop file"),
+    (0, (b"%PDF", b"%!PS"), "a document"),
+    (0, (b"<svg", b"<?xml"), "a drawing in SVG"),
+    (0, (b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page"),
+)
+"""What else is sent for a picture: place of the mark, marks, name. HEIC would need a second codec library, pillow-heif."""
 MAX_PICTURE_PX = 2**26
 """Larger pictures are refused from their headers; twice an 8K frame."""
 SHEET_GAP_PX = 4
@@ -39,24 +53,73 @@ def on_white(image: Pixels) -> Pixels:
 
 
 def decode_image(data: bytes, where: str = "image") -> Pixels:
-    """RGB pixels of PNG, JPEG or WebP bytes; transparency becomes white.
+    """uint8 [H, W, 3] in sRGB of the bytes of a still picture, upright; transparency becomes white.
+
+    What its header says is done: orientation (EXIF), colour profile, 16 bits of grey. Of the several pictures in one JPEG (MPO:
+    depth, gain for bright displays) the first is meant.
 
     Raises:
-        DataError: the bytes are no picture that can be read.
+        DataError: the bytes are no picture that can be read, or several.
     """
     try:
         # Pillow knows forty more formats, one of which starts an interpreter of PostScript.
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             if math.prod(picture.size) > MAX_PICTURE_PX:
                 raise ValueError(f"{picture.size[0]} x {picture.size[1]} px, expected {MAX_PICTURE_PX} px in all at the most")
-            return on_white(np.asarray(picture.convert("RGBA" if _has_alpha(picture) else "RGB")))
-    except (*_DECODING_ERRORS, ImportError) as error:
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                raise ValueError(f"{picture.format} with more than one frame or page")
+            picture.load()
+            return on_white(_convert(_turn_upright(picture)))
+    except (UnidentifiedImageError, ImportError) as error:
         # ImportError: ultralytics replaces Image.open by one that looks for a HEIF plugin when a picture is not recognised.
-        raise DataError("UNREADABLE", f"{where}: not a readable picture ({error}); give a PNG or JPEG.") from error
+        raise DataError("UNREADABLE", f"{where}: not a readable picture ({_name_content(data)}); {ADVICE}.") from error
+    except _DECODING_ERRORS as error:
+        raise DataError("UNREADABLE", f"{where}: not a readable picture ({error}); {ADVICE}.") from error
+
+
+def _turn_upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DECODING_ERRORS:  # damaged EXIF, which viewers pass over
+        return picture
+
+
+def _convert(picture: Image.Image) -> Pixels:
+    """uint8 [H, W, 3], or [H, W, 4] where there is transparency."""
+    if picture.mode.startswith("I;16"):  # Pillow would take all above 255 for white
+        grey = np.rint(np.asarray(picture).astype(np.float32) / 257).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise ValueError("grey of 32 bits, of which nothing says what is white; 8 or 16 bits are read")
+    kind = "RGBA" if _has_alpha(picture) else "RGB"
+    if profile := picture.info.get("icc_profile"):
+        picture = _apply_profile(picture.convert(kind) if picture.mode in ("P", "PA", "LA") else picture, profile)
+    return np.asarray(picture.convert(kind))
+
+
+def _apply_profile(picture: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in sRGB; as it is where the profile says so, is damaged or is for other colours than the picture has."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return picture
+        kind = picture.mode if picture.mode == "RGBA" else "RGB"
+        made = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=kind)
+    except (ImageCms.PyCMSError, *_DECODING_ERRORS):
+        return picture
+    return made or picture
+
+
+def _name_content(data: bytes) -> str:
+    """What bytes are that are no picture of a known kind, by how they begin."""
+    for place, marks, name in _OTHERS:
+        if data[place:].startswith(marks):
+            return name
+    return f"its {len(data)} bytes begin with {data[:8]!r}" if data else "it is empty"
 
 
 def read_image(path: Path) -> Pixels:
-    """RGB pixels of a picture file; transparency becomes white.
+    """uint8 [H, W, 3] of a picture file, as `decode_image` gives it.
 
     Raises:
         DataError: the file is missing or no picture.
@@ -64,7 +127,7 @@ def read_image(path: Path) -> Pixels:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DataError("UNREADABLE", f"{path}: cannot be read ({error.strerror}); give a PNG or JPEG file.") from error
+        raise DataError("UNREADABLE", f"{path}: cannot be read ({error.strerror}); {ADVICE}.") from error
     return decode_image(data, str(path))
 
 

@@ -1,6 +1,6 @@
 """The tables that cross step boundaries, checked at both ends of every step.
 
-Boxes are ``xyxy``, half-open, in source pixels after rotation (what a player shows). Times are seconds from the first frame.
+Boxes are ``xyxy``, half-open, in pixels of the frame as a player shows it. Times are seconds from the first frame.
 """
 
 from __future__ import annotations
@@ -31,6 +31,22 @@ SUBJECT = pa.struct(
     ]
 )
 
+LOOK = pa.struct(
+    [
+        _required("stream", pa.int32()),  # index in the container
+        _required("width_px", pa.int32()),  # as stored
+        _required("height_px", pa.int32()),
+        _required("pixel_aspect", pa.float32()),  # width over height of a stored pixel
+        _required("rotation_deg", pa.int32()),  # counter-clockwise, after mirroring
+        _required("mirrored", pa.bool_()),  # left and right are swapped
+        _required("transfer", pa.string()),  # sdr, pq or hlg
+        _required("primaries", pa.string()),  # bt709, bt2020 or p3
+        _required("interlaced", pa.bool_()),
+        _required("alpha", pa.bool_()),
+    ]
+)
+"""What a file says of the first frame of a clip, before `refalign.looks` makes of it what a player shows."""
+
 CLIP_SCHEMA = pa.schema(
     [
         _required("clip_id", pa.string()),  # <video_id>-<window start in ms>
@@ -45,6 +61,7 @@ CLIP_SCHEMA = pa.schema(
         _required("fps", pa.float64()),
         _required("num_frames", pa.int32()),
         _required("crop_xyxy_px", _BOX),  # part of the frame that is used
+        _required("look", LOOK),
         # Of the sampled frames, cropped and scaled as they are trained on. NaN: not computed.
         _required("sharpness", pa.float32()),  # variance of the Laplacian, grey levels squared, mean over the frames
         _required("exposure", pa.float32()),  # mean luma, 0 to 1

@@ -38,7 +38,7 @@ from refalign.writing import delete_file, delete_folder, open_aside, write_bytes
 __all__ = ["CODE_SCHEMA", "Journal", "Step", "iter_step_folders", "sha256_of", "write_bytes", "write_json"]
 
 _STORE_NAME = "store"
-CODE_SCHEMA = 2
+CODE_SCHEMA = 3
 """Raised by hand when the same settings would give other bytes: it is part of every fingerprint."""
 
 
@@ -49,7 +49,7 @@ class Step:
     Attributes:
         folder: local; holds lease and manifest, and the parts where ``store`` is None.
         store: location below which folders like this one hold the parts.
-        recipe: fingerprint of the settings without the input: what versions of one step have in common.
+        recipe: fingerprint of the code's schema and of the settings without the input: what versions of one step have in common.
     """
 
     name: str
@@ -68,7 +68,9 @@ class Step:
         """
         fingerprint = make_fingerprint(name, CODE_SCHEMA, *settings)
         folder = Path(output).resolve() / f"{name}-{fingerprint}"
-        return cls(name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(*recipe) if recipe else "")
+        return cls(
+            name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(CODE_SCHEMA, *recipe) if recipe else ""
+        )
 
     @classmethod
     def open(cls, folder: Path) -> Step:

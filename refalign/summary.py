@@ -28,6 +28,7 @@ def make_summary(config: RunConfig, output: Path, manifests: Manifests, seconds:
         summary["clips"] = subjects["clips"]
         summary["subjects"] = subjects["subjects"]
         summary["captions"] = subjects.get("captions", {})
+        summary["unusual"] = subjects.get("unusual", {})
         later = [manifests.get(step, {}) for step in ("pairs", "shards")]
         summary["outcomes"] = [*subjects["outcomes"], *(outcome for each in later for outcome in each.get("outcomes", []))]
         for kind in ("filtered", "quarantined"):
@@ -74,7 +75,8 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         count = manifest["counts"]["video"]
         lost = ", ".join(f"{n} {reason}" for kind in ("filtered", "quarantined") for reason, n in count[kind].items())
         made = f"{count['planned']} videos -> {manifest['clips']} clips, {manifest['subjects']} subjects"
-        made = f"{made} ({lost})" if lost else made
+        unusual = ", ".join(f"{n} {kind}" for kind, n in manifest.get("unusual", {}).items())
+        made += (f" ({lost})" if lost else "") + (f"; unusual videos: {unusual}" if unusual else "")
         missing = manifest.get("captions", {}).get("none", 0)
         return f"{made}; {_explain_captions(missing, manifest['clips'])}" if 2 * missing > manifest["clips"] else made
     if name == "pairs":

@@ -1,16 +1,15 @@
-"""Decoding: one forward pass over a video gives frames as a player shows them, on a grid of equal times.
+"""A video's frames as a player shows them, in one forward pass, and on a grid of equal times.
 
-Times are seconds from the first shown frame. Rotation is applied. A frame is shown until the next one, so that any frame
-rate, constant or not, falls on any grid.
+Times are seconds from the first shown frame, as the file has them; where they go back, the video goes on where it was. A frame
+is shown until the next one, so that any frame rate, constant or not, falls on any grid.
 """
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import av
 import av.error
@@ -18,39 +17,49 @@ import numpy as np
 from PIL import Image
 
 from refalign.config import CurationConfig, VideoConfig
+from refalign.decoding import Decoder, find_stream, open_container
 from refalign.errors import DataError
+from refalign.looks import Deinterlacer, Look, read_look, show
 from refalign.storage import fetch
 
 _GRID_TOLERANCE_S = 1e-4
-_LONGEST_FRAME_S = 3600.0
-"""A frame that is on screen for longer is taken for a fault: damaged times would fill the grid, and the memory, without end."""
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,h264,hevc"
-"""Containers of videos. FFmpeg tells many more by their content: text, pictures, playlists that open other files."""
+_GAP_S, _MANY_FRAMES = 1.0, 4
+"""A frame that is on screen for longer than this, and than so many frames, is followed by a gap."""
+_JITTER_S = 0.1
+"""Times that go back by no more belong to one recording: its frames are only out of order."""
+_LONGEST_GAP_S = 3600.0
+"""Two gaps of more, one after the other, are taken for a fault: damaged times would make a shot of every frame."""
 
 
 @dataclass(frozen=True)
 class ShownFrame:
-    """One decoded frame; pixels are converted only on request."""
+    """One decoded frame; pixels are converted only on request.
 
+    Attributes:
+        begins: why it does not go on from the frame before: ``step back``, ``gap``, ``new picture`` (size, rotation, colours) or
+            ``damage``; empty where it does.
+        is_broken: FFmpeg flagged it, or one that it depends on, as corrupt.
+    """
+
+    path: Path
     time_s: float
     raw: av.VideoFrame
-    rotation_deg: int
+    look: Look
+    begins: str = ""
+    is_broken: bool = False
 
     @property
     def size_px(self) -> tuple[int, int]:
         """(height, width) as shown."""
-        height, width = self.raw.height, self.raw.width
-        return (width, height) if self.rotation_deg % 180 else (height, width)
+        return self.look.size_px
 
     def to_rgb(self, long_side_px: int | None = None) -> np.ndarray:
-        """uint8 [H, W, 3], scaled so that its long side is at most ``long_side_px``."""
-        width, height = self.raw.width, self.raw.height
-        if long_side_px and max(width, height) > long_side_px:
-            scale = long_side_px / max(width, height)
-            width, height = max(2, round(width * scale)), max(2, round(height * scale))
-        # By default it starts as many threads as there are cores for each frame, and ends them again.
-        pixels = self.raw.reformat(width=width, height=height, format="rgb24", threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, self.rotation_deg // 90))
+        """uint8 [H, W, 3] as shown, scaled so that its long side is at most ``long_side_px``.
+
+        Raises:
+            DataError: UNSUPPORTED_PICTURE.
+        """
+        return show(self.path, self.raw, self.look, long_side_px)
 
 
 def check_file(path: Path, config: CurationConfig) -> None:
@@ -64,29 +73,25 @@ def check_file(path: Path, config: CurationConfig) -> None:
         raise DataError("TOO_LARGE", f"{path}: {size_bytes} bytes; curation.max_video_bytes is {config.max_video_bytes}")
 
 
-def iter_frames(path: Path, config: CurationConfig) -> Iterator[ShownFrame]:
-    """Yields every frame of the first video stream in order of presentation.
+def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None = None) -> Iterator[ShownFrame]:
+    """Yields every frame of the best video stream in order of presentation, broken ones among them.
+
+    Args:
+        unusual: counts the frames of which there is something to say, by what that is.
 
     Raises:
-        DataError: NO_VIDEO, NO_FRAMES, UNREADABLE, TOO_MANY_PIXELS; or, after the frames before the fault, TRUNCATED, BAD_TIMES.
+        DataError: NO_VIDEO, NO_FRAMES, UNREADABLE, TOO_MANY_PIXELS, UNSUPPORTED_PICTURE; or, after the frames before the fault,
+            TRUNCATED, BAD_TIMES.
     """
     check_file(path, config)
+    unusual = Counter() if unusual is None else unusual
     num_frames = 0
     try:
-        with _open_container(path) as container:
-            stream = _find_stream(path, container, config)
-            rate = float(stream.average_rate or stream.guessed_rate or 25)
-            first_s: float | None = None
-            last_s = 0.0
-            for frame in _decode(path, container, stream):
-                _check_pixels(path, frame, config)
-                time_s = frame.time if frame.time is not None else num_frames / rate
-                first_s = time_s if first_s is None else first_s
-                if time_s - first_s - last_s > _LONGEST_FRAME_S:
-                    raise DataError("BAD_TIMES", f"{path}: the frame after {last_s:.2f} s is at {time_s - first_s:.0f} s")
-                last_s = time_s - first_s
+        with open_container(path) as container:
+            for frame in _deinterlace(_place_frames(path, container, config)):
+                unusual.update(_name_unusual(frame, container))
                 num_frames += 1
-                yield ShownFrame(time_s - first_s, frame, round(frame.rotation / 90) * 90 % 360)
+                yield frame
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         reason = "TRUNCATED" if num_frames else "UNREADABLE"
         raise DataError(reason, f"{path}: {error} (after {num_frames} frames)") from error
@@ -94,80 +99,152 @@ def iter_frames(path: Path, config: CurationConfig) -> Iterator[ShownFrame]:
         raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
 
 
-def _find_stream(path: Path, container: Any, config: CurationConfig) -> Any:
-    if not container.streams.video:
-        raise DataError("NO_VIDEO", f"{path}: has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DataError("UNREADABLE", f"{path}: its video is encrypted, or of a codec that is not known here")
-    _check_pixels(path, stream.codec_context, config)
-    stream.thread_type = "AUTO"
-    stream.thread_count = _count_threads()
-    return stream
+def _place_frames(path: Path, container: av.container.InputContainer, config: CurationConfig) -> Iterator[ShownFrame]:
+    """Decoded frames with their times and looks, and what divides them into parts."""
+    stream = find_stream(path, container)
+    _check_pixels(path, stream.codec_context.height, stream.codec_context.width, config)
+    decoder = Decoder(path, container, stream)
+    clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
+    before: ShownFrame | None = None
+    for decoded in decoder.iter_frames():
+        raw, is_broken = decoded.raw, decoded.is_broken
+        _check_pixels(path, raw.height, raw.width, config)
+        look = read_look(path, raw, stream=stream.index, aspect=decoder.pixel_aspect, codec_tag=stream.codec_context.codec_tag)
+        _check_pixels(path, *look.size_px, config)
+        time_s, begins = clock.place(raw.time)
+        if before and not begins and not look.follows(before.look):
+            begins = "new picture"
+        if before and not begins and (is_broken != before.is_broken or decoded.is_after_damage):
+            begins = "damage"
+        before = ShownFrame(path, time_s, raw, look, begins, is_broken)
+        yield before
 
 
-def _count_threads() -> int:
-    """An actor's share of the cores; 0, which takes all of them, where nothing is said."""
-    share = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(share) if share.isdecimal() else 0
+def _deinterlace(frames: Iterator[ShownFrame]) -> Iterator[ShownFrame]:
+    """The same frames without combs. Only frames of one part, between two beginnings, are looked at together."""
+    active: Deinterlacer | None = None
+
+    def label(made: Iterator[tuple[av.VideoFrame, ShownFrame]]) -> Iterator[ShownFrame]:
+        return (replace(frame, raw=raw) for raw, frame in made)
+
+    for frame in frames:
+        if active and frame.begins:
+            yield from label(active.finish())
+            active = None
+        if frame.look.interlaced and not frame.is_broken:
+            active = active or Deinterlacer(frame.raw)
+        if active:
+            yield from label(active.push(frame.raw, frame))
+        else:
+            yield frame
+    if active:
+        yield from label(active.finish())
 
 
-def _decode(path: Path, container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-    """All frames. A file that was cut off ends without an error: its last packet is short, or some of those it announces lack."""
-    num_packets, is_short = 0, False
-    for packet in container.demux(stream):
-        if packet.size:
-            num_packets, is_short = num_packets + 1, packet.is_corrupt
-        yield from packet.decode()
-    if is_short or num_packets < stream.frames:
-        announced = f" of {stream.frames}" if stream.frames else ""
-        raise DataError(
-            "TRUNCATED", f"{path}: ends after {num_packets}{announced} packets, the last of them {'cut' if is_short else 'whole'}"
-        )
+def _name_unusual(frame: ShownFrame, container: av.container.InputContainer) -> list[str]:
+    names = frame.look.name_unusual() + (["broken frames"] if frame.is_broken else [])
+    names += [frame.begins] if frame.begins and frame.begins != "damage" else []
+    return names + (["not the first stream"] if frame.look.stream != container.streams.video[0].index else [])
 
 
-def _open_container(path: Path) -> Any:
-    # Titles in other encodings than UTF-8 are common; they must not cost the video.
-    return av.open(str(path), metadata_errors="replace", options={"format_whitelist": _FORMATS})
+class _Clock:
+    """Times of frames from the first one, and where they do not go on."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path = path
+        self._usual_s = 1 / rate
+        self._rate = rate
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._count = 0
+        self._is_timed = self._after_gap = False
+
+    def place(self, file_s: float | None) -> tuple[float, str]:
+        """The time of the next frame, in seconds, and what it begins with: nothing, a step back or a gap.
+
+        Raises:
+            DataError: BAD_TIMES.
+        """
+        self._is_timed |= file_s is not None
+        if file_s is None:
+            file_s = (self._first_s or 0.0) + self._last_s + self._usual_s if self._is_timed else self._count / self._rate
+        self._count += 1
+        if self._first_s is None:
+            self._first_s = file_s
+        step_s, begins = file_s - self._first_s - self._last_s, ""
+        if step_s > max(_GAP_S, _MANY_FRAMES * self._usual_s) or step_s > _LONGEST_GAP_S:
+            begins = "gap"
+            if self._after_gap and step_s > _LONGEST_GAP_S:
+                raise DataError(
+                    "BAD_TIMES", f"{self._path}: the frame after {self._last_s:.2f} s is at {file_s - self._first_s:.0f} s"
+                )
+        elif step_s < -max(_JITTER_S, _MANY_FRAMES * self._usual_s):
+            begins = "step back"
+            self._first_s = file_s - self._last_s - self._usual_s
+        elif step_s > 0:
+            self._usual_s = step_s
+        self._after_gap = begins == "gap"
+        self._last_s = file_s - self._first_s
+        return self._last_s, begins
 
 
-def _check_pixels(path: Path, shown: Any, config: CurationConfig) -> None:
+def _check_pixels(path: Path, height: int, width: int, config: CurationConfig) -> None:
     """Before decoding by what the header says, and again for each frame, which need not agree with it."""
-    if shown.width * shown.height > config.max_frame_px:
+    if width * height > config.max_frame_px:
         raise DataError(
-            "TOO_MANY_PIXELS",
-            f"{path}: frames of {shown.width} x {shown.height} px; curation.max_frame_px is {config.max_frame_px}",
+            "TOO_MANY_PIXELS", f"{path}: frames of {width} x {height} px; curation.max_frame_px is {config.max_frame_px}"
         )
 
 
 def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownFrame, list[int]]]:
     """Yields each frame with the grid indices (times ``index / fps``) at which it is on screen.
 
-    The last frame is on screen as long as the one before it was.
+    A frame before a gap, a step back or another picture, and the last one, is on screen no longer than the one before it was.
     """
     current: ShownFrame | None = None
     index, shown_s = 0, 1.0 / fps
     for upcoming in frames:
         if current is not None:
-            shown_s = max(upcoming.time_s - current.time_s, 0.0)
-            end = _first_index_at(upcoming.time_s, fps)
-            yield current, list(range(index, end))
-            index = max(index, end)
+            next_s = min(upcoming.time_s, current.time_s + shown_s) if upcoming.begins else upcoming.time_s
+            yield current, list(range(index, first_index_at(next_s, fps)))
+            shown_s = max(next_s - current.time_s, 0.0)
+            index = max(index, first_index_at(upcoming.time_s, fps))
         current = upcoming
     if current is not None:
-        yield current, list(range(index, max(index, _first_index_at(current.time_s + shown_s, fps))))
+        yield current, list(range(index, max(index, first_index_at(current.time_s + shown_s, fps))))
 
 
-def _first_index_at(time_s: float, fps: float) -> int:
+def first_index_at(time_s: float, fps: float) -> int:
+    """The first place on the grid that is not before a time."""
     return int(np.ceil((time_s - _GRID_TOLERANCE_S) * fps))
 
 
 def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
-    """Seconds by the container's header, or None where it says nothing; not to be trusted for more than planning."""
+    """Seconds that show something; not to be trusted for more than planning.
+
+    By the container's header; where times go back or leave a gap, by the times of all packets, without the gaps. None where
+    nothing is known.
+
+    Raises:
+        DataError: as `iter_frames` raises before the first frame, and BAD_TIMES.
+    """
     check_file(path, config)
     try:
-        with _open_container(path) as container:
-            return container.duration / av.time_base if container.duration else None
+        with open_container(path) as container:
+            said = container.duration / av.time_base if container.duration else None
+            stream = find_stream(path, container)
+            clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
+            shown_s, last_s, is_whole = 0.0, 0.0, True
+            try:
+                for packet in container.demux(stream):
+                    if packet.dts is None or packet.time_base is None:
+                        continue
+                    time_s, begins = clock.place(float(packet.dts * packet.time_base))
+                    shown_s += 0.0 if begins else time_s - last_s
+                    last_s, is_whole = time_s, is_whole and not begins
+            except av.error.FFmpegError:
+                return said  # decoding comes to the fault too, and names it
+            return said if is_whole else shown_s
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise DataError("UNREADABLE", f"{path}: {error}") from error
 
@@ -196,6 +273,8 @@ def _read_local_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig,
     clips: list[list[np.ndarray]] = [[] for _ in specs]
     last = max(starts) + video.num_frames
     for frame, indices in iter_grid(iter_frames(path, config), video.fps):
+        if frame.is_broken:
+            continue
         for clip, spec, start in zip(clips, specs, starts, strict=True):
             wanted = [index for index in indices if start <= index < start + video.num_frames]
             if wanted:

@@ -12,6 +12,9 @@ LAYERS = [
     {"storage"},
     {"writing", "places"},
     {"presets", "steps", "pictures"},
+    {"colours"},
+    {"looks"},
+    {"decoding"},
     {"videos", "summary", "exports", "tombstones", "versions", "retries"},
     {"objective"},
     {"models"},
@@ -22,6 +25,7 @@ LAYERS = [
     {"flow", "cli", "sampling", "history", "champion", "takedown", "planning"},
 ]
 ONLY_IN = {
+    "av": {"looks", "decoding", "videos", "pictures"},
     "ray": {"telemetry", "parts", "training.launch", "evaluation.launch"},
     "mlflow": {"tracking"},
     "diffusers": {"models", "generation", "toy"},

@@ -2,6 +2,7 @@ import pyarrow as pa
 import pytest
 
 from refalign.errors import SchemaError
+from refalign.looks import Look
 from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, check_table
 
 
@@ -35,6 +36,7 @@ def make_clip(**changes):
         "fps": 8.0,
         "num_frames": 9,
         "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0],
+        "look": Look(0, 96, 96, 1.0, 0, False, "sdr", "bt709", False, False).to_row(),
         "sharpness": 100.0,
         "exposure": 0.5,
         "clipped_fraction": 0.0,

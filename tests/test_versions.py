@@ -11,9 +11,10 @@ from refalign.errors import ArtifactError
 from refalign.evaluation.samples import choose_samples
 from refalign.history import find_unused, list_runs, remove_folder
 from refalign.shards.reader import ShardIndex
-from refalign.steps import Step, write_json
+from refalign.steps import CODE_SCHEMA, Step, write_json
 from refalign.takedown import close_requests, take_down
 from refalign.toy.videos import write_world
+from refalign.versions import adopt_parts
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_takedown import rows_of, samples_of
 
@@ -166,3 +167,18 @@ def test_takedown_reaches_every_version(grow, tmp_path):
     close_requests(output)
     third = curate_here(make_config("pairs.validation_fraction=0", "shards.samples_per_shard=5"), tmp_path / "in", output)
     assert samples_of(third["shards"]).keys() == samples_of(versions[1]["shards"]).keys()
+
+
+def test_parts_that_older_code_made_are_not_adopted(tmp_path, monkeypatch):
+    """The same settings and work, but other bytes: what `CODE_SCHEMA` is raised for."""
+
+    def make(setting):
+        return Step.make(tmp_path, "subjects", setting, recipe=["settings"])
+
+    monkeypatch.setattr("refalign.steps.CODE_SCHEMA", CODE_SCHEMA - 1)
+    old = make("input")
+    old.write_part("clips-000000.parquet", lambda path: path.write_bytes(b"old") and {"work": ["a"]})
+    old.commit({"parts": ["clips-000000.parquet"]})
+    assert adopt_parts(make("more input"), {"a", "b"}), "another version by the same code is adopted"
+    monkeypatch.undo()
+    assert not adopt_parts(make("still more input"), {"a", "b"})

@@ -148,6 +148,7 @@ def describe_subjects(records: Sequence[dict[str, Any]], planned: Sequence[Outco
         "counts": count_outcomes(outcomes),
         **{name: sum(record[name] for record in records) for name in ("clips", "subjects", "crops", "embeddings")},
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
+        "unusual": dict(sorted(sum((Counter(record["unusual"]) for record in records), Counter()).items())),
         "licenses": dict(sum((Counter(record["licenses"]) for record in records), Counter())),
         "consents": dict(sum((Counter(record["consents"]) for record in records), Counter())),
         "captions": dict(sum((Counter(record.get("captions", {})) for record in records), Counter())),  # not in older commits
@@ -163,6 +164,10 @@ def describe_rows(rows: pa.Table) -> dict[str, Any]:
         "consents": Counter(rows["consent"].to_pylist()),
         "captions": Counter(rows["caption_source"].to_pylist()),
     }
+
+
+def _say(unusual: Counter[str]) -> str:
+    return f" (frames: {', '.join(f'{count} {name}' for name, count in sorted(unusual.items()))})" if unusual else ""
 
 
 class SubjectsActor:
@@ -184,6 +189,7 @@ class SubjectsActor:
         )
         self._device = device
         self._crops, self._embeddings = 0, 0
+        self._unusual: Counter[str] = Counter()
 
     @cached_property
     def detector(self) -> Any:
@@ -221,7 +227,7 @@ class SubjectsActor:
     def _make_part(self, step: Step, name: str, work: list[dict[str, Any]], journal: Journal) -> dict[str, Any]:
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
-        self._crops, self._embeddings = 0, 0
+        self._crops, self._embeddings, self._unusual = 0, 0, Counter()
         names: dict[str, str] = {}
         paths = {described["name"]: described["path"] for described in work}
         for described in work:
@@ -248,6 +254,7 @@ class SubjectsActor:
                 "work": [_digest_video(described) for described in work],
                 "crops": self._crops,  # those of videos that turned out faulty among them
                 "embeddings": self._embeddings,
+                "unusual": self._unusual,
                 "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes],
                 **stamp_faults(outcomes, paths),
             }
@@ -259,20 +266,24 @@ class SubjectsActor:
     ) -> tuple[list[dict[str, Any]], list[Outcome]]:
         """CLIP rows of one video and the outcomes of the video and of its clips. A fault quarantines the whole video.
 
+        Broken frames, gaps, steps back and other sizes are no faults: no clip holds them, and ``unusual`` in the commit counts
+        the videos in which there were any.
+
         Args:
             removed_s: times that were taken down; clips that touch them are left out.
         """
         rows: list[dict[str, Any]] = []
         outcomes: list[Outcome] = []
+        unusual: Counter[str] = Counter()
         try:
             with open_source(source, max_bytes=self.config.curation.max_video_bytes) as (opened, path):
-                for window in self._windows(opened, path):
+                for window in self._windows(opened, path, unusual):
                     row, outcome = self._make_clip(opened, video_id, window, removed_s)
                     rows += [row] if row else []
                     outcomes.append(outcome)
             if not outcomes:
                 seconds = self.config.video.num_frames / self.config.video.fps
-                raise DataError("TOO_SHORT", f"{source.name}: no shot of {seconds:.2f} s")
+                raise DataError("TOO_SHORT", f"{source.name}: no shot of {seconds:.2f} s{_say(unusual)}")
         except DataError as error:
             fault = judge_fault(error, source.path, video_id)
             return [], [Outcome("video", source.name, fault.reason, str(fault))]
@@ -280,17 +291,19 @@ class SubjectsActor:
             raise
         except Exception:
             return [], [Outcome("video", source.name, "CRASH", f"{source.name}: {traceback.format_exc(limit=-3)}")]
+        finally:
+            self._unusual.update(unusual.keys())
         if not rows:
             outcomes.append(Outcome("video", source.name, outcomes[0].reason, outcomes[0].message))
         else:
             outcomes.append(Outcome("video", source.name))
         return rows, outcomes
 
-    def _windows(self, source: SourceVideo, path: Path):
+    def _windows(self, source: SourceVideo, path: Path, unusual: Counter[str]):
         if source.annotation:
-            return iter_annotated_window(path, source.annotation, self.config)
+            return iter_annotated_window(path, source.annotation, self.config, unusual=unusual)
         duration_s = probe_duration_s(path, self.config.curation)
-        return iter_windows(path, self.config, duration_s=duration_s)
+        return iter_windows(path, self.config, duration_s=duration_s, unusual=unusual)
 
     def _make_clip(
         self, source: SourceVideo, video_id: str, window: Window, removed_s: Sequence[Sequence[float]]
@@ -338,6 +351,7 @@ class SubjectsActor:
             "fps": config.video.fps,
             "num_frames": config.video.num_frames,
             "crop_xyxy_px": list(crop),
+            "look": window.look.to_row(),
             **measure_clip(frames, list(window.samples)),
             **match_caption(frames, caption, self.scorer),
             "subjects": subjects,

@@ -27,13 +27,12 @@ from refalign.curation.quality import (
 from refalign.errors import ConfigError, DataError
 from refalign.geometry import letterbox
 from refalign.parts import run_parts
-from refalign.pictures import read_image
+from refalign.pictures import ADVICE, KINDS, SUFFIXES, UNREAD_SUFFIXES, read_image
 from refalign.schemas import VERDICT_SCHEMA, VERDICTS_PART, check_table
 from refalign.steps import Step
 from refalign.storage import in_parallel, read_table
 
 _EVALUATION_PART = "evaluation-references.parquet"
-_PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,16 @@ def list_pictures(folder: str) -> list[Path]:
     """The pictures of a folder and of those below it, by name.
 
     Raises:
-        ConfigError: there is no such folder, or no picture in it.
+        ConfigError: there is no such folder, no picture in it, or one of a kind that is not read.
     """
     root = Path(folder).expanduser()
-    pictures = sorted(path for path in root.rglob("*") if path.suffix.lower() in _PICTURES) if root.is_dir() else []
+    files = sorted(root.rglob("*")) if root.is_dir() else []
+    if unread := [path for path in files if path.suffix.lower() in UNREAD_SUFFIXES]:
+        raise ConfigError(f"quality.evaluation_references={folder}: {unread[0].name} is of a kind that is not read; {ADVICE}.")
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not pictures:
         what = "no picture in it" if root.is_dir() else "no such folder"
-        raise ConfigError(f"quality.evaluation_references={folder}: {what}; give a folder with PNG, JPEG or WebP files.")
+        raise ConfigError(f"quality.evaluation_references={folder}: {what}; give a folder with {KINDS} files.")
     return pictures
 
 

@@ -13,7 +13,7 @@ from refalign.steps import Step
 from refalign.storage import in_parallel, read_table
 from refalign.versions import digest_work
 
-_DECIDING = [name for name in CLIP_SCHEMA.names if name not in ("subjects", "video_path")]
+_DECIDING = [name for name in CLIP_SCHEMA.names if name not in ("subjects", "video_path", "look")]
 _DECIDING += [f"subjects.list.element.{field.name}" for field in SUBJECT if field.name not in ("crop_png", "embedding")]
 """Columns that tell one row from another: pictures and embeddings follow from the video, the box and the settings."""
 

@@ -1,6 +1,5 @@
 """What a run without a clip says, by what has happened."""
 
-
 import pytest
 
 from refalign.config import apply_overrides

@@ -14,6 +14,7 @@ from refalign.curation.scenes import make_scene_row
 from refalign.curation.shots import Window
 from refalign.curation.subjects import Candidate
 from refalign.errors import ConfigError
+from refalign.looks import Look
 from refalign.presets import toy
 from refalign.schemas import is_scene
 from refalign.shards.reader import ShardIndex
@@ -22,6 +23,7 @@ from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_takedown import rows_of
 
 SIZE = 100
+LOOK = Look(0, SIZE, SIZE, 1.0, 0, False, "sdr", "bt709", False, False)
 ON = "curation.scene_references=true"
 
 
@@ -34,7 +36,7 @@ def make_candidate(box, *, track=0, frame=0):
 def make_scene(*candidates, crop=(0, 0, SIZE, SIZE), frames=3):
     texture = 3 * (np.indices((SIZE, SIZE)).sum(0) % 2)[..., None]  # a picture of one colour is no reference
     pixels = [(10 * number + texture).repeat(3, 2).astype(np.uint8) for number in range(frames)]
-    window = Window(0, (SIZE, SIZE), pixels, [2 * number for number in range(frames)])
+    window = Window(0, (SIZE, SIZE), LOOK, pixels, [2 * number for number in range(frames)])
     return make_scene_row(candidates, window, crop, apply_overrides(toy(), [ON, "video.height_px=96", "video.width_px=96"]))
 
 

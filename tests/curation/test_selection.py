@@ -15,6 +15,7 @@ from refalign.curation import selection
 from refalign.curation.pairs import PairsActor, run_pairs
 from refalign.curation.selection import EvaluationActor, list_pictures, load_crops
 from refalign.errors import ConfigError, DataError
+from refalign.looks import Look
 from refalign.parts import find_done
 from refalign.pictures import encode_png
 from refalign.presets import toy
@@ -60,6 +61,7 @@ def make_row(number, group, identities, **changes):
         "clip_id": clip, "video_id": clip, "video_path": f"{clip}.mp4", "source_group": group, "license": "CC0",
         "consent": "none", "caption": "", "caption_source": "none", "start_s": 0.0, "fps": 8.0, "num_frames": 9,
         "crop_xyxy_px": [0.0, 0.0, 96.0, 96.0], "sharpness": 100.0, "exposure": 0.5, "clipped_fraction": 0.0, "motion": 0.01,
+        "look": Look(0, 96, 96, 1.0, 0, False, "sdr", "bt709", False, False).to_row(),
         "text_image_score": math.nan, "aesthetic_score": math.nan, "phash": number << 32 | number * 0x0101, "subjects": subjects,
     } | changes  # fmt: skip
 
@@ -191,6 +193,11 @@ def test_evaluation_pictures_are_embedded_as_crops_are(tmp_path):
 def test_a_folder_without_pictures_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="evaluation_references=.*no such folder"):
         list_pictures(str(tmp_path / "gone"))
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.HEIC").write_bytes(b"")
+    with pytest.raises(ConfigError, match="a.HEIC is of a kind that is not read; give a still picture as PNG"):
+        list_pictures(str(tmp_path / "phone"))
+    (tmp_path / "phone" / "a.HEIC").unlink()
     with pytest.raises(ConfigError, match="no picture in it; give a folder with PNG"):
         list_pictures(str(tmp_path))
 

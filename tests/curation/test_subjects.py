@@ -14,10 +14,12 @@ from refalign.curation.subjects import (
     measure_sharpness,
     read_candidates,
 )
+from refalign.looks import Look
 from refalign.presets import toy
 from refalign.videos import make_center_crop
 
 SIZE = 100
+LOOK = Look(0, SIZE, SIZE, 1.0, 0, False, "sdr", "bt709", False, False)
 
 
 def make_candidate(box, *, track=0, frame=0, score=0.9, sharpness=1.0):
@@ -75,7 +77,7 @@ def test_a_reference_is_the_mask_on_nothing_or_the_whole_box():
     candidate = make_candidate((10, 20, 50, 60))
     candidate.mask[20:40] = False
     frame = np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
-    window = Window(0, (SIZE, SIZE), [frame], [0])
+    window = Window(0, (SIZE, SIZE), LOOK, [frame], [0])
     crops = {}
     for crop in ("mask", "box"):
         config = apply_overrides(toy(), [f"curation.crop={crop}"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
+from refalign.looks import Look
 from refalign.pictures import encode_jpeg, encode_png, write_mp4
 from refalign.schemas import CLIP_SCHEMA
 from refalign.shards.writer import write_tar
@@ -41,6 +42,7 @@ def make_subjects(output, clips, caption="a red ball"):
                 "consent": "none",
                 "caption": caption, "caption_source": "source",
                 "start_s": 0.0, "fps": 8.0, "num_frames": 9, "crop_xyxy_px": [0.0, 0.0, 80.0, 48.0],
+                "look": Look(0, 80, 48, 1.0, 0, False, "sdr", "bt709", False, False).to_row(),
                 "sharpness": 100.0, "exposure": 0.5, "clipped_fraction": 0.0, "motion": 0.01, "text_image_score": math.nan,
                 "aesthetic_score": math.nan, "phash": number, "subjects": [subject],
             }

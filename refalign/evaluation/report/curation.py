@@ -41,6 +41,7 @@ def make_curation_report(summary: Mapping[str, Any], *, output: Path, steps: Map
             sections.make_tiles(summary),
             sections.make_data_flow(summary),
             _make_reasons(summary.get("outcomes") or []),
+            _make_unusual(summary.get("unusual") or {}),
             _make_terms(finished["subjects"]),
             _make_histograms(finished),
             _make_subjects(finished["subjects"]),
@@ -69,6 +70,12 @@ def _make_reasons(outcomes: list[Mapping[str, Any]]) -> str:
         for reason, struck in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
     return html.section("Reasons", html.table(("reason", "items", "for example"), rows, numbers_from=3)) if rows else ""
+
+
+def _make_unusual(unusual: Mapping[str, int]) -> str:
+    """Videos that a player shows otherwise than they are stored, or whose frames do not all follow one another."""
+    rows = [(html.text(kind), html.count(count)) for kind, count in unusual.items()]
+    return html.section("Unusual videos", html.table(("what", "videos"), rows, numbers_from=1)) if rows else ""
 
 
 def _make_terms(subjects: Step) -> str:
