@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import math
 import os
 import shlex
 import signal
@@ -18,6 +20,12 @@ from refalign.texts import hide_secrets
 _RAISE_AGAIN_S = 5.0
 _SECOND_TRY = "REFALIGN_SECOND_TRY"
 """Set in a process that takes the place of one in which Ray did not start."""
+
+
+_PLACE_FAULTS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE}
+)
+"""Of disks and folders, not of this program: full, read-only, forbidden, renamed, broken."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,6 +44,21 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")
     return parser
+
+
+def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], float]:
+    """A type of flag: a finite number within limits. argparse refuses others before anything is imported."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        limits = {"above": above, "at least": at_least, "at most": at_most}
+        met = (above is None or value > above, at_least is None or value >= at_least, at_most is None or value <= at_most)
+        if not math.isfinite(value) or not all(met):
+            wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+            raise argparse.ArgumentTypeError(f"{text}: expected a number {wanted}")
+        return value
+
+    return parse
 
 
 def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
@@ -73,6 +96,12 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
     except RefAlignError as error:
         print(f"error: {hide_secrets(str(error))}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _PLACE_FAULTS:
+            raise
+        where = error.filename or "a file"
+        print(f"error: {where}: {error.strerror}; make room or mend it, or give another --output.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interruption:
         heed_signal()
         command = hide_secrets(shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)]))

@@ -242,8 +242,9 @@ class RefAlignPipeline(DiffusionPipeline):
 
     def _encode_text(self, prompts: list[str], negative_prompt: str, device: torch.device) -> dict[str, Tensor]:
         encoder = TextEncoder(self.tokenizer, self.text_encoder)
-        for line in encoder.find_losses(prompts, self.max_sequence_length):
-            _log.warning(line)
+        for prompt in prompts:
+            if said := encoder.find_losses(prompt, self.max_sequence_length).describe():
+                _log.warning("prompt %r: %s.", prompt[:40], said)
         encoded = encoder.encode([*prompts, negative_prompt], self.max_sequence_length)
         padded = pad_prompt_embeds(encoded, self.max_sequence_length).to(device)
         return {"prompt_embeds": padded[:-1], "negative_prompt_embeds": padded[-1:].expand(len(prompts), -1, -1)}

@@ -85,7 +85,10 @@ def describe_step(name: str, manifest: dict[str, Any]) -> str:
         return f"{made} ({left_out})" if left_out else made
     if name == "shards":
         train, held_out = manifest["samples"]["train"], manifest["samples"]["validation"]
-        return f"{train} training and {held_out} held-out samples with {manifest['references']} references"
+        made = f"{train} training and {held_out} held-out samples with {manifest['references']} references"
+        lost = {"cut": manifest.get("cut_prompts"), "with unknown words": manifest.get("prompts_with_unknown_words")}
+        told = ", ".join(f"{count} prompts {what}" for what, count in lost.items() if count)
+        return f"{made} ({told})" if told else made
     if name == "train":
         measured = manifest["validation"] or manifest["loss"]
         terms = ", ".join(f"{term} {measured[term]['first']:.3f} -> {measured[term]['last']:.3f}" for term in _SHOWN_TERMS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,24 @@ from refalign.models.loading import load_pretrained
 
 TEXT_TOKENS = 512
 """Tokens of a padded prompt, as Wan2.1 was trained."""
+
+
+class PromptLosses(NamedTuple):
+    """What a text encoder does not see of a prompt.
+
+    Attributes:
+        cut_tokens: tokens beyond the longest prompt.
+        unknown: each word, or piece of one, that the tokenizer does not know; "?" where it cannot say which.
+    """
+
+    cut_tokens: int
+    unknown: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One line, or nothing."""
+        cut = f"its last {self.cut_tokens} tokens are ignored, shorten it" if self.cut_tokens else ""
+        words = f"the text encoder does not know {', '.join(map(repr, dict.fromkeys(self.unknown)))}" if self.unknown else ""
+        return "; ".join(filter(None, (cut, words)))
 
 
 class TextEncoder:
@@ -69,22 +87,13 @@ class TextEncoder:
         hidden = self.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
         return [tokens[mask.bool()] for tokens, mask in zip(hidden, batch.attention_mask, strict=True)]
 
-    def find_losses(self, prompts: Sequence[str], max_tokens: int = TEXT_TOKENS) -> list[str]:
-        """What the encoder does not see of the prompts: a line for each that is cut or has unknown words."""
-        lines = []
-        for prompt in prompts:
-            text = _clean(prompt)
-            encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast)
-            shown = f"prompt {text[:40]!r}{'...' if len(text) > 40 else ''}"
-            if (count := len(encoded.input_ids)) > max_tokens:
-                lines.append(f"{shown}: {count} tokens; all after the first {max_tokens} are ignored. Shorten it.")
-            unknown = [number for number, token in enumerate(encoded.input_ids) if token == self.tokenizer.unk_token_id]
-            if unknown and self.tokenizer.is_fast:
-                words = dict.fromkeys(text[slice(*encoded.offset_mapping[number])] for number in unknown)
-                lines.append(f"{shown}: the text encoder does not know {', '.join(map(repr, words))}.")
-            elif unknown:
-                lines.append(f"{shown}: the text encoder does not know {len(unknown)} of its {count} tokens.")
-        return lines
+    def find_losses(self, prompt: str, max_tokens: int = TEXT_TOKENS) -> PromptLosses:
+        """What the encoder does not see of a prompt."""
+        text = _clean(prompt)
+        encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast)
+        unknown = [number for number, token in enumerate(encoded.input_ids) if token == self.tokenizer.unk_token_id]
+        words = [text[slice(*encoded.offset_mapping[number])] if self.tokenizer.is_fast else "?" for number in unknown]
+        return PromptLosses(max(0, len(encoded.input_ids) - max_tokens), tuple(words))
 
 
 def pad_prompt_embeds(prompt_embeds: Sequence[Float[Tensor, "_ D"]], length: int = TEXT_TOKENS) -> Float[Tensor, "B {length} D"]:

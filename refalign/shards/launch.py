@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import traceback
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -30,6 +31,9 @@ from refalign.storage import find_size, join, read_bytes, read_table
 from refalign.versions import adopt_parts, find_referred
 from refalign.videos import ClipSpec, read_clips
 from refalign.writing import write_bytes
+
+_COUNTED = ("references", "cross_references", "cut_prompts", "prompts_with_unknown_words")
+"""What the index counts of a sample; the last two are not in older commits."""
 
 
 def run_shards(
@@ -69,10 +73,16 @@ def run_shards(
             "made_of": [subjects.folder.name, pairs.folder.name],
             "versions": sorted(versions),
             **described,
+            "null_prompt_crc32": _digest_null_prompt(step),
             "video": config.video.model_dump(),
             "models": config.models.model_dump(),
         }
     )
+
+
+def _digest_null_prompt(step: Step) -> int | None:
+    location = join(step.location, NULL_PROMPT_NAME)
+    return None if find_size(location) is None else zlib.crc32(read_bytes(location))
 
 
 def _copy_null_prompt(step: Step, version: str) -> None:
@@ -91,7 +101,7 @@ def describe_shards(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "digest": hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()[:16],
         "samples": samples,
-        **{name: sum(record[name] for record in records) for name in ("references", "cross_references", "size_bytes")},
+        **{name: sum(record.get(name, 0) for record in records) for name in (*_COUNTED, "size_bytes")},
         "counts": count_outcomes(outcomes),
         "outcomes": [dataclasses.asdict(outcome) for outcome in outcomes if outcome.reason],
     }
@@ -99,7 +109,7 @@ def describe_shards(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def describe_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What a commit says of its samples, each with the clips that its references are from."""
-    return {"samples": samples, **{kind: sum(sample[kind] for sample in samples) for kind in ("references", "cross_references")}}
+    return {"samples": samples, **{kind: sum(sample.get(kind, 0) for sample in samples) for kind in _COUNTED}}
 
 
 def count_references(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -218,6 +228,8 @@ class ShardsActor:
         }
         shape = list(tensors["latents"].shape)
         entry = {"clip_id": row["clip_id"], "source_group": row["source_group"], "shape": shape, "subjects": len(row["subjects"])}
+        losses = self.encoders.text.find_losses(row["caption"], self.encoders.max_text_tokens)
+        entry |= {"cut_prompts": int(losses.cut_tokens > 0), "prompts_with_unknown_words": int(bool(losses.unknown))}
         return members, entry | count_references([reference.info for reference in references])
 
     def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:

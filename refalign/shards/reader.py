@@ -123,7 +123,11 @@ class ShardIndex:
         if find_size(location) is None:
             return None
         try:
-            return view_tensors(np.frombuffer(bytearray(read_bytes(location)), np.uint8))["prompt_embeds"]
+            data = read_bytes(location)
+            expected = _load_json(str(self.folder / "manifest.json"), _AGAIN).get("null_prompt_crc32")
+            if expected is not None and zlib.crc32(data) != expected:
+                raise ValueError("its bytes are not those that were written")
+            return view_tensors(np.frombuffer(bytearray(data), np.uint8))["prompt_embeds"]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{location}: not the empty prompt's embedding ({error}); delete it and {_AGAIN}.") from error
 
