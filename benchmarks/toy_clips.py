@@ -37,12 +37,9 @@ def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, Any]
         videos = pipeline(
             [case.prompt for case in group],
             [case.references for case in group] if size else [],
-            height=FRAME_HEIGHT_PX,
-            width=FRAME_WIDTH_PX,
-            num_frames=NUM_FRAMES,
             generator=[torch.Generator().manual_seed(case.seed) for case in group],
             output_type="uint8",
-            **options,
+            **{"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX, "num_frames": NUM_FRAMES} | options,
         )
         yield from videos.frames.cpu().numpy()
         start = stop
