@@ -25,6 +25,8 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _MAX_REORDERED = 16
 """Frames that may stand between the order of decoding and that of presentation: the most that H.264 and HEVC allow."""
 _MAX_PENDING = 512
+_TAIL_BYTES, _TAIL_SHARE = 4096, 0.1
+"""Indices, tags and padding at the end of a file are smaller than one of these."""
 
 
 def open_container(path: Path) -> Any:
@@ -73,6 +75,8 @@ class Decoder:
     container: Any
     stream: Any
     _context: Any = field(init=False)
+    _end: int = field(default=0, init=False)
+    """Where the packets that were read end in the file, in bytes."""
     _header_aspect: Fraction | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,6 +98,14 @@ class Decoder:
         said, now = self.stream.sample_aspect_ratio, self.stream.codec_context.sample_aspect_ratio
         return now if said == self._header_aspect and now else said
 
+    @property
+    def leaves_bytes(self) -> bool:
+        """Whether FFmpeg stopped well before the end of the file, as it does where files of some kinds were joined."""
+        if "mov" in self.container.format.name or not self._end:  # its header may stand at the end
+            return False
+        size = self.path.stat().st_size
+        return size - self._end > max(_TAIL_BYTES, _TAIL_SHARE * size)
+
     def iter_frames(self) -> Iterator[Decoded]:
         """Yields each frame in order of presentation.
 
@@ -112,6 +124,7 @@ class Decoder:
                     flush = packet
                     continue
                 is_short = packet.is_corrupt
+                self._end = max(self._end, (packet.pos or 0) + packet.size)
                 order.expect(packet)
                 for frame in self._context.decode(packet):
                     yield from order.take(frame, self._context.reorder_depth)

@@ -88,7 +88,7 @@ def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None
     num_frames = 0
     try:
         with open_container(path) as container:
-            for frame in _deinterlace(_place_frames(path, container, config)):
+            for frame in _deinterlace(_place_frames(path, container, config, unusual)):
                 unusual.update(_name_unusual(frame, container))
                 num_frames += 1
                 yield frame
@@ -99,7 +99,9 @@ def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None
         raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
 
 
-def _place_frames(path: Path, container: av.container.InputContainer, config: CurationConfig) -> Iterator[ShownFrame]:
+def _place_frames(
+    path: Path, container: av.container.InputContainer, config: CurationConfig, unusual: Counter[str]
+) -> Iterator[ShownFrame]:
     """Decoded frames with their times and looks, and what divides them into parts."""
     stream = find_stream(path, container)
     _check_pixels(path, stream.codec_context.height, stream.codec_context.width, config)
@@ -118,6 +120,8 @@ def _place_frames(path: Path, container: av.container.InputContainer, config: Cu
             begins = "damage"
         before = ShownFrame(path, time_s, raw, look, begins, is_broken)
         yield before
+    if decoder.leaves_bytes:
+        unusual["the end is not read"] += 1
 
 
 def _deinterlace(frames: Iterator[ShownFrame]) -> Iterator[ShownFrame]:

@@ -68,6 +68,18 @@ def test_5_joined_recordings_give_clips_of_every_part(tmp_path, kind, codec):
     check_clips(path, windows)
 
 
+@pytest.mark.parametrize(("kind", "codec"), [("flv", "libx264"), ("avi", "mpeg4")])
+def test_5_where_ffmpeg_stops_before_the_end_of_joined_files_it_is_said(tmp_path, kind, codec):
+    parts = [draw(27, seed=seed) for seed in range(3)]
+    whole = tmp_path / f"whole.{kind}"
+    write(whole, parts[0], kind=kind, codec=codec, b_frames=0)
+    path = joined(tmp_path / f"a.{kind}", parts, kind=kind, codec=codec, b_frames=0)
+    told = [Counter(), Counter()]
+    counts = [sum(1 for _ in iter_frames(file, CONFIG, unusual)) for file, unusual in zip((whole, path), told, strict=True)]
+    assert counts[0] == 27 and not told[0]
+    assert counts[1] == 81 or told[1]["the end is not read"] == 1, (counts, told)
+
+
 def test_5_recordings_joined_with_a_later_clock_are_divided_by_a_gap(tmp_path):
     """A second part that begins four hours later: beyond the longest gap that is believed of one recording."""
     late = np.arange(27) + 4 * 3600 * 16
