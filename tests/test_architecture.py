@@ -18,7 +18,7 @@ LAYERS = [
     {"videos", "summary", "exports", "tombstones", "versions", "retries"},
     {"objective"},
     {"models"},
-    {"telemetry", "parts"},
+    {"telemetry", "parts", "ray_start"},
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
     {"toy"},
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 ONLY_IN = {
     "av": {"looks", "decoding", "videos", "pictures"},
-    "ray": {"telemetry", "parts", "training.launch", "evaluation.launch"},
+    "ray": {"telemetry", "parts", "ray_start", "training.launch", "evaluation.launch"},
     "mlflow": {"tracking"},
     "diffusers": {"models", "generation", "toy"},
     "transformers": {"models", "generation", "toy"},

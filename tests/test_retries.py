@@ -346,5 +346,5 @@ def test_the_command_says_what_does_not_go_together(tmp_path):
         [sys.executable, "pipelines/clean.py", "--output", str(tmp_path), "--remove", "--retry"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.returncode == 2 and "--remove deletes folders" in done.stderr
+    assert done.returncode == 2 and "--remove and --forget delete; they do not go with" in " ".join(done.stderr.split())
     assert run_command(lambda: retry_quarantined(tmp_path)) == 0

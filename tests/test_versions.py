@@ -65,7 +65,9 @@ def check_same_samples(ours: Step, fresh: Step) -> None:
     index = {name: ShardIndex.open(step.folder, "train") for name, step in (("ours", ours), ("fresh", fresh))}
     bytes_of = {
         name: {
-            entry.key: {suffix: storage.read_bytes(entry.shard)[at : at + size] for suffix, (at, size) in entry.members.items()}
+            entry.key: {
+                suffix: storage.read_bytes(entry.shard)[at : at + size] for suffix, (at, size, _) in entry.members.items()
+            }
             for entry in each.entries
         }
         for name, each in index.items()

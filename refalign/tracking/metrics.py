@@ -102,7 +102,10 @@ def _send(client: Any, uri: str, run_id: str, points: Iterable[Point], known: se
     """Sends what is not in ``known`` and adds it there; values that are no numbers (NaN) are left to the run's own report."""
     from mlflow.entities import Metric
 
-    fresh = {(name, step): (value, at_ms) for name, step, value, at_ms in points if (name, step) not in known}
+    fresh: dict[tuple[str, int], tuple[float, int]] = {}
+    for name, step, value, at_ms in points:
+        if (name, step) not in known:
+            fresh.setdefault((name, step), (value, at_ms))  # what was logged first counts, with its time
     with one_line_errors(uri):
         metrics = [Metric(name, value, at_ms, step) for (name, step), (value, at_ms) in fresh.items() if math.isfinite(value)]
         for start in range(0, len(metrics), _BATCH):
