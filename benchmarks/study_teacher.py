@@ -8,7 +8,6 @@ vision encoder of a pipeline knows that of its pictures.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,18 @@ import torch
 from torch import Tensor
 
 from refalign.toy.identities import sample_identity
-from refalign.toy.initial_weights import save_vision_encoder
 from refalign.toy.rendering import render_references
 from refalign.toy.sampling import sample_pose
-from refalign.toy.train_vision_encoder import BATCH_PICTURES, SEED, Student, make_view, random_geometry, whole_loss
-from refalign.toy.training import TrainingState, make_optimizers, parse_arguments, train
+from refalign.toy.train_vision_encoder import (
+    BATCH_PICTURES,
+    SEED,
+    Student,
+    make_view,
+    random_geometry,
+    train_student,
+    whole_loss,
+)
+from refalign.toy.training import parse_arguments
 
 
 def supervised_loss(student: Student, step: int) -> tuple[Tensor, Tensor]:
@@ -47,15 +53,7 @@ def main() -> None:
         whole, patches = supervised_loss(student, step)
         return whole + patches, {"whole": whole.detach(), "patches": patches.detach()}
 
-    train(
-        TrainingState(student, make_optimizers(student), averaged=student.encoder),
-        make_loss,
-        lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
-        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
-        steps=arguments.steps,
-        checkpoint=arguments.checkpoint,
-        clip_norm=float("inf"),
-    )
+    train_student(student, make_loss, arguments)
 
 
 if __name__ == "__main__":

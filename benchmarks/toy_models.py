@@ -25,6 +25,7 @@ from toy_clips import run_benchmark
 from refalign.evaluation.confusion import find_fates
 from refalign.models.vae import VideoVAE
 from refalign.models.yolo import Detections, load_detector
+from refalign.pictures import make_contact_sheet
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.cases import (
     FAULTS,
@@ -165,12 +166,8 @@ def save_sheet(pictures: list[np.ndarray], path: Path, *, columns: int) -> None:
 
 
 def _lay_out(pictures: list[np.ndarray], columns: int) -> np.ndarray:
-    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    sheet = np.full((-(-len(pictures) // columns) * height, columns * width, 3), 255, np.uint8)
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        sheet[row * height :, column * width :][: picture.shape[0], : picture.shape[1]] = picture
-    return sheet
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    return make_contact_sheet(rows, FRAME_HEIGHT_PX, gap_px=0)
 
 
 def draw_identities(count: int) -> list[np.ndarray]:

@@ -92,7 +92,7 @@ def write_export_settings(folder: Path, config: RunConfig, *, base_is_copied: bo
 def write_digests(folder: Path) -> None:
     """Adds the digest of every file of a finished export, which `check_digests` compares."""
     stored = parse_json_object((folder / FILE_NAME).read_text())
-    write_json(folder / FILE_NAME, {**stored, "files": dict(zip(*_digest_files(folder), strict=True))})
+    write_json(folder / FILE_NAME, {**stored, "files": _digest_files(folder)})
 
 
 def check_digests(folder: Path) -> None:
@@ -103,17 +103,17 @@ def check_digests(folder: Path) -> None:
     """
     path = folder / FILE_NAME
     expected = parse_json_object(path.read_text()).get("files", {}) if path.is_file() else {}
-    found = dict(zip(*_digest_files(folder), strict=True)) if expected else {}
+    found = _digest_files(folder) if expected else {}
     for name, digest in expected.items():
         if found.get(name) != digest:
             fault = "missing" if name not in found else "damaged, its bytes are not those that were exported"
             raise ArtifactError(f"{folder / name}: {fault}; export the model again, or restore the file.")
 
 
-def _digest_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Names relative to the folder, and the sha256 of each."""
+def _digest_files(folder: Path) -> dict[str, str]:
+    """Name relative to the folder -> sha256, of every other file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
-    return [path.relative_to(folder).as_posix() for path in files], in_parallel(sha256_of, files)
+    return dict(zip((path.relative_to(folder).as_posix() for path in files), in_parallel(sha256_of, files), strict=True))
 
 
 def load_export_settings(folder: Path) -> tuple[GenerationSettings, dict[str, Any]]:

@@ -112,7 +112,7 @@ def forget_run(output: Path, name: str) -> None:
     Raises:
         ConfigError: there is no such run, or it is the current one.
     """
-    others = [run.name for run in list_runs(output) if not run.is_current]
+    others = [place.name for place in iter_places(output) if place != output]
     if name not in others:
         raise ConfigError(f"--forget {name}: expected a run that is not the current one: {', '.join(others) or 'there is none'}.")
     delete_folder(str(output / _FOLDER / name))

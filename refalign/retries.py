@@ -60,9 +60,9 @@ def reopen(step: Step, names: Sequence[str], *, forget_tries: bool = False) -> N
         return
     with step.lease():
         for folder in iter_step_folders(step.folder.parent):
-            manifest = Step.open(folder).load_manifest()
-            if manifest and step.folder.name in manifest.get("made_of", ()):
-                (folder / "manifest.json").unlink()
+            later = Step.open(folder)
+            if step.folder.name in (later.load_manifest() or {}).get("made_of", ()):
+                later.discard_manifest()
         step.reopen(names, forget_tries=forget_tries)
 
 

@@ -153,12 +153,12 @@ class Step:
 
     def reopen(self, names: Iterable[str], *, forget_tries: bool = False) -> None:
         """Lets finished parts be made again: the step is not done any more, and their commits say so."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        self.discard_manifest()
         for name in names:
             commit = self.load_commit(name) or {}
-            tries = {} if forget_tries else {"tries": commit["tries"]} if "tries" in commit else {}
-            kept = {key: value for key, value in commit.items() if key != "tries"}
-            write_json(self.locate_commit(name), {**kept, **tries, "again": True})
+            if forget_tries:
+                commit.pop("tries", None)
+            write_json(self.locate_commit(name), {**commit, "again": True})
 
     def list_commits(self) -> list[str]:
         """Names of all parts that have a commit, planned or not."""

@@ -9,8 +9,10 @@ with those of other pictures and of distant places. Both act through heads that 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -151,6 +153,22 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
+def train_student(
+    student: Student, make_loss: Callable[[int], tuple[Tensor, dict[str, Any]]], arguments: argparse.Namespace
+) -> None:
+    """Trains with warm-up and a rate that falls in a line at the end; exports the moving average of the encoder."""
+    train(
+        TrainingState(student, make_optimizers(student), averaged=student.encoder),
+        make_loss,
+        lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
+        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
+        steps=arguments.steps,
+        checkpoint=arguments.checkpoint,
+        clip_norm=float("inf"),
+        save_every=250,
+    )
+
+
 def main() -> None:
     arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
     torch.manual_seed(SEED)
@@ -163,16 +181,7 @@ def main() -> None:
         whole, dense = training_loss(student, pictures, generator)
         return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
 
-    train(
-        TrainingState(student, make_optimizers(student), averaged=student.encoder),
-        make_loss,
-        lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
-        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
-        steps=arguments.steps,
-        checkpoint=arguments.checkpoint,
-        clip_norm=float("inf"),
-        save_every=250,
-    )
+    train_student(student, make_loss, arguments)
 
 
 if __name__ == "__main__":

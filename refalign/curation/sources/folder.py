@@ -22,6 +22,7 @@ from refalign.curation.sources.listing import find_run, split_pattern
 from refalign.curation.sources.source_video import SourceVideo, make_source, read_caption, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.places import is_there
 from refalign.texts import parse_json
 from refalign.videos import iter_frames
 
@@ -136,15 +137,7 @@ def describe_video(path: str, name: str, config: InputConfig, *, sidecars: Seque
 
 def find_sidecars(path: str) -> list[str]:
     """The sidecars that lie beside a video, looked for one by one."""
-    return [sidecar for sidecar in _sidecars(path) if is_file(sidecar)]
-
-
-def is_file(location: str) -> bool:
-    """Whether there is a file, as far as that can be found out."""
-    try:
-        return storage.kind_of(location) == "file"
-    except DataError:
-        return False
+    return [sidecar for sidecar in _sidecars(path) if is_there(sidecar)]
 
 
 def _sidecars(name: str) -> tuple[str, str]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
-from refalign.curation.sources.folder import is_file
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.places import is_there
 from refalign.texts import parse_json
 
 _CHUNK_BYTES = 1 << 20
@@ -169,7 +169,7 @@ def _find_path(entry: dict[str, Any], folder: str, bases: list[str]) -> str:
     if not isinstance(relative, str):
         raise DataError("BAD_ANNOTATION", f"its path is {relative!r}, expected text")
     paths = [storage.resolve(relative, base) for base in bases] if not storage.is_remote(relative) else [""]
-    path = paths[0] if len(paths) == 1 else next((path for path in paths if is_file(path)), paths[0])
+    path = paths[0] if len(paths) == 1 else next((path for path in paths if is_there(path)), paths[0])
     if not _lies_in(path, folder):
         raise DataError("OUTSIDE", f"its path {relative!r} leaves the input folder")
     return path

@@ -16,10 +16,11 @@ from typing import Any
 
 from refalign import storage
 from refalign.config import InputConfig
-from refalign.curation.sources.folder import describe_video, find_sidecars, is_file, is_video
+from refalign.curation.sources.folder import describe_video, find_sidecars, is_video
 from refalign.curation.sources.source_video import CAPTION_NAMES, SourceVideo, make_source, read_caption, refuse
 from refalign.errors import ConfigError, DataError
 from refalign.outcomes import Outcome
+from refalign.places import is_there
 from refalign.texts import parse_json
 
 LIST_SUFFIXES = (".txt", ".lst")
@@ -41,7 +42,7 @@ def iter_list(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]
                 continue
             try:
                 path = storage.resolve(entry, folder)
-                if not entry.startswith("#") or is_file(path):
+                if not entry.startswith("#") or is_there(path):
                     yield describe_video(path, entry, config, sidecars=find_sidecars(path))
                 elif is_video(entry):
                     yield refuse(entry, DataError("COMMENT", "a comment, for it begins with #, and no file is called so"))
