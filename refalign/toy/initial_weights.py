@@ -185,7 +185,7 @@ def write_initial_weights(output: Path) -> None:
         tokenizer=tokenizer,
         text_encoder=make_text_encoder(len(tokenizer)),
         vae=make_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0),  # ty: ignore[invalid-argument-type]
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=5.0),
         transformer=make_transformer(),
     )
     replace_folder(output / "wan", pipeline.to(torch.float16).save_pretrained)

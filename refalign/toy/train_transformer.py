@@ -163,12 +163,6 @@ def make_batch(pool: Pool, phase: Phase, recipe: Recipe, step: int) -> Batch:
     )
 
 
-def factor_at(phase: Phase, step: int) -> float:
-    """Of the learning rate: warm-up, constant to half of the phase, then in a line to its floor; ``step`` counts from 1."""
-    falling = phase.floor + (1 - phase.floor) * 2 * (1 - step / phase.steps)
-    return phase.peak * min(1.0, step / WARMUP, falling)
-
-
 class Course:
     """What a training does at each of its steps, counted from 0."""
 
