@@ -42,7 +42,7 @@ MEMORY_EVERY_S = 10
 def make_config(videos: Path, threads: int, actors: int) -> Any:
     """The toy preset on a folder, in small parts."""
     from refalign.config import apply_overrides
-    from refalign.presets import load_preset
+    from refalign.config.presets import load_preset
 
     return apply_overrides(load_preset("toy"), _assignments(videos, threads, actors))
 
@@ -66,9 +66,9 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
 
     from refalign.curation.launch import SubjectsActor, plan_subjects
     from refalign.curation.sources import SourceVideo
-    from refalign.schemas import CLIP_SCHEMA
+    from refalign.io.tables import CLIP_SCHEMA
+    from refalign.io.video import ClipSpec, read_clips
     from refalign.shards.encode import FrozenEncoders, make_reference
-    from refalign.videos import ClipSpec, read_clips
 
     torch.set_num_threads(threads)
     config = make_config(videos, threads, 1)

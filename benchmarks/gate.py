@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from recording import describe_machine, write_result  # noqa: E402
 
+from refalign.config import GateConfig  # noqa: E402
 from refalign.evaluation.gate import decide  # noqa: E402
-from refalign.sections import GateConfig  # noqa: E402
 
 SIMULATIONS, PROMPTS = 200, 224
 PLANTED = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from recording import describe_machine, write_result
 
-from refalign.generation import RefAlignPipeline
+from refalign.generation.pipeline import RefAlignPipeline
 from refalign.geometry import Grid
 from refalign.models.loading import load_model_config
 from refalign.models.projector import Projectors

@@ -2,7 +2,7 @@
 
 Needs torch, diffusers and this package's training core alone: no Ray, no weights, no data. For 0 to 3 references, eager and
 compiled, and for each kind of activation checkpointing: seconds a step, tokens/s, the share of the device's peak that model
-FLOPs reach, peak memory and what `refalign.training.memory` foretold. What does not fit is recorded as such.
+FLOPs reach, peak memory and what `refalign.estimates.memory` foretold. What does not fit is recorded as such.
 
 python benchmarks/gpu_step.py [--references 0 3] [--steps 8]      on a CUDA device
 python benchmarks/gpu_step.py --tiny                              a smoke test on any machine; its figures mean nothing
@@ -27,15 +27,15 @@ import torch.distributed as dist
 from recording import describe_machine, write_result
 
 from refalign.config import ModelsConfig, ObjectiveConfig, RunConfig, StageConfig, TrainingConfig, VideoConfig
+from refalign.estimates.compute import ModelSizes, count_flops, peak_flops
+from refalign.estimates.memory import estimate_memory
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer
 from refalign.objective.flow_matching import TrainingSchedule, make_training_schedule
 from refalign.training.batch import Batch
 from refalign.training.measures import pass_of
-from refalign.training.memory import estimate_memory
 from refalign.training.models import Ranks, TrainedModels
 from refalign.training.optim import clip_gradients, make_optimizer, set_learning_rate
-from refalign.training.sizes import ModelSizes, count_flops, peak_flops
 from refalign.training.step import train_step
 
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from benchmarks.recording import describe_machine, write_result  # noqa: E402
 from refalign.config import RunConfig, apply_overrides  # noqa: E402
+from refalign.config.presets import toy  # noqa: E402
 from refalign.curation import pairs as pairs_step  # noqa: E402
 from refalign.curation import selection  # noqa: E402
-from refalign.looks import Look  # noqa: E402
-from refalign.presets import toy  # noqa: E402
-from refalign.schemas import CLIP_SCHEMA  # noqa: E402
-from refalign.steps import Step  # noqa: E402
+from refalign.io.looks import Look  # noqa: E402
+from refalign.io.tables import CLIP_SCHEMA  # noqa: E402
+from refalign.pipeline.steps import Step  # noqa: E402
 
 CROPS_PER_CLIP = 2
 CROPS_PER_IDENTITY = 10

@@ -30,8 +30,8 @@ from recording import describe_machine, write_result
 from safetensors.torch import save
 
 from refalign.config import RunConfig
+from refalign.config.presets import load_preset
 from refalign.models.loading import load_grid
-from refalign.presets import load_preset
 from refalign.shards.encode import FrozenEncoders, ReferencePicture, make_reference
 from refalign.shards.reader import Prefetcher, ShardIndex
 from refalign.shards.writer import write_tar
@@ -140,7 +140,7 @@ def compare_steps(config: RunConfig, shards: Path, clips: list[Clip], encoders: 
 
 def compare_launchers(config: RunConfig, shards: Path, turns: int) -> dict[str, Any]:
     """Median step of two ranks, the same recipe under each launcher in turns; starting up is left out."""
-    from refalign.parts import connect
+    from refalign.pipeline.ray_data import connect
     from refalign.training.launch import launch_on_ray, make_settings
 
     config = config.model_copy(update={"training": config.training.model_copy(update={"num_workers": 2, "micro_batch": 4})})

@@ -30,7 +30,7 @@ def main() -> None:
 
 def clean(output: Path, forget: str | None, *, remove: bool) -> None:
     """Lists, and removes what is asked for."""
-    from refalign.history import find_unused, forget_run, list_runs, remove_folder
+    from refalign.pipeline.clean import find_unused, forget_run, list_runs, remove_folder
 
     if forget:
         forget_run(output, forget)
@@ -54,7 +54,7 @@ def _show(size_bytes: int) -> str:
 
 def list_quarantined(output: Path, *, retry: bool) -> None:
     """Prints a line for each item, and reopens the parts that hold them."""
-    from refalign.retries import iter_quarantined, retry_quarantined
+    from refalign.pipeline.retries import iter_quarantined, retry_quarantined
 
     found = list(iter_quarantined(output))
     for step, _, outcome in found:

@@ -55,8 +55,8 @@ def make_clip(arguments: argparse.Namespace) -> Path:
     """Generates one clip with the converted weights and writes it beside them."""
     import torch
 
-    from refalign.generation import RefAlignPipeline
-    from refalign.pictures import read_image, write_mp4
+    from refalign.generation.pipeline import RefAlignPipeline
+    from refalign.io.images import read_image, write_mp4
 
     on_gpu = torch.cuda.is_available()
     references = [read_image(Path(path)) for path in arguments.reference]

@@ -13,7 +13,7 @@ def main() -> None:
     arguments = make_parser(__doc__).parse_args()
 
     def work() -> None:
-        from refalign.flow import run_story
+        from refalign.run import run_story
 
         run_story(*load_config(arguments), only="evaluate")
 

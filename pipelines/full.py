@@ -13,8 +13,8 @@ def main() -> None:
     arguments = make_parser(__doc__).parse_args()
 
     def work() -> None:
-        from refalign.flow import run_story
-        from refalign.summary import print_ending
+        from refalign.pipeline.summary import print_ending
+        from refalign.run import run_story
 
         print_ending(run_story(*load_config(arguments)))
 

@@ -24,7 +24,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from refalign.sampling import generate_file
+        from refalign.generation.generate import generate_file
 
         generate_file(
             arguments.model,

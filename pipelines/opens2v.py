@@ -26,7 +26,7 @@ def main() -> None:
             print(describe_scores(score_folder(arguments.scores, arguments.domain)))
             return
         from refalign.evaluation.opens2v_videos import run_opens2v
-        from refalign.sampling import find_model
+        from refalign.generation.generate import find_model
 
         config, output = load_config(arguments)
         manifest = run_opens2v(config, find_model(arguments.model, config.tracking.uri), arguments.prompts, output)

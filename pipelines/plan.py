@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refalign.cli import leave, number, run_command  # noqa: E402
-from refalign.presets import PRESETS  # noqa: E402
+from refalign.config.presets import PRESETS  # noqa: E402
 
 
 def main() -> None:
@@ -41,8 +41,8 @@ def main() -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """Makes the plan and prints it."""
     from refalign.config import apply_overrides
-    from refalign.planning import DataSet, Machines, count_clips, describe_plan, make_plan
-    from refalign.presets import load_preset
+    from refalign.config.presets import load_preset
+    from refalign.estimates.plan import DataSet, Machines, count_clips, describe_plan, make_plan
 
     config = apply_overrides(load_preset(arguments.preset), arguments.set)
     seconds = config.video.num_frames / config.video.fps if arguments.clip_seconds is None else arguments.clip_seconds

@@ -20,12 +20,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def register() -> None:
-        from refalign.flow import run_story
+        from refalign.run import run_story
 
         run_story(*load_config(arguments), only="register")
 
     def look_after_champion() -> None:
-        from refalign import champion
+        from refalign.evaluation import promotion as champion
 
         getattr(champion, f"run_{arguments.action}")(*load_config(arguments))
 

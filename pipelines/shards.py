@@ -19,7 +19,7 @@ def main() -> None:
         parser.error("remove needs --source, and --source needs remove")
 
     def work() -> None:
-        from refalign.flow import run_story
+        from refalign.run import run_story
 
         run_story(*load_config(arguments), only="shards")
 

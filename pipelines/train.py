@@ -17,7 +17,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from refalign.flow import check_train, run_story
+        from refalign.run import check_train, run_story
 
         if arguments.check:
             check_train(*load_config(arguments))

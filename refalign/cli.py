@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from refalign.config import RunConfig, apply_overrides
+from refalign.config.presets import PRESETS, load_preset
 from refalign.errors import RayNotStarted, RefAlignError
-from refalign.presets import PRESETS, load_preset
-from refalign.texts import hide_secrets
+from refalign.io.untrusted import hide_secrets
 
 _RAISE_AGAIN_S = 5.0
 _SECOND_TRY = "REFALIGN_SECOND_TRY"

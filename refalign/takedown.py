@@ -1,6 +1,6 @@
 """Takedown: a source leaves every finished version of subjects, pairs and shards, and never comes back.
 
-The request is written down first, with all that it leads to (`refalign.tombstones`), and marked finished last. In between
+The request is written down first, with all that it leads to (`pipeline.tombstones`), and marked finished last. In between
 every part that holds something of the source is written anew beside the old data, its commit is moved to the new ones, and
 what no commit refers to is deleted. Whatever ends the process, the same command does the rest.
 """
@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 from refalign.curation import launch as subjects_step
 from refalign.curation import pairs as pairs_step
 from refalign.errors import ArtifactError
-from refalign.history import iter_places
-from refalign.outcomes import Outcome
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.io.storage import in_parallel, iter_files, join, kind_of, read_table
+from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.io.writing import delete_file, delete_folder
+from refalign.pipeline.clean import iter_places
+from refalign.pipeline.outcomes import Outcome
+from refalign.pipeline.steps import Step, iter_step_folders, write_json
+from refalign.pipeline.summary import REPORTS, load_summary
+from refalign.pipeline.tombstones import Tombstone, load_tombstones, save_tombstone
 from refalign.shards.launch import describe_shards
 from refalign.shards.takedown import holds_clips, rewrite_shard
-from refalign.steps import Step, iter_step_folders, write_json
-from refalign.storage import in_parallel, iter_files, join, kind_of, read_table
-from refalign.summary import REPORTS, load_summary
-from refalign.tombstones import Tombstone, load_tombstones, save_tombstone
-from refalign.writing import delete_file, delete_folder
 
 _STEPS = ("shards", "evaluate", "pairs", "subjects")
 """In the order in which they are rewritten: what says what belongs to a source goes last."""

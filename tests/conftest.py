@@ -60,9 +60,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local Ray cluster, as `refalign.parts.connect` starts it for a run."""
+    """A local Ray cluster, as `refalign.pipeline.ray_data.connect` starts it for a run."""
     from refalign.config import ClusterConfig
-    from refalign.parts import connect
+    from refalign.pipeline.ray_data import connect
 
     with connect(ClusterConfig()):
         yield

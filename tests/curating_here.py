@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from refalign import retries
 from refalign.config import RunConfig, apply_overrides
+from refalign.config.presets import toy_tiny
 from refalign.curation import launch, pairs, selection
-from refalign.parts import find_done
-from refalign.presets import toy_tiny
+from refalign.pipeline import retries
+from refalign.pipeline.ray_data import find_done
+from refalign.pipeline.steps import Step
+from refalign.pipeline.tombstones import load_tombstones
 from refalign.shards import launch as shards_launch
-from refalign.steps import Step
-from refalign.tombstones import load_tombstones
 
 _ACTORS: dict = {}
 
@@ -22,7 +22,7 @@ def make_config(*overrides: str) -> RunConfig:
 
 
 def run_parts_here(step, plan, actor, config, *, label, works=None):
-    """What `refalign.parts.run_parts` does: one actor, in this process, kept for later calls."""
+    """What `refalign.pipeline.ray_data.run_parts` does: one actor, in this process, kept for later calls."""
     done = find_done(step, plan, works)
     for name, work in plan.items():
         if name not in done:
@@ -43,7 +43,7 @@ def do_without_ray(monkeypatch):
 
 
 def curate_here(config: RunConfig, where: Path, output: Path, store: str | None = None) -> dict[str, Step]:
-    """The finished steps subjects, pairs and shards, as `refalign.flow` chains them."""
+    """The finished steps subjects, pairs and shards, as `refalign.run` chains them."""
     plan, planned, identity = launch.plan_subjects(config, where, load_tombstones(output))
     subjects = Step.make(output, "subjects", identity, config.curation, store=store, recipe=[config.curation])
     matched = Step.make(output, "pairs", subjects.fingerprint, store=store)

@@ -1,8 +1,8 @@
 import pytest
 
 from refalign.config import apply_overrides, make_fingerprint
+from refalign.config.presets import PRESETS, load_preset, toy, toy_from_base
 from refalign.errors import ConfigError
-from refalign.presets import PRESETS, load_preset, toy, toy_from_base
 
 
 def test_every_preset_is_complete_and_round_trips():

@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from refalign.errors import ArtifactError, ConfigError, GeometryError
-from refalign.generation import RefAlignPipeline, _set_timesteps, combine_guidance, make_scheduler
+from refalign.generation.generate import generate_file
+from refalign.generation.pipeline import RefAlignPipeline, _set_timesteps, combine_guidance, make_scheduler
 from refalign.geometry import letterbox
 from refalign.models.text import TextEncoder, pad_prompt_embeds
 from refalign.models.vae import VideoVAE
 from refalign.models.wan import RefAlignTransformer
-from refalign.sampling import generate_file
 from refalign.toy import WEIGHTS_FOLDER
 from tests.oracles.parity import PARITY
 
@@ -179,7 +179,7 @@ def test_nothing_of_the_alignment_is_loaded(tmp_path):
     (tmp_path / "model" / "projectors.safetensors").write_bytes(b"would fail if it were opened")
     pipeline = RefAlignPipeline.from_pretrained(str(tmp_path / "model"))
     assert sorted(pipeline.components) == ["scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
-    assert not hasattr(sys.modules["refalign.generation"], "Projectors")
+    assert not hasattr(sys.modules["refalign.generation.pipeline"], "Projectors")
 
 
 @pytest.mark.parametrize(

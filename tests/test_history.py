@@ -5,9 +5,9 @@ import json
 import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
-from refalign.history import choose_place, find_unused, forget_run, list_runs, remove_folder
-from refalign.steps import Step, write_json
-from refalign.summary import load_summary
+from refalign.pipeline.clean import choose_place, find_unused, forget_run, list_runs, remove_folder
+from refalign.pipeline.steps import Step, write_json
+from refalign.pipeline.summary import load_summary
 
 
 def end_run(output, name, status="FINISHED", *, steps=("shards", "train"), day=1, **more):

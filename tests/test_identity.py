@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from refalign import storage
 from refalign.curation.launch import plan_subjects
+from refalign.io import storage
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_retries import digest, stamps

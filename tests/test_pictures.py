@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from refalign.errors import DataError
-from refalign.pictures import (
+from refalign.io.images import (
     ADVICE,
     decode_image,
     encode_jpeg,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from refalign.config import apply_overrides
+from refalign.config.presets import load_preset, toy
 from refalign.errors import ConfigError
-from refalign.planning import _PUBLISHED, _WAN, DataSet, Machines, count_clips, describe_plan, make_plan
-from refalign.presets import load_preset, toy
-from refalign.training.sizes import ModelSizes, PassSizes, count_flops
+from refalign.estimates.compute import ModelSizes, PassSizes, count_flops
+from refalign.estimates.plan import _PUBLISHED, _WAN, DataSet, Machines, count_clips, describe_plan, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL, LARGE = "wan2_1_1_3b", "wan2_1_14b"

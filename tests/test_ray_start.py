@@ -12,7 +12,7 @@ import os, sys, threading, time
 import psutil
 from refalign.cli import leave, run_command
 from refalign.config import ClusterConfig
-from refalign.parts import connect
+from refalign.pipeline.ray_data import connect
 
 def kill_raylet():
     while True:

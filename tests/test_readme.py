@@ -26,7 +26,7 @@ def test_every_flag_in_the_readme_is_known_to_its_command():
 
 def test_settings_named_in_the_readme_exist():
     from refalign.config import apply_overrides
-    from refalign.presets import toy
+    from refalign.config.presets import toy
 
     for setting in set(re.findall(r"--set (\w+\.[\w.]+=\S+?)[`)\s]", TEXT)) - {"section.field=value"}:
         apply_overrides(toy(), [setting])

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from refalign import storage
 from refalign.cli import run_command
 from refalign.curation import launch, pairs
 from refalign.curation.launch import SubjectsActor, plan_subjects
 from refalign.errors import BackendUnavailable, ConfigError, DataError, RefAlignError, TooManyQuarantined
-from refalign.outcomes import Outcome
-from refalign.places import judge_fault
-from refalign.retries import find_retries, iter_quarantined, reopen, retry_quarantined
+from refalign.io import storage
+from refalign.pipeline.outcomes import Outcome
+from refalign.pipeline.places import judge_fault
+from refalign.pipeline.retries import find_retries, iter_quarantined, reopen, retry_quarantined
+from refalign.pipeline.steps import Step
 from refalign.shards import launch as shards_launch
 from refalign.shards.launch import ShardsActor
-from refalign.steps import Step
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_takedown import samples_of

@@ -2,8 +2,8 @@ import pyarrow as pa
 import pytest
 
 from refalign.errors import SchemaError
-from refalign.looks import Look
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, check_table
+from refalign.io.looks import Look
+from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, check_table
 
 
 def make_pair(**changes):

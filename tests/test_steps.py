@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.steps import Step, iter_step_folders, write_json
-from refalign.storage import check_disk_space
+from refalign.io.storage import check_disk_space
+from refalign.pipeline.steps import Step, iter_step_folders, write_json
 
 
 def make_step(tmp_path: Path) -> Step:
@@ -116,7 +116,7 @@ def test_json_is_written_whole_and_sorted(tmp_path):
 def test_an_item_that_kills_its_workers_is_found_out(tmp_path: Path) -> None:
     """Real processes die by SIGKILL at one item; the next attempt learns how many, and the commit forgets it."""
     program = (
-        "import os, signal, sys; from pathlib import Path; from refalign.steps import Step\n"
+        "import os, signal, sys; from pathlib import Path; from refalign.pipeline.steps import Step\n"
         f"journal = Step('s', 'f', Path({str(tmp_path)!r})).open_journal('p.parquet')\n"
         "for item in ('good', 'poison'):\n"
         "    deaths = journal.begin(item)\n"

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refalign import storage
+from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
-from refalign.flow import Story
-from refalign.presets import toy_tiny
+from refalign.io import storage
+from refalign.io.writing import check_store, delete_file, delete_folder, open_aside, write_bytes
+from refalign.pipeline.steps import Step
+from refalign.run import Story
 from refalign.shards.reader import ShardIndex
-from refalign.steps import Step
-from refalign.writing import check_store, delete_file, delete_folder, open_aside, write_bytes
 from tests.training.make_shards import write_shards
 
 STORE = "s3://parts/run one"
@@ -97,7 +97,7 @@ def test_a_worker_killed_between_data_and_commit_leaves_no_part(bucket, tmp_path
     """A real process dies by SIGKILL at the moment it would commit; the next one does the part again."""
     program = f"""
 import os, signal, sys
-from refalign import steps
+from refalign.pipeline import steps
 step = steps.Step.make({str(tmp_path)!r}, "shards", 3, store={STORE!r})
 if sys.argv[1] == "die":
     steps.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

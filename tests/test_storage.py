@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refalign import storage
 from refalign.cli import load_config, make_parser
 from refalign.config import CurationConfig, InputConfig, VideoConfig
 from refalign.curation.sources import identify_sources, list_sources, open_source
 from refalign.errors import BackendUnavailable, ConfigError, DataError
-from refalign.pictures import write_mp4
-from refalign.videos import ClipSpec, read_clips
+from refalign.io import storage
+from refalign.io.images import write_mp4
+from refalign.io.video import ClipSpec, read_clips
 from tests.curation.curating import curate, make_config
 
 MOVIE = np.repeat(np.arange(24, dtype=np.uint8)[:, None, None, None] * 8, 32, axis=1).repeat(48, axis=2).repeat(3, axis=3)

@@ -10,23 +10,23 @@ import numpy as np
 import pytest
 import torch
 from make_shards import make_config, write_base, write_shards
-from study_arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilot
-from study_arms import make_config as make_job_config
-from study_figures import write_report
-from study_report import analyse, choose_settings, give_verdict
-from study_run import Place, digest_weights, is_done, load_result, make_prompts, rate_clip, run_job
-from study_targets import derive_shards, shuffle_targets
-from toy_clips import OPTIONS
 
 from refalign.errors import ArtifactError
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import unpack_tokens
-from refalign.toy.cases import Case, Fault, draw_case, make_cases
-from refalign.toy.scoring import score_clip
 from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import build_models
+from workshop.judging.cases import Case, Fault, draw_case, make_cases
+from workshop.judging.clips import OPTIONS
+from workshop.judging.scoring import score_clip
+from workshop.study.arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilot
+from workshop.study.arms import make_config as make_job_config
+from workshop.study.figures import write_report
+from workshop.study.report import analyse, choose_settings, give_verdict
+from workshop.study.run import Place, digest_weights, is_done, load_result, make_prompts, rate_clip, run_job
+from workshop.study.targets import derive_shards, shuffle_targets
 
 PRESET = OPTIONS["reference_guidance_scale"]
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from refalign import storage, takedown
+from refalign import takedown
 from refalign.curation.launch import plan_subjects
 from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.io import storage
+from refalign.pipeline.steps import Step
+from refalign.pipeline.tombstones import check_finished, load_tombstones
 from refalign.shards.reader import ShardIndex
-from refalign.steps import Step
 from refalign.takedown import close_requests, take_down
-from refalign.tombstones import check_finished, load_tombstones
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.e2e.conftest import run
@@ -139,7 +140,7 @@ def test_one_clip_goes_and_its_video_stays(output):
 
 
 def test_the_contact_sheet_keeps_the_other_pictures(output):
-    from refalign.pictures import decode_image
+    from refalign.io.images import decode_image
 
     clip_id, _ = choose_referred(output)
     before = samples_of(find(output)["shards"])
@@ -198,7 +199,7 @@ def test_killed_anywhere_the_same_command_finishes(output, stop_at, monkeypatch)
         return wrapped
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        from refalign import steps
+        from refalign.pipeline import steps
 
         patch.setattr(steps, "write_json", die_at_a_write(steps.write_json))
         patch.setattr(takedown, "delete_file", die_at_a_write(takedown.delete_file))

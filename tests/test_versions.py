@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from refalign import storage
 from refalign.errors import ArtifactError
 from refalign.evaluation.samples import choose_samples
-from refalign.history import find_unused, list_runs, remove_folder
+from refalign.io import storage
+from refalign.pipeline.clean import find_unused, list_runs, remove_folder
+from refalign.pipeline.reuse import adopt_parts
+from refalign.pipeline.steps import CODE_SCHEMA, Step, write_json
 from refalign.shards.reader import ShardIndex
-from refalign.steps import CODE_SCHEMA, Step, write_json
 from refalign.takedown import close_requests, take_down
 from refalign.toy.videos import write_world
-from refalign.versions import adopt_parts
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_takedown import rows_of, samples_of
 
@@ -177,7 +177,7 @@ def test_parts_that_older_code_made_are_not_adopted(tmp_path, monkeypatch):
     def make(setting):
         return Step.make(tmp_path, "subjects", setting, recipe=["settings"])
 
-    monkeypatch.setattr("refalign.steps.CODE_SCHEMA", CODE_SCHEMA - 1)
+    monkeypatch.setattr("refalign.pipeline.steps.CODE_SCHEMA", CODE_SCHEMA - 1)
     old = make("input")
     old.write_part("clips-000000.parquet", lambda path: path.write_bytes(b"old") and {"work": ["a"]})
     old.commit({"parts": ["clips-000000.parquet"]})

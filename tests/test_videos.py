@@ -3,11 +3,11 @@ import psutil
 import pytest
 
 from refalign.config import CurationConfig, VideoConfig
+from refalign.config.presets import toy
 from refalign.curation.shots import choose_detection_offsets, iter_windows
 from refalign.errors import DataError
-from refalign.pictures import write_mp4
-from refalign.presets import toy
-from refalign.videos import ClipSpec, iter_frames, iter_grid, make_center_crop, read_clips
+from refalign.io.images import write_mp4
+from refalign.io.video import ClipSpec, iter_frames, iter_grid, make_center_crop, read_clips
 
 CONFIG = CurationConfig()
 

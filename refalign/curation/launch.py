@@ -25,16 +25,16 @@ from refalign.curation.sources import SourceVideo, identify_sources, list_source
 from refalign.curation.subjects import choose_classes, choose_subjects, find_candidates, make_subject_row, read_candidates
 from refalign.errors import DataError, RefAlignError
 from refalign.geometry import letterbox
-from refalign.outcomes import BESIDE, Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
-from refalign.parts import run_parts
-from refalign.pictures import decode_image
-from refalign.places import check_place, judge_fault
-from refalign.retries import stamp_faults
-from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.steps import Journal, Step
-from refalign.tombstones import Tombstone, find_removed_times, find_tombstone
-from refalign.versions import adopt_parts, digest_work, find_referred
-from refalign.videos import make_center_crop, probe_duration_s, resize_crop
+from refalign.io.images import decode_image
+from refalign.io.tables import CLIP_SCHEMA, check_table
+from refalign.io.video import make_center_crop, probe_duration_s, resize_crop
+from refalign.pipeline.outcomes import BESIDE, Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
+from refalign.pipeline.places import check_place, judge_fault
+from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.retries import stamp_faults
+from refalign.pipeline.reuse import adopt_parts, digest_work, find_referred
+from refalign.pipeline.steps import Journal, Step
+from refalign.pipeline.tombstones import Tombstone, find_removed_times, find_tombstone
 
 _LOOKED_AT = 100
 

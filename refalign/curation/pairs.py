@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from refalign.config import PairsConfig, RunConfig
 from refalign.curation.selection import choose_clips, load_crops, load_verdicts
-from refalign.outcomes import Outcome, count_outcomes
-from refalign.parts import run_parts
-from refalign.schemas import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
-from refalign.steps import Step
-from refalign.storage import in_parallel, read_table
-from refalign.versions import digest_work
+from refalign.io.storage import in_parallel, read_table
+from refalign.io.tables import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
+from refalign.pipeline.outcomes import Outcome, count_outcomes
+from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.reuse import digest_work
+from refalign.pipeline.steps import Step
 
 _CLIPS_PER_PART = 20_000
 _BLOCK = 2048

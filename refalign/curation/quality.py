@@ -14,8 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from refalign.config import ModelsConfig
-from refalign.sections import QualityConfig
+from refalign.config import ModelsConfig, QualityConfig
 
 _FLOW_LONG_SIDE_PX = 160
 _HASH_PX = 32

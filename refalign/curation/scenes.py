@@ -11,7 +11,7 @@ from refalign.config import RunConfig
 from refalign.curation.masks import cut_out, has_content
 from refalign.curation.shots import Window
 from refalign.curation.subjects import Box, Candidate, measure_sharpness
-from refalign.pictures import encode_png
+from refalign.io.images import encode_png
 
 _MIN_VISIBLE_FRACTION = 0.4
 """Of the frame: behind more subjects than that there is no place to be seen."""
@@ -20,7 +20,7 @@ _MARGIN = 0.01
 
 
 def make_scene_row(candidates: Sequence[Candidate], window: Window, crop: Box, config: RunConfig) -> dict[str, Any] | None:
-    """The columns of `refalign.schemas.SUBJECT`, save id and embedding; None where subjects hide most of it, or it is blank.
+    """The columns of `refalign.io.tables.SUBJECT`, save id and embedding; None where subjects hide most of it, or it is blank.
 
     Of the frames in which most subjects were found, the one that shows most of the scene: where a subject was missed, it would
     be left standing in its scene. What fills the frame is the scene itself and is not cut out.

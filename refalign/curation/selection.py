@@ -26,11 +26,11 @@ from refalign.curation.quality import (
 )
 from refalign.errors import ConfigError, DataError
 from refalign.geometry import letterbox
-from refalign.parts import run_parts
-from refalign.pictures import ADVICE, KINDS, SUFFIXES, UNREAD_SUFFIXES, read_image
-from refalign.schemas import VERDICT_SCHEMA, VERDICTS_PART, check_table
-from refalign.steps import Step
-from refalign.storage import in_parallel, read_table
+from refalign.io.images import ADVICE, KINDS, SUFFIXES, UNREAD_SUFFIXES, read_image
+from refalign.io.storage import in_parallel, read_table
+from refalign.io.tables import VERDICT_SCHEMA, VERDICTS_PART, check_table
+from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.steps import Step
 
 _EVALUATION_PART = "evaluation-references.parquet"
 
@@ -68,7 +68,7 @@ def load_crops(file: str) -> Crops:
 
 
 def choose_clips(config: RunConfig, step: Step, subjects: Step) -> tuple[pa.Table, dict[str, int]]:
-    """The verdict on every clip (`refalign.schemas.VERDICT_SCHEMA`, without splits), sorted by id.
+    """The verdict on every clip (`refalign.io.tables.VERDICT_SCHEMA`, without splits), sorted by id.
 
     Also how many clips passed a limit only for want of a score, by column.
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from refalign.config import RunConfig
 from refalign.errors import DataError
-from refalign.looks import Look
-from refalign.videos import ShownFrame, first_index_at, iter_frames, iter_grid
+from refalign.io.looks import Look
+from refalign.io.video import ShownFrame, first_index_at, iter_frames, iter_grid
 
 _SHOT_LONG_SIDE_PX = 160
 

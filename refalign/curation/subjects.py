@@ -17,7 +17,7 @@ from refalign.config import CurationConfig, RunConfig
 from refalign.curation.masks import cut_out, decode_rle, has_content, mask_iou
 from refalign.curation.shots import Window
 from refalign.errors import DataError
-from refalign.pictures import encode_png
+from refalign.io.images import encode_png
 
 Box = tuple[int, int, int, int]
 _MIN_VISIBLE_FRACTION = 0.5
@@ -135,7 +135,7 @@ def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: 
 
 
 def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, config: RunConfig) -> dict[str, Any]:
-    """The columns of `refalign.schemas.SUBJECT`, save id and embedding."""
+    """The columns of `refalign.io.tables.SUBJECT`, save id and embedding."""
     crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
     size_px = (config.video.height_px, config.video.width_px)
     shown = _find_shown(candidate, config.curation)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refalign.errors import ArtifactError
-from refalign.texts import parse_json_object
+from refalign.io.untrusted import parse_json_object
 
 Side = Literal["left", "right"]
 _ANSWERS = ("left", "right", "same")

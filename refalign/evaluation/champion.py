@@ -11,8 +11,8 @@ from refalign.errors import ConfigError
 from refalign.evaluation.blind import Question, read_votes
 from refalign.evaluation.gate import Decision, decide
 from refalign.evaluation.launch import EvaluationActor
-from refalign.parts import complete_parts
-from refalign.steps import Step
+from refalign.pipeline.ray_data import complete_parts
+from refalign.pipeline.steps import Step
 from refalign.tracking.promotion import CHAMPION, find_version, promote, record_decision
 from refalign.tracking.registry import digest_weights, resolve_model
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from refalign.config import GateConfig
 from refalign.evaluation.blind import Votes
-from refalign.sections import GateConfig
 
 BETTER_IS_HIGHER = {"fidelity": True, "confusion": False, "copy_paste": False}
 """Score -> direction. A score that neither model has is left out."""

@@ -15,9 +15,9 @@ from refalign.evaluation.fidelity import MEASURED, average_scores, best_match, m
 from refalign.evaluation.judging import load_judge, share_right
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.samples import ChosenSample, choose_samples
-from refalign.parts import run_parts
-from refalign.pictures import decode_image, read_image, write_mp4
-from refalign.steps import Step
+from refalign.io.images import decode_image, read_image, write_mp4
+from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.steps import Step
 
 LABELS = ("before", "after")
 """The base model and the trained one, at the same seeds."""

@@ -46,7 +46,7 @@ class VideoMaker:
         """The pipeline. On a GPU its parts are moved there in turn, so that the largest one decides what fits."""
         import torch
 
-        from refalign.generation import RefAlignPipeline
+        from refalign.generation.pipeline import RefAlignPipeline
 
         if self._opened != (source, revision):
             self._pipeline = None

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from refalign.errors import ArtifactError
-from refalign.storage import load_json
+from refalign.io.storage import load_json
 
 Domain = Literal["open", "human"]
 WEIGHTS: dict[Domain, dict[str, float]] = {

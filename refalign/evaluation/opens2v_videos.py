@@ -13,9 +13,9 @@ from refalign.config import RunConfig
 from refalign.errors import ArtifactError, ConfigError
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.opens2v import MOTION_FILE, Domain, load_prompts, motion_amplitude, score_folder
-from refalign.parts import complete_parts
-from refalign.pictures import read_image, write_mp4
-from refalign.steps import Step, write_json
+from refalign.io.images import read_image, write_mp4
+from refalign.pipeline.ray_data import complete_parts
+from refalign.pipeline.steps import Step, write_json
 
 
 def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> dict[str, Any]:

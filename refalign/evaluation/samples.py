@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ArtifactError
-from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.steps import Step
-from refalign.storage import in_parallel, read_table
+from refalign.io.storage import in_parallel, read_table
+from refalign.io.tables import CLIP_SCHEMA, check_table
+from refalign.pipeline.steps import Step
 
 
 @dataclass(frozen=True)

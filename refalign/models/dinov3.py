@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import DINOv3ViTModel
 
 from refalign.errors import ArtifactError, GeometryError
+from refalign.io.untrusted import parse_json_object
 from refalign.models.loading import load_pretrained
-from refalign.texts import parse_json_object
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -9,8 +9,8 @@ from typing import Any
 from refalign.config import ModelsConfig, make_fingerprint
 from refalign.errors import ArtifactError
 from refalign.geometry import Grid
-from refalign.storage import digest_sampled
-from refalign.texts import parse_json_object
+from refalign.io.storage import digest_sampled
+from refalign.io.untrusted import parse_json_object
 
 
 def looks_local(source: str) -> bool:

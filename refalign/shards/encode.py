@@ -14,11 +14,11 @@ from torch import Tensor
 
 from refalign.config import RunConfig
 from refalign.geometry import Grid, letterbox
+from refalign.io.images import encode_png
 from refalign.models.dinov3 import VisionEncoder
 from refalign.models.loading import load_model_config
 from refalign.models.text import TextEncoder
 from refalign.models.vae import VideoVAE
-from refalign.pictures import encode_png
 from refalign.shards.augment import Placement, augment
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, pack_pictures, pack_tokens
 

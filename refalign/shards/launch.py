@@ -17,20 +17,20 @@ import numpy as np
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, DataError
-from refalign.outcomes import Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
-from refalign.parts import run_parts
-from refalign.pictures import encode_jpeg, make_contact_sheet
-from refalign.places import changed_at, check_place, judge_fault
-from refalign.schemas import CLIP_SCHEMA, check_table
-from refalign.shards.estimate import announce_size
+from refalign.estimates.storage import announce_size
+from refalign.io.images import encode_jpeg, make_contact_sheet
+from refalign.io.storage import find_size, join, read_bytes, read_table
+from refalign.io.tables import CLIP_SCHEMA, check_table
+from refalign.io.video import ClipSpec, read_clips
+from refalign.io.writing import write_bytes
+from refalign.pipeline.outcomes import Outcome, belongs_to_place, check_quarantined, count_outcomes, describe_deaths
+from refalign.pipeline.places import changed_at, check_place, judge_fault
+from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.reuse import adopt_parts, find_referred
+from refalign.pipeline.steps import Journal, Step
 from refalign.shards.plan import count_views, plan_shards
 from refalign.shards.sample import NULL_PROMPT_NAME, SHEET_FRAMES, SHEET_PX
 from refalign.shards.writer import write_tar
-from refalign.steps import Journal, Step
-from refalign.storage import find_size, join, read_bytes, read_table
-from refalign.versions import adopt_parts, find_referred
-from refalign.videos import ClipSpec, read_clips
-from refalign.writing import write_bytes
 
 _COUNTED = ("references", "cross_references", "cut_prompts", "prompts_with_unknown_words")
 """What the index counts of a sample; the last two are not in older commits."""

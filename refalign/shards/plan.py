@@ -8,10 +8,10 @@ from typing import Any
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
-from refalign.steps import Step
-from refalign.storage import in_parallel, read_table
-from refalign.versions import digest_work
+from refalign.io.storage import in_parallel, read_table
+from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
+from refalign.pipeline.reuse import digest_work
+from refalign.pipeline.steps import Step
 
 _DECIDING = [name for name in CLIP_SCHEMA.names if name not in ("subjects", "video_path", "look")]
 _DECIDING += [f"subjects.list.element.{field.name}" for field in SUBJECT if field.name not in ("crop_png", "embedding")]
@@ -27,7 +27,7 @@ def plan_shards(
 
     Args:
         adopt: takes the digests of all clips' work and returns the parts of earlier versions that stand for some of it
-            (`refalign.versions.adopt_parts`); what is left is cut into shards.
+            (`refalign.pipeline.reuse.adopt_parts`); what is left is cut into shards.
 
     Raises:
         SchemaError: a pair joins the training and the validation split.

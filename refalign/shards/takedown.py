@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from refalign.pictures import SHEET_GAP_PX, decode_image, encode_jpeg, make_contact_sheet
+from refalign.io.images import SHEET_GAP_PX, decode_image, encode_jpeg, make_contact_sheet
+from refalign.io.storage import open_file
+from refalign.pipeline.steps import Step
 from refalign.shards.launch import count_references, describe_samples
 from refalign.shards.sample import SHEET_FRAMES, SHEET_PX, keep_references
 from refalign.shards.writer import write_tar
-from refalign.steps import Step
-from refalign.storage import open_file
 
 
 def holds_clips(commit: dict[str, Any], clips: Collection[str]) -> bool:

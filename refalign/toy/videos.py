@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ConfigError
-from refalign.pictures import write_mp4
+from refalign.io.images import write_mp4
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import Split, attributes_of, sample_companion, sample_identity
 from refalign.toy.rendering import RenderedScene, render_scenes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
-from refalign.texts import hide_secrets
+from refalign.io.untrusted import hide_secrets
 from refalign.tracking.run import flatten
 
 _MAX_TAG_CHARACTERS = 5000

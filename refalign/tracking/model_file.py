@@ -2,7 +2,7 @@
 
 MLflow copies this file beside the exported weights and runs it again wherever the model is loaded or served; nothing is
 pickled. A row has ``prompt``. It may have ``references`` (base64 pictures: a list, or one string), ``seed``, and the settings
-of `refalign.exports.GenerationSettings`; ``params`` may hold settings for all rows. The answer has ``video``: base64 mp4.
+of `refalign.generation.settings`; ``params`` may hold settings for all rows. The answer has ``video``: base64 mp4.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
 from mlflow.pyfunc import PythonModel
 
 from refalign.errors import ConfigError, DataError, RefAlignError
-from refalign.exports import FACTS, GenerationSettings, check_seed
-from refalign.pictures import decode_image, write_mp4
+from refalign.generation.settings import FACTS, GenerationSettings, check_seed
+from refalign.io.images import decode_image, write_mp4
 
 EXPORT = "export"
 """Name of the artifact that holds the diffusers folder."""
@@ -37,14 +37,14 @@ _MAX_TIMES_LARGER = 4
 
 
 class ReferenceToVideoModel(PythonModel):
-    """`refalign.generation.RefAlignPipeline` behind MLflow's interface."""
+    """`refalign.generation.pipeline.RefAlignPipeline` behind MLflow's interface."""
 
     def __init__(self) -> None:
         self.places = threading.BoundedSemaphore(MAX_REQUESTS)
 
     def load_context(self, context: Any) -> None:
         """Loads the exported folder; needs neither projectors nor a vision encoder."""
-        from refalign.generation import RefAlignPipeline
+        from refalign.generation.pipeline import RefAlignPipeline
 
         self.defaults = GenerationSettings.model_validate(dict(context.model_config))
         self.pipeline = RefAlignPipeline.from_pretrained(context.artifacts[EXPORT])

@@ -22,9 +22,9 @@ from urllib.request import url2pathname
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
-from refalign.exports import FACTS, make_generation_settings
-from refalign.steps import Step, sha256_of
-from refalign.texts import hide_secrets
+from refalign.generation.settings import FACTS, make_generation_settings
+from refalign.io.untrusted import hide_secrets
+from refalign.pipeline.steps import Step, sha256_of
 from refalign.tracking.client import hide_credentials, one_line_errors, open_client
 from refalign.tracking.model_card import Provenance, load_note, make_model_card
 from refalign.tracking.run import StoryRun, code_revision
@@ -109,7 +109,7 @@ def register_model(
 
     Args:
         key: fingerprint of the evaluated checkpoint; one version per key.
-        export_folder: what `refalign.generation.RefAlignPipeline.from_pretrained` opens; it is copied.
+        export_folder: what `refalign.generation.pipeline.RefAlignPipeline.from_pretrained` opens; it is copied.
         card: the model card, in Markdown.
         tags: provenance, set on the version.
         alias: moved to this version.

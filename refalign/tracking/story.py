@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from refalign.pictures import decode_image
-from refalign.steps import Step
-from refalign.storage import open_file
+from refalign.io.images import decode_image
+from refalign.io.storage import open_file
+from refalign.pipeline.steps import Step
 from refalign.tracking.run import StoryRun
 
 _MAX_SHEETS = 3

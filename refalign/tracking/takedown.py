@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refalign.summary import REPORTS
+from refalign.pipeline.summary import REPORTS
 from refalign.tracking.client import make_tracking_uri, one_line_errors, open_client
 
 _PICTURES = {"shards": ("contact_sheets",), "evaluate": ("videos",)}

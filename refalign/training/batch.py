@@ -20,7 +20,7 @@ from torch import Tensor
 
 from refalign.config import ObjectiveConfig, RunConfig, StageConfig, TrainingConfig
 from refalign.errors import SchemaError
-from refalign.pictures import decode_image
+from refalign.io.images import decode_image
 from refalign.shards.mixture import Mixture, make_order
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
 from refalign.shards.sample import FRAME_TOKENS, PICTURE_SIZES, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens

@@ -17,9 +17,9 @@ from typing import Any
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.steps import Step
-from refalign.storage import describe_bytes
-from refalign.texts import hide_secrets
+from refalign.io.storage import describe_bytes
+from refalign.io.untrusted import hide_secrets
+from refalign.pipeline.steps import Step
 from refalign.training.launch import Settings, launch_on_ray, make_settings
 
 _ANSWER_S = 20
@@ -90,8 +90,8 @@ def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:
     """
     import torch
 
+    from refalign.estimates.memory import memory_of_worker
     from refalign.training.loop import start_run, take_step
-    from refalign.training.memory import memory_of_worker
     from refalign.training.models import Ranks, load_transformer_config
     from refalign.training.optim import count_steps
     from refalign.training.preflight import estimate_for, load_shapes

@@ -28,8 +28,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from refalign.errors import ArtifactError
-from refalign.steps import sha256_of, write_json
-from refalign.texts import parse_json_object
+from refalign.io.untrusted import parse_json_object
+from refalign.pipeline.steps import sha256_of, write_json
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema
 

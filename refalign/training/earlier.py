@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
-from refalign.steps import iter_step_folders
+from refalign.pipeline.steps import iter_step_folders
 from refalign.training.records import FILE_NAME, truncate_records
 
 LAUNCH_FILE = "launch.json"

@@ -1,4 +1,4 @@
-"""From trained weights to a folder that `diffusers` and `refalign.generation` open.
+"""From trained weights to a folder that `diffusers` and `refalign.generation.pipeline` open.
 
 <run folder>/export/                 transformer/, and the other parts of the base model (`BASE_PARTS`)
 <run folder>/projectors.safetensors  beside it: needed to train on, never to generate
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
-from refalign.exports import write_digests, write_export_settings
+from refalign.generation.settings import write_digests, write_export_settings
 from refalign.models.lora import merge_lora, save_lora
 from refalign.models.wan import RefAlignTransformer
 from refalign.training.models import PROJECTORS, Ranks, TrainedModels

@@ -25,8 +25,8 @@ from typing import Any
 
 from refalign.config import RunConfig, check_config
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
-from refalign.steps import Step, write_json
-from refalign.telemetry import show_training
+from refalign.pipeline.steps import Step, write_json
+from refalign.pipeline.telemetry import show_training
 from refalign.training.earlier import LAUNCH_FILE
 from refalign.training.records import FILE_NAME, UNSENT, RecordReader, read_records, summarize_records
 

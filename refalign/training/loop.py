@@ -20,6 +20,7 @@ from torch import Tensor
 
 from refalign.config import RunConfig
 from refalign.errors import NonFiniteLoss
+from refalign.estimates.compute import ModelSizes
 from refalign.objective.flow_matching import TrainingSchedule, make_training_schedule
 from refalign.objective.total import LossTerms
 from refalign.shards.reader import Prefetcher, ShardIndex
@@ -49,7 +50,6 @@ from refalign.training.optim import (
 from refalign.training.preemption import Preempted, watch_notices
 from refalign.training.preflight import check_batch_size, check_fits, check_shapes, load_shapes
 from refalign.training.records import FILE_NAME, append_record, truncate_records
-from refalign.training.sizes import ModelSizes
 from refalign.training.step import StepOutput, train_step
 from refalign.training.targets import add_targets, computes_targets, load_vision_encoder
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from refalign.estimates.compute import ModelSizes, PassSizes, count_flops, peak_flops
 from refalign.training.batch import NUM_TIMESTEPS, Batch
-from refalign.training.sizes import ModelSizes, PassSizes, count_flops, peak_flops
 from refalign.training.step import StepOutput
 
 _BINS = 10

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from refalign.config import ModelsConfig, RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
+from refalign.estimates.compute import ModelSizes, largest_pass
+from refalign.estimates.memory import MemoryEstimate, check_memory, estimate_memory, memory_of_worker
+from refalign.io.storage import check_disk_space
 from refalign.models.loading import load_model_config
 from refalign.shards.mixture import make_order
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, has_targets
-from refalign.storage import check_disk_space
-from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory, memory_of_worker
-from refalign.training.sizes import ModelSizes, largest_pass
 from refalign.training.targets import EncoderSizes, add_encoder, computes_targets
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from refalign.config import ModelsConfig, RunConfig
+from refalign.estimates.compute import PassSizes
+from refalign.estimates.memory import MemoryEstimate
 from refalign.models.loading import load_model_config
 from refalign.training.batch import Batch
-from refalign.training.memory import MemoryEstimate
-from refalign.training.sizes import PassSizes
 
 if TYPE_CHECKING:
     from refalign.models.dinov3 import VisionEncoder

@@ -4,10 +4,10 @@ import json
 
 import pyarrow.parquet as pq
 
+from refalign.config.presets import toy
 from refalign.curation.launch import plan_subjects
-from refalign.outcomes import Outcome, count_outcomes
-from refalign.presets import toy
-from refalign.steps import Step
+from refalign.pipeline.outcomes import Outcome, count_outcomes
+from refalign.pipeline.steps import Step
 
 
 def make_config():

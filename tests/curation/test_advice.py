@@ -3,9 +3,9 @@
 import pytest
 
 from refalign.config import apply_overrides
-from refalign.outcomes import Outcome, count_outcomes
-from refalign.presets import toy
-from refalign.summary import explain_no_clip
+from refalign.config.presets import toy
+from refalign.pipeline.outcomes import Outcome, count_outcomes
+from refalign.pipeline.summary import explain_no_clip
 
 
 def explain(outcomes, *settings, needs_detector=True):

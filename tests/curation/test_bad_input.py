@@ -18,8 +18,8 @@ from refalign.config import InputConfig
 from refalign.curation.launch import SubjectsActor, plan_subjects
 from refalign.curation.sources import SourceVideo, list_sources
 from refalign.errors import ConfigError
-from refalign.outcomes import Outcome
-from refalign.storage import show_name
+from refalign.io.storage import show_name
+from refalign.pipeline.outcomes import Outcome
 from tests.curation.bad_files import SIDECARS, make_entries, make_files, read_frames, vary
 from tests.curation.curating import curate, make_config
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from refalign.curation.launch import SubjectsActor
 from refalign.curation.masks import has_content
-from refalign.summary import describe_step
+from refalign.pipeline.summary import describe_step
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here  # noqa: F401
 from tests.curating_here import make_config as make_tiny

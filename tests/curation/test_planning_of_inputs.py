@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from refalign.config import InputConfig
+from refalign.config.presets import toy
 from refalign.curation.launch import plan_subjects
 from refalign.curation.sources import SourceVideo, check_apart, list_sources
 from refalign.errors import ConfigError
-from refalign.outcomes import Outcome
-from refalign.presets import toy
+from refalign.pipeline.outcomes import Outcome
 from refalign.toy.videos import write_world
 from tests.curation.test_bad_input import make_entry
 

@@ -3,7 +3,7 @@
 import json
 
 from refalign.curation.launch import SubjectsActor, plan_subjects
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 from refalign.toy.videos import write_world
 from tests.curation.curating import make_config
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from refalign.config import QualityConfig
 from refalign.curation.quality import (
     SCORE_COLUMNS,
     choose_reasons,
@@ -15,7 +16,6 @@ from refalign.curation.quality import (
     hash_picture,
     measure_clip,
 )
-from refalign.sections import QualityConfig
 
 
 def make_picture(seed=0, height=96, width=160):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from refalign.curation.launch import SubjectsActor
-from refalign.outcomes import Outcome
+from refalign.pipeline.outcomes import Outcome
 from tests.curation.curating import curate, make_config
 
 USABLE = "usable"

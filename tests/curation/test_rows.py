@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from refalign.config import apply_overrides
+from refalign.config.presets import toy
 from refalign.curation.launch import SubjectsActor, plan_subjects
-from refalign.flow import Story
-from refalign.presets import toy
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
+from refalign.run import Story
 from refalign.toy.videos import write_world
 
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from refalign.config import apply_overrides
+from refalign.config.presets import toy
 from refalign.curation.scenes import make_scene_row
 from refalign.curation.shots import Window
 from refalign.curation.subjects import Candidate
 from refalign.errors import ConfigError
-from refalign.looks import Look
-from refalign.presets import toy
-from refalign.schemas import is_scene
+from refalign.io.looks import Look
+from refalign.io.tables import is_scene
 from refalign.shards.reader import ShardIndex
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401

@@ -10,24 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from refalign.config import apply_overrides
+from refalign.config.presets import toy
 from refalign.curation import pairs as pairs_step
 from refalign.curation import selection
 from refalign.curation.pairs import PairsActor, run_pairs
 from refalign.curation.selection import EvaluationActor, list_pictures, load_crops
 from refalign.errors import ConfigError, DataError
-from refalign.looks import Look
-from refalign.parts import find_done
-from refalign.pictures import encode_png
-from refalign.presets import toy
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, check_table
+from refalign.io.images import encode_png
+from refalign.io.looks import Look
+from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, check_table
+from refalign.pipeline.ray_data import find_done
+from refalign.pipeline.steps import Step
 from refalign.shards.plan import plan_shards
-from refalign.steps import Step
 
 WIDTH = 8
 
 
 def run_parts_here(step, plan, actor, config, *, label, works=None):
-    """What `refalign.parts.run_parts` does, without Ray: one actor, in this process."""
+    """What `refalign.pipeline.ray_data.run_parts` does, without Ray: one actor, in this process."""
     made = None
     done = find_done(step, plan, works)
     for name, work in plan.items():

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from refalign.config import InputConfig
+from refalign.config.presets import toy
 from refalign.curation.launch import plan_subjects
 from refalign.curation.sources import SourceVideo, list_sources, open_source
 from refalign.curation.sources.opens2v import iter_opens2v
 from refalign.errors import ConfigError
-from refalign.outcomes import Outcome
-from refalign.presets import toy
-from refalign.storage import digest_sampled
+from refalign.io.storage import digest_sampled
+from refalign.pipeline.outcomes import Outcome
 
 
 def list_names(folder, **settings):

@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 
 from refalign.config import CurationConfig, apply_overrides
+from refalign.config.presets import toy
 from refalign.curation.shots import Window, choose_detection_offsets, iter_annotated_window
 from refalign.curation.subjects import (
     Candidate,
@@ -14,9 +15,8 @@ from refalign.curation.subjects import (
     measure_sharpness,
     read_candidates,
 )
-from refalign.looks import Look
-from refalign.presets import toy
-from refalign.videos import make_center_crop
+from refalign.io.looks import Look
+from refalign.io.video import make_center_crop
 
 SIZE = 100
 LOOK = Look(0, SIZE, SIZE, 1.0, 0, False, "sdr", "bt709", False, False)

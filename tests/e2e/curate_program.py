@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from refalign.config import apply_overrides
-from refalign.flow import Story, check_start
-from refalign.parts import connect
-from refalign.presets import toy_tiny
+from refalign.config.presets import toy_tiny
+from refalign.pipeline.ray_data import connect
+from refalign.run import Story, check_start
 
 _SETTINGS = ["curation.videos_per_part=2", "shards.samples_per_shard=4"]
 

@@ -3,9 +3,9 @@
 import json
 import shutil
 
-from refalign import storage
+from refalign.io import storage
+from refalign.pipeline.steps import Step
 from refalign.shards.reader import ShardIndex
-from refalign.steps import Step
 from refalign.toy.videos import write_world
 from tests.e2e.conftest import run
 

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from refalign import storage
 from refalign.evaluation.samples import choose_samples
+from refalign.io import storage
+from refalign.pipeline.steps import Step
 from refalign.shards.reader import ShardIndex
-from refalign.steps import Step
 from refalign.toy.videos import write_world
 from tests.e2e.conftest import run
 

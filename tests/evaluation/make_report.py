@@ -2,8 +2,8 @@
 
 from make_run import make_evaluate, make_shards, make_subjects, make_train
 
-from refalign.presets import toy
-from refalign.steps import Step
+from refalign.config.presets import toy
+from refalign.pipeline.steps import Step
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import save
 
-from refalign.looks import Look
-from refalign.pictures import encode_jpeg, encode_png, write_mp4
-from refalign.schemas import CLIP_SCHEMA
+from refalign.io.images import encode_jpeg, encode_png, write_mp4
+from refalign.io.looks import Look
+from refalign.io.tables import CLIP_SCHEMA
+from refalign.pipeline.steps import Step
 from refalign.shards.writer import write_tar
-from refalign.steps import Step
 from refalign.training.records import FILE_NAME, append_record
 
 

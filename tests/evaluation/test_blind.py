@@ -7,12 +7,12 @@ import pytest
 from make_report import HOSTILE
 from make_run import make_evaluate, make_picture
 
+from refalign.config import GateConfig
 from refalign.errors import ArtifactError
 from refalign.evaluation.blind import Question, Votes, order_questions, place_challenger, read_votes
 from refalign.evaluation.gate import decide
 from refalign.evaluation.report.blind import make_blind_page
-from refalign.pictures import encode_png
-from refalign.sections import GateConfig
+from refalign.io.images import encode_png
 from tests.chromium import CHROMIUM, show
 
 KEYS = [f"clip{number}" for number in range(40)]

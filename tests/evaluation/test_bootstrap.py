@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refalign.evaluation.bootstrap import count_seeds, hierarchical_bootstrap, power, smallest_seen
+from workshop.study.bootstrap import count_seeds, hierarchical_bootstrap, power, smallest_seen
 
 
 def draw_gains(rng, effect=0.0, seeds=8, prompts=48, between=0.02, of_prompts=0.03, noise=0.2):

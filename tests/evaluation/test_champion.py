@@ -8,14 +8,14 @@ import pytest
 import torch
 from make_run import make_evaluate, make_shards, make_subjects, make_train
 
-from refalign.champion import run_ask, run_list, run_promote, run_rollback
+from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
 from refalign.evaluation.blind import place_challenger, read_votes
 from refalign.evaluation.champion import name_comparison, score_champion
 from refalign.evaluation.launch import run_evaluation
+from refalign.evaluation.promotion import run_ask, run_list, run_promote, run_rollback
 from refalign.models.wan import load_transformer
-from refalign.presets import toy_tiny
-from refalign.steps import Step, write_json
+from refalign.pipeline.steps import Step, write_json
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun
 

@@ -8,8 +8,8 @@ from make_run import make_subjects
 
 from refalign.evaluation.report.charts import make_histogram
 from refalign.evaluation.report.curation import FILE_NAME, make_curation_report
-from refalign.schemas import PAIR_SCHEMA
-from refalign.steps import Step
+from refalign.io.tables import PAIR_SCHEMA
+from refalign.pipeline.steps import Step
 
 HOSTILE = "<script>alert(1)</script>"
 

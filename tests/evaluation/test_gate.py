@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from refalign.config import GateConfig
 from refalign.evaluation.gate import compare, decide
-from refalign.sections import GateConfig
 
 
 def make(rng, effects, prompts=200, noise=0.1):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from refalign.config import apply_overrides
+from refalign.config.presets import PRESETS, toy
 from refalign.errors import ConfigError
 from refalign.evaluation.judging import iter_answers, load_judge, share_right
-from refalign.presets import PRESETS, toy
-from refalign.summary import describe_step
+from refalign.pipeline.summary import describe_step
 from refalign.toy.verdict import judge_video
 
 

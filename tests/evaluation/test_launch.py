@@ -7,12 +7,12 @@ import pytest
 import torch
 from make_run import make_shards, make_subjects, make_train
 
+from refalign.config.presets import toy_tiny
 from refalign.evaluation.launch import EvaluationActor, make_manifest, plan_separability, plan_videos, write_references
 from refalign.evaluation.samples import choose_samples
+from refalign.io.images import read_image
 from refalign.models.wan import load_transformer
-from refalign.pictures import read_image
-from refalign.presets import toy_tiny
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 
 
 @pytest.fixture(scope="module")

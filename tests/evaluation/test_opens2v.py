@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError
 from refalign.evaluation.opens2v import describe_scores, load_prompts, motion_amplitude, score_folder, total
-from refalign.presets import toy_tiny
 
 NAMES = ("aesthetics", "motion_smoothness", "motion_amplitude", "face_similarity", "gme", "nexus", "natural")
 LEADERBOARD = {

@@ -11,7 +11,7 @@ from refalign.evaluation.report import make_page, make_report
 from refalign.evaluation.report.charts import Line, format_number, make_chart, nice_ticks, smooth
 from refalign.evaluation.report.sections import make_scores, make_tiles
 from refalign.evaluation.report.verdicts import make_verdicts
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 
 VOID = {"meta", "link", "img"}
 

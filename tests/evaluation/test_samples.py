@@ -5,7 +5,7 @@ from make_run import make_picture, make_shards, make_subjects
 
 from refalign.errors import ArtifactError
 from refalign.evaluation.samples import choose_samples
-from refalign.pictures import decode_image, on_white
+from refalign.io.images import decode_image, on_white
 
 
 def test_held_out_samples_with_pictures_from_other_clips(tmp_path):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from make_run import make_shards
 
+from refalign.config.presets import toy_tiny
 from refalign.evaluation.separability import block_features, collect_references, measure, project
 from refalign.models.wan import load_transformer
-from refalign.presets import toy_tiny
 from refalign.shards.reader import ShardIndex
 
 

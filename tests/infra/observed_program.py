@@ -6,10 +6,10 @@ import urllib.request
 from pathlib import Path
 
 from refalign.config import ClusterConfig
-from refalign.parts import connect, run_parts
-from refalign.presets import toy_tiny
-from refalign.steps import Step
-from refalign.telemetry import show_training
+from refalign.config.presets import toy_tiny
+from refalign.pipeline.ray_data import connect, run_parts
+from refalign.pipeline.steps import Step
+from refalign.pipeline.telemetry import show_training
 
 WAIT_S = 120
 

@@ -67,7 +67,7 @@ def test_commands_are_known_to_the_pipelines(stage):
 
 
 def test_stages_are_the_steps_of_the_story():
-    from refalign.flow import STEPS
+    from refalign.run import STEPS
 
     assert tuple(stage.script for stage in stages.STEPS) == STEPS
 
@@ -89,9 +89,9 @@ def test_the_check_ends_with_1_where_a_step_is_not_done(tmp_path):
 
 
 def test_the_check_knows_what_a_finished_story_prints(tmp_path, capsys):
-    from refalign.flow import Story
-    from refalign.presets import toy_tiny
-    from refalign.steps import Step
+    from refalign.config.presets import toy_tiny
+    from refalign.pipeline.steps import Step
+    from refalign.run import Story
 
     step = Step.make(tmp_path, "register", "x")
     step.commit({"name": "refalign", "version": "1"})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refalign.telemetry import TRAINING, name_gauge
+from refalign.pipeline.telemetry import TRAINING, name_gauge
 from tests.infra.manifests import INFRA, load_yaml
 
 DASHBOARD = json.loads((INFRA / "grafana/refalign.json").read_text())

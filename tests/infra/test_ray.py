@@ -52,7 +52,7 @@ def test_the_package_runs_without_the_repository(package, tmp_path):
         [sys.executable, "pipelines/full.py", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert said.returncode == 0 and "wan2_1_1_3b" in said.stdout, said.stderr
-    code = "from refalign.presets import toy; m = toy().models; print(m.base, m.vision_encoder, m.detector, sep='\\n')"
+    code = "from refalign.config.presets import toy; m = toy().models; print(m.base, m.vision_encoder, m.detector, sep='\\n')"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     folders = [Path(line) for line in found.stdout.split()]
     assert len(folders) == 3, found.stderr

@@ -38,7 +38,7 @@ def test_quotes_that_nobody_prints_are_found_out(texts):
 @pytest.mark.parametrize("text", [RUNBOOK, SECURITY], ids=["runbook", "security"])
 def test_files_and_settings_that_are_named_exist(text):
     from refalign.config import apply_overrides
-    from refalign.presets import load_preset
+    from refalign.config.presets import load_preset
 
     for name in re.findall(r"`((?:refalign|pipelines|tests|infra)/[\w/]+(?:\.py)?)", text):
         assert (ROOT / name).exists(), name

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from refalign.config.presets import toy
 from refalign.curation.quality import load_scorer, match_caption
 from refalign.errors import ArtifactError
 from refalign.models.scores import TextImageScorer, convert_aesthetic_head, load_aesthetic_head
-from refalign.presets import toy
 from tests.models.make_tiny import save_clip
 
 

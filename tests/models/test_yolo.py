@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import toy_models
 
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.detector_files import check_detector
@@ -14,6 +13,7 @@ from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import make_scene
+from workshop.judging import measure as toy_models
 
 SIZE = FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 DETECTOR_FOLDER = WEIGHTS_FOLDER / "detector"
@@ -124,7 +124,7 @@ def test_matching_gives_each_subject_one_detection():
 
 
 def _truth(scene):
-    from refalign.toy.sampling import FrameTruth
+    from workshop.weights.sampling import FrameTruth
 
     return FrameTruth(scene.frames[0], scene.boxes_xyxy_px[:, 0], scene.masks[:, 0])
 

@@ -95,7 +95,7 @@ def official_of(content, folder, canary):
 
 def pickled_folder(part, weights, folder, canary):
     """A model folder whose weights are a pickle under the name that the library would fall back to."""
-    from refalign.generation import RefAlignPipeline
+    from refalign.generation.pipeline import RefAlignPipeline
     from refalign.models.dinov3 import VisionEncoder
 
     source = _TOY / (part if part == "dinov3" else "wan")
@@ -134,7 +134,7 @@ def model_config(text, folder, canary):
 
 
 def export_settings(text, folder, canary):
-    from refalign.exports import load_export_settings
+    from refalign.generation.settings import load_export_settings
 
     write(folder / "refalign.json", text)
     load_export_settings(folder)
@@ -215,14 +215,14 @@ def manifest(text, folder, canary):
 
 
 def tombstones(folder, canary):
-    from refalign.tombstones import load_tombstones
+    from refalign.pipeline.tombstones import load_tombstones
 
     write(folder / "tombstones.jsonl", DEEP)
     load_tombstones(folder)
 
 
 def damaged_table(folder, canary):
-    from refalign.storage import read_table
+    from refalign.io.storage import read_table
 
     read_table(str(write(folder / "clips.parquet", b"PAR1" + b"\xff" * 400 + b"PAR1")))
 
@@ -232,7 +232,7 @@ def damaged_table(folder, canary):
 
 def reference(content, folder, canary):
     """A reference of `pipelines/generate.py`, under a name that means no harm."""
-    from refalign.pictures import read_image
+    from refalign.io.images import read_image
 
     read_image(write(folder / "a.png", content(canary) if callable(content) else content))
 
@@ -246,17 +246,17 @@ def served_reference(content, folder, canary):
 
 def served_row(row, params, folder, canary):
     """A row of a request to a served model."""
-    from refalign.exports import make_generation_settings
-    from refalign.presets import toy
+    from refalign.config.presets import toy
+    from refalign.generation.settings import make_generation_settings
     from refalign.tracking.model_file import parse_rows
 
     parse_rows([{"prompt": "a ball", **row}], params, make_generation_settings(toy()))
 
 
 def evaluation_picture(content, folder, canary):
+    from refalign.config.presets import toy
     from refalign.curation.selection import EvaluationActor, list_pictures
-    from refalign.presets import toy
-    from refalign.steps import Step
+    from refalign.pipeline.steps import Step
 
     write(folder / "eval" / "a.webp", content)
     pictures = [str(path) for path in list_pictures(str(folder / "eval"))]
@@ -270,7 +270,7 @@ def first_fault(name, content, folder, canary):
     """What becomes of the first file, row or entry of an input: its outcome, raised."""
     from refalign.config import InputConfig
     from refalign.curation.sources import list_sources
-    from refalign.outcomes import Outcome
+    from refalign.pipeline.outcomes import Outcome
 
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ def first_fault(name, content, folder, canary):
 def setting(*texts):
     def send(folder, canary):
         from refalign.config import apply_overrides
-        from refalign.presets import toy
+        from refalign.config.presets import toy
 
         apply_overrides(toy(), [text.replace("DEEP", DEEP) for text in texts])
 
@@ -291,7 +291,7 @@ def setting(*texts):
 
 
 def preset(folder, canary):
-    from refalign.presets import load_preset
+    from refalign.config.presets import load_preset
 
     load_preset("../../../etc/passwd")
 

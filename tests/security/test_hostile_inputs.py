@@ -17,7 +17,7 @@ _MAX_GROWTH_BYTES = 300 * 2**20
 def _libraries():
     """Loaded beforehand, so that what grows during a case is the case."""
     import refalign.curation.selection
-    import refalign.generation
+    import refalign.generation.pipeline
     import refalign.models.captioner
     import refalign.models.convert
     import refalign.models.scores

@@ -12,11 +12,11 @@ import pytest
 
 from refalign.cli import run_command
 from refalign.config import apply_overrides
+from refalign.config.presets import toy, toy_tiny
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
 from refalign.evaluation.report import make_page
 from refalign.evaluation.report.curation import make_curation_report
-from refalign.presets import toy, toy_tiny
-from refalign.texts import hide_secrets, holds_password
+from refalign.io.untrusted import hide_secrets, holds_password
 from refalign.tracking.model_card import Provenance, make_model_card
 from tests.evaluation.make_run import make_shards, make_subjects
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from refalign.config import RunConfig, apply_overrides
+from refalign.config.presets import load_preset
 from refalign.errors import ArtifactError
+from refalign.estimates.storage import announce_size, estimate_parts
 from refalign.models.loading import load_grid
-from refalign.presets import load_preset
+from refalign.pipeline.steps import Step
 from refalign.shards.encode import make_reference
-from refalign.shards.estimate import announce_size, estimate_parts
 from refalign.shards.plan import plan_shards
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import has_targets, keep_references, pack_pictures, unpack_pictures
-from refalign.steps import Step
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, do_without_ray, make_config
 
@@ -57,7 +57,7 @@ def test_the_size_is_said_before_the_start_and_a_small_disk_refused(curated, tmp
     plan = plan_shards(config.shards, steps["subjects"], steps["pairs"])
     announce_size(Step.make(tmp_path, "shards", 1), plan, config)
     assert re.fullmatch(r"shards: \d+ samples to store, about [\d.]+ MiB \([\d.]+ KiB each\)\n", capsys.readouterr().out)
-    monkeypatch.setattr("refalign.shards.estimate._LARGE_BYTES", 2**20)
+    monkeypatch.setattr("refalign.estimates.storage._LARGE_BYTES", 2**20)
     announce_size(Step.make(tmp_path, "shards", 1), plan, config)
     assert re.search(r"shards: very much to store; .*shards.target_dtype=int8 would take about", capsys.readouterr().out)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**19}))
@@ -91,7 +91,7 @@ def test_computed_targets_give_the_losses_of_stored_ones(token_weight: str, cura
 def test_what_published_sizes_take(monkeypatch, capsys) -> None:
     """Against the samples of `benchmarks/reader.py`: 14.53 MiB, with int8 targets 9.98 MiB, three references each."""
     widths = {"in_channels": 16, "text_dim": 4096, "hidden_size": 1024}
-    monkeypatch.setattr("refalign.shards.estimate.load_model_config", lambda *_, **__: widths)
+    monkeypatch.setattr("refalign.estimates.storage.load_model_config", lambda *_, **__: widths)
     count = 5_000_000
     plan = {"train-000000.tar": {"clips": range(count), "references": 3 * count, "caption_bytes": 396 * count}}
 
@@ -111,7 +111,7 @@ def test_what_published_sizes_take(monkeypatch, capsys) -> None:
 
 
 def test_stored_pictures_are_the_pixels_that_targets_are_made_of(curated) -> None:
-    from refalign.pictures import decode_image
+    from refalign.io.images import decode_image
     from tests.test_takedown import rows_of
 
     config, steps = curated["computed"]

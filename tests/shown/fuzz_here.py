@@ -11,11 +11,11 @@ from pathlib import Path
 
 import av
 
+from refalign.config.presets import toy
 from refalign.curation.shots import iter_windows
-from refalign.decoding import find_stream, open_container
 from refalign.errors import DataError
-from refalign.presets import toy
-from refalign.videos import ClipSpec, probe_duration_s, read_clips
+from refalign.io.decoding import find_stream, open_container
+from refalign.io.video import ClipSpec, probe_duration_s, read_clips
 
 LIMIT_S = 10
 

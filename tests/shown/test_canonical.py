@@ -11,8 +11,8 @@ from av.filter import Graph
 
 from refalign.config import CurationConfig
 from refalign.errors import DataError
-from refalign.outcomes import Outcome
-from refalign.videos import iter_frames
+from refalign.io.video import iter_frames
+from refalign.pipeline.outcomes import Outcome
 from tests.shown.making import HEIGHT, SDR, WIDTH, draw, pack_fields, write
 from tests.shown.patches import CANONICAL, KINDS, read_patches, write_patches
 from tests.shown.test_kinds import psnr, show_all

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refalign.outcomes import Outcome
+from refalign.pipeline.outcomes import Outcome
 from tests.shown.making import draw, write
 
 CONTAINERS = {

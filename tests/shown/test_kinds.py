@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from refalign.config import CurationConfig
+from refalign.config.presets import toy
 from refalign.curation.shots import iter_annotated_window, iter_windows
 from refalign.errors import DataError
-from refalign.presets import toy
-from refalign.videos import ClipSpec, iter_frames, iter_grid, probe_duration_s, read_clips
+from refalign.io.video import ClipSpec, iter_frames, iter_grid, probe_duration_s, read_clips
 from tests.shown.making import HEIGHT, WIDTH, draw, joined, to_frame, with_cover, write
 
 CONFIG = CurationConfig()

@@ -8,8 +8,8 @@ import pytest
 
 from refalign.curation.launch import SubjectsActor, describe_subjects, plan_subjects
 from refalign.evaluation.report.curation import make_curation_report
-from refalign.steps import Step
-from refalign.summary import describe_step
+from refalign.pipeline.steps import Step
+from refalign.pipeline.summary import describe_step
 from refalign.toy.videos import write_world
 from tests.curation.bad_files import read_frames
 from tests.curation.curating import curate, make_config

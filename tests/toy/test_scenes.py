@@ -10,10 +10,7 @@ from PIL import Image
 from refalign.errors import ConfigError
 from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, HEIGHT, draw
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, attributes_of, identity_of, likeness_of, split_of
-from refalign.toy.initial_weights import make_tokenizer
-from refalign.toy.pool import CAPTION_TOKENS
 from refalign.toy.rendering import boxes_of, draw_subjects, render_references, render_scenes
-from refalign.toy.sampling import sample_clutter, sample_frames
 from refalign.toy.scenes import (
     NUM_FRAMES,
     PLACES,
@@ -27,6 +24,9 @@ from refalign.toy.scenes import (
     parse_caption,
     subject_phrase,
 )
+from workshop.weights.initial_weights import make_tokenizer
+from workshop.weights.pool import CAPTION_TOKENS
+from workshop.weights.sampling import sample_clutter, sample_frames
 
 PLANS = [make_scene([7, number]) for number in range(100)]
 FIRST_FRAMES = (0, 1, 5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from refalign.toy.training import Muon, TrainingState, autocast_where_fast, make_optimizers, split_parameters, train
+from workshop.weights.training import Muon, TrainingState, autocast_where_fast, make_optimizers, split_parameters, train
 
 
 def test_muon_fits_a_convolution_that_a_shrinking_step_can_reach():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from refalign.presets import load_preset
-from refalign.toy import train_transformer
-from refalign.toy.initial_weights import make_text_encoder, make_tokenizer, make_transformer, write_initial_weights
-from refalign.toy.pool import CAPTION_TOKENS, Pool, draw_references, encode_captions, load_or_make_pool
+from refalign.config.presets import load_preset
 from refalign.toy.scenes import NUM_DRAWINGS, make_caption, make_scene
-from refalign.toy.train_transformer import (
+from workshop.weights import train_transformer
+from workshop.weights.initial_weights import make_text_encoder, make_tokenizer, make_transformer, write_initial_weights
+from workshop.weights.pool import CAPTION_TOKENS, Pool, draw_references, encode_captions, load_or_make_pool
+from workshop.weights.train_transformer import (
     RECIPES,
     SIZE_SHARES,
     TEXT_DROPPED,
@@ -28,7 +28,7 @@ from refalign.toy.train_transformer import (
     make_batch,
     prepare,
 )
-from refalign.toy.training import TrainingState, train
+from workshop.weights.training import TrainingState, train
 
 PER_SIZE, BATCH = 5, 16
 

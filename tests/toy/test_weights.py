@@ -5,18 +5,19 @@ import re
 import numpy as np
 import pytest
 import torch
-import toy_models
-import toy_vision
 from safetensors import safe_open
 
 from refalign.models.vae import VideoVAE
-from refalign.toy import WEIGHTS_FOLDER, train_vae
-from refalign.toy.cases import draw_case, make_cases
-from refalign.toy.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
+from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import HOLD, caption_words, make_caption, make_scene
-from refalign.toy.scoring import score_clip
-from refalign.toy.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry
+from workshop.judging import measure as toy_models
+from workshop.judging import vision as toy_vision
+from workshop.judging.cases import draw_case, make_cases
+from workshop.judging.scoring import score_clip
+from workshop.weights import train_vae
+from workshop.weights.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
+from workshop.weights.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_normalised_latents_have_unit_variance(vae):
 
 
 def test_each_latent_frame_is_the_picture_of_its_own_drawing(untrained_vae):
-    """What the samples of `refalign.toy.pool` rely on, whatever the weights, as long as only the last slices are trained."""
+    """What the samples of `workshop.weights.pool` rely on, whatever the weights, as long as only the last slices are trained."""
     frames = torch.from_numpy(np.stack([shot.frames for shot in render_scenes([make_scene(3), make_scene(4)])]))
     latents = untrained_vae.encode(frames)
     stills = untrained_vae.encode_images(frames[:, [0, *range(1, frames.shape[1], HOLD)]].flatten(0, 1))

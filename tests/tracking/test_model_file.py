@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
+from refalign.config.presets import toy_tiny
 from refalign.errors import DataError
-from refalign.pictures import encode_jpeg, encode_png
-from refalign.presets import toy_tiny
+from refalign.io.images import encode_jpeg, encode_png
 from refalign.tracking.model_file import MAX_REQUESTS, decode_references
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from local_cluster import find_ports
 
-from refalign.pictures import encode_png
-from refalign.presets import toy_tiny
+from refalign.config.presets import toy_tiny
+from refalign.io.images import encode_png
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun
 from tests.serving import serving

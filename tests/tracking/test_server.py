@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from local_cluster import find_ports
 
-from refalign.presets import toy_tiny
+from refalign.config.presets import toy_tiny
 from refalign.tracking.metrics import MetricLogger
 from refalign.tracking.registry import register_model, resolve_model
 from refalign.tracking.run import StoryRun

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refalign.presets import toy_tiny
+from refalign.config.presets import toy_tiny
 from refalign.tracking.model_card import Provenance
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import pytest
 
+from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.flow import Story
-from refalign.presets import toy_tiny
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
+from refalign.run import Story
 from refalign.tracking.client import hide_credentials, make_tracking_uri
 from refalign.tracking.metrics import MetricLogger
 from refalign.tracking.model_card import Provenance, make_model_card

@@ -22,7 +22,7 @@ from refalign.config import (
     TrainingConfig,
     VideoConfig,
 )
-from refalign.pictures import encode_png
+from refalign.io.images import encode_png
 from refalign.shards.sample import pack_pictures
 
 CHANNELS, FRAMES, SIZE, TEXT_WIDTH, VISION_WIDTH = 4, 2, 8, 12, 10

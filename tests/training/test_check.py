@@ -11,7 +11,7 @@ import torch
 from make_shards import make_config
 
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 from refalign.training.check import check_folder, check_tracking, check_training
 from refalign.training.launch import launch_in_process
 from refalign.training.models import Ranks

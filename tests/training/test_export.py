@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
-from refalign.exports import check_digests
-from refalign.generation import RefAlignPipeline
+from refalign.generation.pipeline import RefAlignPipeline
+from refalign.generation.settings import check_digests
 from refalign.training.export import export_model
 from refalign.training.loop import Run, start_run, take_step
 

@@ -16,7 +16,7 @@ from make_shards import make_config, write_shards
 from safetensors.torch import load_file
 
 from refalign.config import RunConfig, StageConfig
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 from refalign.training.earlier import describe_earlier, find_earlier, go_on_from
 from refalign.training.launch import launch_in_process, make_settings, run_training, train_worker
 from refalign.training.records import read_records

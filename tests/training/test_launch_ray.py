@@ -15,7 +15,7 @@ from make_shards import make_config, write_shards
 
 from refalign.config import StageConfig
 from refalign.errors import ArtifactError
-from refalign.steps import Step
+from refalign.pipeline.steps import Step
 from refalign.training.check import check_training
 from refalign.training.checkpoint import latest_checkpoint
 from refalign.training.launch import make_settings, run_training, train_worker

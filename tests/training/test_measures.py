@@ -9,13 +9,13 @@ import torch
 from make_shards import VISION_WIDTH, make_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from refalign.estimates.compute import ModelSizes, count_flops, peak_flops
 from refalign.objective.flow_matching import make_training_schedule
 from refalign.shards.reader import ShardIndex
 from refalign.training.batch import BatchMaker
 from refalign.training.loop import start_run, take_step
 from refalign.training.measures import SUMS, Meter, bin_of, pass_of
 from refalign.training.models import build_models
-from refalign.training.sizes import ModelSizes, count_flops, peak_flops
 from refalign.training.step import train_step
 
 KEEP_ALL = {"drop_text": 0.0, "drop_references": 0.0, "drop_both": 0.0}

@@ -14,13 +14,13 @@ from make_shards import make_config, write_shards
 
 from refalign.config import RunConfig
 from refalign.errors import ConfigError
+from refalign.estimates.compute import ModelSizes, PassSizes
+from refalign.estimates.memory import MemoryEstimate, check_memory, estimate_memory
 from refalign.shards.reader import ShardIndex
 from refalign.training.launch import _join_single_group
 from refalign.training.loop import start_run, take_step
-from refalign.training.memory import MemoryEstimate, check_memory, estimate_memory
 from refalign.training.models import build_models
 from refalign.training.preflight import estimate_for, load_shapes
-from refalign.training.sizes import ModelSizes, PassSizes
 
 
 def write_base(folder: Path, width: int, layers: int) -> Path:

@@ -18,7 +18,6 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.cosmos import METAS, iter_cosmos
 from refalign.curation.sources.folder import (
@@ -39,7 +38,8 @@ from refalign.curation.sources.phantom import is_phantom, iter_phantom
 from refalign.curation.sources.source_video import SourceVideo, open_source, refuse
 from refalign.curation.sources.tables import LIST_SUFFIXES, iter_list, iter_table, load_column_names
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
+from refalign.io import storage
+from refalign.pipeline.outcomes import Outcome
 
 __all__ = ["SourceVideo", "check_apart", "identify_sources", "list_sources", "open_source"]
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.folder import read_description
 from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
 from refalign.errors import DataError
-from refalign.outcomes import Outcome
-from refalign.texts import parse_json
+from refalign.io import storage
+from refalign.io.untrusted import parse_json
+from refalign.pipeline.outcomes import Outcome
 
 METAS = "metas/v0/"
 

@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refalign import storage
 from refalign.config import CurationConfig, InputConfig
 from refalign.curation.sources.listing import find_run, split_pattern
 from refalign.curation.sources.source_video import SourceVideo, make_source, read_caption, refuse
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
-from refalign.places import is_there
-from refalign.texts import parse_json
-from refalign.videos import iter_frames
+from refalign.io import storage
+from refalign.io.untrusted import parse_json
+from refalign.io.video import iter_frames
+from refalign.pipeline.outcomes import Outcome
+from refalign.pipeline.places import is_there
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")

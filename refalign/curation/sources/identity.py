@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from refalign import storage
 from refalign.config import CurationConfig
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import BackendUnavailable, DataError
-from refalign.outcomes import Outcome, belongs_to_place
+from refalign.io import storage
+from refalign.pipeline.outcomes import Outcome, belongs_to_place
 
 _READERS = 16
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from refalign import storage
 from refalign.curation.sources.source_video import refuse
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
+from refalign.io import storage
+from refalign.pipeline.outcomes import Outcome
 
 _STEP_FOLDER = re.compile(r"(world|subjects|pairs|shards|train|evaluate|register)-[0-9a-f]{12}")
 _STEP_FILES = ("lease", "manifest.json", "store")

@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
-from refalign.places import is_there
-from refalign.texts import parse_json
+from refalign.io import storage
+from refalign.io.untrusted import parse_json
+from refalign.pipeline.outcomes import Outcome
+from refalign.pipeline.places import is_there
 
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 4096

@@ -15,15 +15,15 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.folder import is_hidden, is_video
 from refalign.curation.sources.listing import list_files
 from refalign.curation.sources.source_video import SourceVideo, read_text, refuse
 from refalign.curation.sources.tables import iter_parquet
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
-from refalign.texts import parse_json
+from refalign.io import storage
+from refalign.io.untrusted import parse_json
+from refalign.pipeline.outcomes import Outcome
 
 LICENSE = "non-commercial research only (Phantom-Data)"
 _ID_COLUMNS = ("vid", "video_id")

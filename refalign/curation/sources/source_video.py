@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.errors import DataError
-from refalign.outcomes import Outcome
+from refalign.io import storage
+from refalign.pipeline.outcomes import Outcome
 
 CAPTION_NAMES = ("caption", "text", "prompt", "video_caption")
 """What sidecars and tables call a caption; the first that says something holds."""

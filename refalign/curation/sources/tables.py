@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from refalign import storage
 from refalign.config import InputConfig
 from refalign.curation.sources.folder import describe_video, find_sidecars, is_video
 from refalign.curation.sources.source_video import CAPTION_NAMES, SourceVideo, make_source, read_caption, refuse
 from refalign.errors import ConfigError, DataError
-from refalign.outcomes import Outcome
-from refalign.places import is_there
-from refalign.texts import parse_json
+from refalign.io import storage
+from refalign.io.untrusted import parse_json
+from refalign.pipeline.outcomes import Outcome
+from refalign.pipeline.places import is_there
 
 LIST_SUFFIXES = (".txt", ".lst")
 _PATH_COLUMNS = ("path", "uri", "video")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.evaluation.report import html, sections, separability
-from refalign.steps import Step, write_bytes
+from refalign.pipeline.steps import Step, write_bytes
 
 _STORY = ("subjects", "pairs", "shards", "train", "evaluate", "register")
 # Videos that are compared start together; who asked for less motion starts them by hand.

@@ -12,10 +12,10 @@ import pyarrow as pa
 from refalign.errors import DataError
 from refalign.evaluation.report import html, sections
 from refalign.evaluation.report.charts import make_histogram
-from refalign.pictures import decode_image, encode_png, make_contact_sheet
-from refalign.schemas import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT
-from refalign.steps import Step, write_bytes
-from refalign.storage import read_table
+from refalign.io.images import decode_image, encode_png, make_contact_sheet
+from refalign.io.storage import read_table
+from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT
+from refalign.pipeline.steps import Step, write_bytes
 
 FILE_NAME = "curation_report.html"
 _THUMBNAIL_PX = 96

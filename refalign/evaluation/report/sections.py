@@ -11,8 +11,8 @@ from refalign.errors import DataError
 from refalign.evaluation.report import html
 from refalign.evaluation.report.charts import Line, make_chart, smooth
 from refalign.evaluation.report.verdicts import make_verdicts
-from refalign.pictures import decode_image, encode_png, make_contact_sheet
-from refalign.steps import Step
+from refalign.io.images import decode_image, encode_png, make_contact_sheet
+from refalign.pipeline.steps import Step
 from refalign.tracking.run import flatten
 from refalign.tracking.story import iter_contact_sheets
 from refalign.training.records import FILE_NAME, read_records

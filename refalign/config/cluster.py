@@ -1,0 +1,60 @@
+"""Where a run works and what it reports to."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from refalign.config.section import Count, Positive, Section
+from refalign.io.untrusted import holds_password
+
+
+class PoolConfig(Section):
+    cpus: Positive = 1.0
+    """CPUs of one actor."""
+    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one actor; fractions share a device."""
+    resources: dict[str, Positive] = {}
+    """Custom Ray resources of one actor, which place it on the nodes that offer them."""
+    min_actors: Count = 1
+    """Actors that are kept while there is work."""
+    max_actors: Count = 1
+    """Actors at the most; Ray adds them while parts wait and the cluster has room."""
+
+
+class ClusterConfig(Section):
+    subjects: PoolConfig = PoolConfig()
+    """Actors that decode, detect and embed."""
+    pairs: PoolConfig = PoolConfig()
+    """Actors that match subjects; they need no GPU."""
+    shards: PoolConfig = PoolConfig()
+    """Actors that encode."""
+    evaluate: PoolConfig = PoolConfig()
+    """Actors that make and score videos."""
+    worker_cpus: Positive = 1.0
+    """CPUs of one training rank."""
+    worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs of one training rank."""
+    worker_resources: dict[str, Positive] = {}
+    """Custom Ray resources of one training rank."""
+    threads: Count = 2
+    """Compute threads of each actor and rank."""
+
+
+def _without_password(uri: str) -> str:
+    if holds_password(uri):
+        raise ValueError(
+            "credentials belong into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
+            "database), not into the URI, which is written into manifests"
+        )
+    return uri
+
+
+class TrackingConfig(Section):
+    uri: Annotated[str, AfterValidator(_without_password)] | None = None
+    """MLflow server; None keeps a database in the output folder. Credentials come from MLflow's environment variables."""
+    experiment: str = "refalign"
+    """MLflow experiment."""
+    model_name: str = "refalign"
+    """Registered model that new versions are added to."""

@@ -1,0 +1,155 @@
+"""What a run learns from: input, clips, curation, pairs, shards, and where parts are stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from refalign.config.section import Count, Fraction, Positive, Section
+
+
+class InputConfig(Section):
+    path: str | None = None
+    """What to learn from: a folder, a video, a pattern, a list or table of paths or URIs, an OpenS2V or Phantom-Data annotation,
+    a cosmos-curate output folder; local, ``s3://`` or ``gs://``. None draws the toy world."""
+    license: str = "unknown"
+    """Licence written into rows whose source states none."""
+    world_videos: Count = 48
+    """Videos to draw when ``path`` is None."""
+    world_seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the drawn world: equal seeds give equal bytes."""
+    world_split: Literal["train", "heldout"] = "heldout"
+    """Whose creatures are drawn: those the embedded weights were trained on, or others."""
+
+
+class StorageConfig(Section):
+    parts: Annotated[str, Field(pattern=r"^(s3|gs)://[^/@]+(/.*)?$")] | None = None
+    """Where the data of subjects, pairs and shards go: ``s3://bucket/prefix`` or ``gs://...``, a prefix for each output folder.
+    None keeps them in ``--output``, where manifests, checkpoints and evaluation stay in any case."""
+
+
+class VideoConfig(Section):
+    height_px: Count
+    """Height of training clips; a multiple of the token size, 16 px for Wan2.1."""
+    width_px: Count
+    """Width of training clips; a multiple of the token size, 16 px for Wan2.1."""
+    num_frames: Count
+    """Frames of a clip: 1 more than a multiple of the VAE's stride, 4 for Wan2.1."""
+    fps: Positive
+    """Frame rate that clips are resampled to."""
+
+
+class CurationConfig(Section):
+    videos_per_part: Count = 16
+    """Videos that one task owns and commits together."""
+    shot_threshold: Positive = 27.0
+    """Content change (mean HSV difference, 0 to 255) above which a new shot begins."""
+    max_clips_per_video: Count = 4
+    """Windows taken from one video, spread evenly over its shots."""
+    detection_frames: Count = 5
+    """Frames of a clip that the detector and its tracker look at, evenly spaced."""
+    min_confidence: Fraction = 0.4
+    """Detections below this score are not subjects."""
+    embedding_px: Count = 224
+    """Side of the white square on which a crop is shown to the vision encoder for its identity embedding."""
+    max_references: Annotated[int, Field(ge=1, le=4)] = 3
+    """Subjects kept per clip, by area."""
+    min_area_fraction: Fraction = 0.1
+    """Smallest subject box, as a fraction of the frame."""
+    max_area_fraction: Fraction = 0.9
+    """Largest subject box: what fills the frame is the scene, not a subject."""
+    duplicate_iou: Fraction = 0.8
+    """Two subjects whose masks overlap at least this much are one."""
+    scene_references: bool = False
+    """Give each clip its scene as one more reference, the subjects cut out; it takes one of the ``max_references`` places."""
+    crop: Literal["mask", "box"] = "mask"
+    """What a reference shows: the subject cut out on white, or its whole box."""
+    classes: tuple[str, ...] = ()
+    """Names of what to look for; empty takes all that the detector knows. An open-vocabulary detector (YOLOE) takes any words."""
+    classes_in_caption: bool = False
+    """Look only for those of ``classes`` that the clip's own caption names; for all of them where it names none."""
+    caption: Literal["source", "missing", "all"] = "source"
+    """Who writes captions: the source, the captioner where the source is silent, or the captioner always."""
+    caption_prompt: str = "Describe this video in one or two plain sentences: who or what is in it, what happens, and where."
+    """What the captioner is asked."""
+    max_caption_tokens: Count = 96
+    """Longest caption that the captioner may write."""
+    min_aesthetic: float = 4.5
+    """OpenS2V annotations: keep a subject with at least this aesthetic score ..."""
+    min_text_image: Fraction = 0.6
+    """... or at least this text-image score."""
+    max_video_bytes: Count = 16 * 2**30
+    """Larger files are quarantined unread."""
+    max_frame_px: Count = 7680 * 4320
+    """Videos with larger frames are quarantined undecoded."""
+    max_worker_deaths: Count = 3
+    """A video on which so many workers died is quarantined instead of started again."""
+    max_quarantine_fraction: Fraction = 0.1
+    """Share of faulty videos or clips above which the step fails."""
+
+    @model_validator(mode="after")
+    def _leaves_a_subject(self):
+        if self.scene_references and self.max_references == 1:
+            raise ValueError("curation.scene_references=true takes the one place of curation.max_references=1; allow 2 or more")
+        return self
+
+
+class QualityConfig(Section):
+    """Which clips are good enough. Scores are columns of the clip rows, so another limit decodes nothing again.
+
+    None leaves a test out. A score that could not be computed (NaN: one frame has no motion, no caption no match) passes.
+    """
+
+    min_sharpness: Annotated[float, Field(ge=0.0)] | None = None
+    """Variance of the Laplacian of the clip as it is trained on, grey levels squared; below it is TOO_BLURRED."""
+    min_exposure: Fraction | None = None
+    """Mean luma from 0 (black) to 1 (white); below it is TOO_DARK."""
+    max_clipped_fraction: Fraction | None = None
+    """Share of pixels that are black or white through clipping; above it is CLIPPED."""
+    min_motion: Annotated[float, Field(ge=0.0)] | None = None
+    """Mean optical flow per frame as a share of the long side; below it is NO_MOTION (0.0005: half a pixel of 1,000)."""
+    max_motion: Annotated[float, Field(ge=0.0)] | None = None
+    """The same; above it is TOO_MUCH_MOTION."""
+    min_text_image: float | None = None
+    """Cosine of frames and caption under ``models.text_image``; below it is POOR_CAPTION_MATCH."""
+    min_aesthetic: float | None = None
+    """Score of ``models.aesthetic``; below it is NOT_AESTHETIC."""
+    max_phash_distance: Annotated[int, Field(ge=0, le=16)] | None = None
+    """Bits of 64 by which the perceptual hashes of two NEAR_DUPLICATE clips differ at most; the first by id stays."""
+    evaluation_references: str | None = None
+    """Folder of the pictures that evaluation will use; clips that show the same subjects are CONTAMINATED."""
+    max_evaluation_similarity: Fraction = 0.9
+    """Cosine of a subject and an evaluation picture from which they show the same."""
+
+    @model_validator(mode="after")
+    def _leaves_something(self):
+        if self.min_motion is not None and self.max_motion is not None and self.min_motion > self.max_motion:
+            raise ValueError(f"quality.min_motion={self.min_motion} is above quality.max_motion={self.max_motion}")
+        return self
+
+
+class PairsConfig(Section):
+    min_similarity: Fraction = 0.7
+    """Cosine of two crops' embeddings from which they may show one identity."""
+    max_similarity: Fraction = 0.995
+    """Above this two crops are the same picture, which teaches nothing."""
+    max_references_per_subject: Count = 2
+    """Pictures from other clips kept for one subject, the most similar first."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of source groups held out; pairs never join two groups, so no identity is in both splits."""
+
+
+class ShardsConfig(Section):
+    samples_per_shard: Count = 64
+    """Samples that one task owns and commits as one tar."""
+    augmented_references: Annotated[int, Field(ge=0)] = 0
+    """Stored views of each reference that are augmented (turned, sheared, tinted, moved; never cropped), in place of the plain
+    one; 0 stores the plain one."""
+    targets: Literal["stored", "computed"] = "stored"
+    """Vision tokens of the references: in the shards, or computed by every training rank from the references' pixels, which the
+    shards then hold instead (PNG, so that the losses stay): less to store and to read, an encoder's pass more in each step."""
+    target_dtype: Literal["float16", "int8"] = "float16"
+    """How vision tokens are stored: int8, with a scale per token, takes half the space at a cosine error below 1e-4."""
+    frame_tokens: bool = False
+    """Store vision tokens of the video's own frames as well, which REPA aligns with: 67 MB a clip of 81 x 480 x 832."""

@@ -1,0 +1,395 @@
+"""Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI read through pyarrow's file systems.
+
+`refalign.io.writing` writes them. pyarrow is imported only where a remote file or a table is read.
+
+Credentials and endpoints come from the environment only (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``GOOGLE_APPLICATION_CREDENTIALS`` ...), so that no row, log or fingerprint can hold a secret.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+import posixpath
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from refalign.errors import ArtifactError, BackendUnavailable, DataError
+from refalign.io.untrusted import hide_secrets, parse_json_object
+
+REMOTE_SCHEMES = ("s3", "gs")
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_CONNECT_TIMEOUT_S = 10
+_REQUEST_TIMEOUT_S = 60
+_RETRY_S = 30
+_COPY_BYTES = 8 * 2**20
+_SAMPLE_BYTES, _SAMPLES_BETWEEN, _SAMPLE_BETWEEN_BYTES = 1 << 20, 8, 1 << 16
+_READERS = 16
+"""Requests at a time: object stores answer slowly, and many at once."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def is_remote(location: str) -> bool:
+    """Whether the location is a URI; what `resolve` returned is otherwise a local path."""
+    return _URI.match(location) is not None
+
+
+def resolve(location: str, base: str = "") -> str:
+    """An absolute local path or a remote URI; relative locations are taken from ``base``, a folder's location.
+
+    Raises:
+        DataError: BAD_NAME (a name that UTF-8 cannot write, a zero byte) or BAD_URI (unknown scheme, credentials in it).
+    """
+    if not location or "\0" in location or not is_utf8(location):
+        raise DataError("BAD_NAME", f"{show_name(location)!r}: not a usable name; rename the file, in UTF-8")
+    if match := _URI.match(location):
+        return _resolve_uri(match[1].lower(), match[2])
+    if base and is_remote(base) and not location.startswith("/"):
+        scheme, _, key = base.partition("://")
+        return _resolve_uri(scheme, posixpath.join(key, location))
+    return _absolute(Path(base, location))
+
+
+def _absolute(path: Path) -> str:
+    """Without ``..``, and with links left as they are: a dataset of links keeps the names its owner gave it."""
+    return os.path.normpath(path.absolute())
+
+
+def _resolve_uri(scheme: str, rest: str) -> str:
+    authority, _, key = rest.partition("/")
+    if scheme == "file":
+        if authority not in ("", "localhost"):
+            raise DataError("BAD_URI", f"file://{authority}/...: names another machine; give file:///absolute/path")
+        return _absolute(Path(unquote(f"/{key}")))
+    if scheme not in REMOTE_SCHEMES:
+        raise DataError(
+            "BAD_URI", f"{scheme}://...: unknown scheme; known are file, {', '.join(REMOTE_SCHEMES)}, and local paths"
+        )
+    if "@" in authority:
+        raise DataError(
+            "BAD_URI", f"{scheme}://...@...: credentials belong into the environment (AWS_ACCESS_KEY_ID), not into a URI"
+        )
+    if not authority or ".." in key.split("/"):
+        raise DataError("BAD_URI", f"{scheme}://{rest}: expected {scheme}://bucket/key without '..'")
+    return f"{scheme}://{authority}/{key}"
+
+
+def join(folder: str, name: str) -> str:
+    """The location of ``name`` in a folder's location; ``name`` is taken as it is."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def parent(location: str) -> str:
+    """The location of the folder that holds a file."""
+    return location.rpartition("/")[0] or "/"
+
+
+def show_name(name: str) -> str:
+    """The name fit for a report: what UTF-8 cannot write is spelled as escapes, and credentials in a URI are left out."""
+    return hide_secrets(name.encode("utf-8", "backslashreplace").decode())
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can write the text: half surrogate pairs come out of broken JSON and of names in other encodings."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kind_of(location: str) -> str:
+    """``file``, ``folder``, ``missing`` or ``other`` (a pipe, a device, a link that leads nowhere).
+
+    Raises:
+        DataError: UNREADABLE or FORBIDDEN.
+        BackendUnavailable: the object store does not answer.
+    """
+    if not is_remote(location):
+        return _local_kind(location)
+    from pyarrow.fs import FileType
+
+    info = _remote_info(location)
+    return {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}.get(info.type, "other")
+
+
+def _local_kind(location: str) -> str:
+    path = Path(location)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "other" if path.is_symlink() else "missing"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "other"
+        raise DataError("UNREADABLE", f"{location}: {error.strerror}") from error
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def size_of(location: str) -> int:
+    """Bytes of a file.
+
+    Raises:
+        DataError: MISSING, NOT_A_FILE, UNREADABLE or FORBIDDEN.
+        BackendUnavailable: the object store does not answer.
+    """
+    kind = kind_of(location)
+    if kind == "missing":
+        raise DataError("MISSING", f"{location}: no such file")
+    if kind != "file":
+        raise DataError("NOT_A_FILE", f"{location}: {'a folder' if kind == 'folder' else 'a broken link, a pipe or a device'}")
+    return _remote_info(location).size if is_remote(location) else Path(location).stat().st_size
+
+
+def find_size(location: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    if is_remote(location):
+        info = _remote_info(location)
+        return info.size if info.is_file else None
+    path = Path(location)
+    return path.stat().st_size if path.is_file() else None
+
+
+def digest_sampled(location: str) -> str:
+    """16 hexadecimal digits from the size, the first and last MiB and samples between: cheap at any size.
+
+    Same content, same digits. A large remote file costs ten range reads. The time of change is left out on purpose: it changes
+    with every copy, and the content does not.
+    """
+    size_bytes = size_of(location)
+    digest = hashlib.sha256(str(size_bytes).encode())
+    with open_file(location) as file:
+        digest.update(file.read(_SAMPLE_BYTES))
+        between = size_bytes - 2 * _SAMPLE_BYTES
+        for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
+            file.seek(_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN)
+            digest.update(file.read(min(between, _SAMPLE_BETWEEN_BYTES)))
+        file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
+        digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def read_bytes(location: str) -> bytes:
+    """The whole content of a small file.
+
+    Raises:
+        DataError, BackendUnavailable: as `open_file`.
+    """
+    with open_file(location) as file:
+        return file.read()
+
+
+def load_json(location: str) -> dict[str, Any] | None:
+    """The object in a small JSON file; None where there is no such file.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        return parse_json_object(read_bytes(location))
+    except DataError as error:
+        if error.reason != "MISSING":
+            raise
+        return None
+    except ValueError as error:
+        raise ArtifactError(f"{location}: damaged ({error}); delete it and run again.") from error
+
+
+def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
+    """The ``pyarrow.Table`` in a parquet file that a step wrote.
+
+    Args:
+        columns: those to read, all of them if None; ``subjects.list.element.embedding`` names a part of a struct. Of a
+            remote file only their bytes are fetched.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        DataError, BackendUnavailable: as `open_file`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from pyarrow.fs import LocalFileSystem
+
+    system, path = find_system(location) if is_remote(location) else (LocalFileSystem(), location)
+    try:
+        with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
+            return table.read(columns=list(columns) if columns is not None else None)
+    except pa.ArrowException as error:
+        text = " ".join(str(error).split())[:160]
+        raise ArtifactError(f"{location}: damaged ({text}); delete it and its .json, and run again.") from error
+
+
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """``work`` of every item, in order, many requests at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(work, items))
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a local file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_bytes(size: float) -> str:
+    """For people: "3.2 GiB"."""
+    power = min(5, int(math.log(max(size, 1), 1024)))
+    return f"{size / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
+def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some space, or give another --output") -> None:
+    """Refuses to start what would fill the disk.
+
+    Raises:
+        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be; ends with ``advice``.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise ArtifactError(
+            f"{existing}: {describe_bytes(free_bytes)} free, about {describe_bytes(needed_bytes)} needed; {advice}."
+        )
+
+
+@contextmanager
+def open_file(location: str) -> Iterator[Any]:
+    """A binary, seekable file to read from; remote ones are read by ranges, as far as they are read.
+
+    Raises:
+        DataError: MISSING, UNREADABLE or FORBIDDEN, also where reading fails later.
+        BackendUnavailable: the object store does not answer.
+    """
+    with translated_errors(location):
+        if is_remote(location):
+            system, path = find_system(location)
+            with system.open_input_file(path) as file:
+                yield file
+        else:
+            with Path(location).open("rb") as file:
+                yield file
+
+
+def iter_files(folder: str) -> Iterator[str | DataError]:
+    """Sorted names, relative to the folder, of all below it that is no folder; subfolders that cannot be listed stand as faults.
+
+    Links to folders are not followed, so that a loop of them ends.
+    """
+    if is_remote(folder):
+        yield from _iter_remote(folder)
+        return
+    faults: list[OSError] = []
+    names = []
+    for root, _, files in os.walk(folder, onerror=faults.append):
+        names += [Path(root, name).relative_to(folder).as_posix() for name in files]
+    yield from sorted(names)
+    for fault in faults:
+        name = show_name(Path(str(fault.filename)).relative_to(folder).as_posix())
+        yield DataError("UNREADABLE", f"{name}: this folder cannot be listed ({fault.strerror})")
+
+
+def _iter_remote(folder: str) -> Iterator[str]:
+    from pyarrow.fs import FileSelector, FileType
+
+    system, path = find_system(folder)
+    root = path.rstrip("/")
+    with translated_errors(folder):
+        infos = system.get_file_info(FileSelector(root, recursive=True))
+    yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
+
+
+@contextmanager
+def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
+    """A local path to a file's content for the length of a ``with`` block.
+
+    A remote file is copied to a private temporary file, which is deleted when the block is left, whatever the reason; a
+    `DataError` raised in the block then names the location instead of the copy.
+
+    Raises:
+        DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or IO_ERROR (shorter than announced).
+        BackendUnavailable: the object store does not answer.
+        ArtifactError: the temporary folder (``TMPDIR``) has no room for the copy.
+    """
+    if not is_remote(location):
+        yield Path(location)
+        return
+    size_bytes = size_of(location)
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise DataError("TOO_LARGE", f"{location}: {size_bytes} bytes; curation.max_video_bytes is {max_bytes}")
+    check_disk_space(Path(tempfile.gettempdir()), size_bytes)
+    suffix = PurePosixPath(location).suffix
+    with tempfile.NamedTemporaryFile(prefix="refalign-", suffix=suffix if len(suffix) < 9 else "") as copy:
+        with open_file(location) as file:
+            shutil.copyfileobj(file, copy, _COPY_BYTES)
+        copy.flush()
+        if copy.tell() != size_bytes:
+            raise DataError("IO_ERROR", f"{location}: {copy.tell()} of {size_bytes} bytes arrived")
+        try:
+            yield Path(copy.name)
+        except DataError as error:
+            raise DataError(error.reason, str(error).replace(copy.name, location)) from error
+
+
+def find_system(location: str) -> tuple[Any, str]:
+    """pyarrow's file system of a remote location, and the path in it."""
+    scheme, _, path = location.partition("://")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    return _make_system(scheme, os.environ.get("AWS_ENDPOINT_URL", ""), region), path
+
+
+@lru_cache(maxsize=16)
+def _make_system(scheme: str, endpoint: str, region: str) -> Any:
+    """The file system; built here, because `from_uri` would undo percent signs in keys and has no timeouts."""
+    from datetime import timedelta
+
+    from pyarrow.fs import GcsFileSystem, S3FileSystem
+
+    if scheme == "gs":
+        return GcsFileSystem(retry_time_limit=timedelta(seconds=_RETRY_S))
+    match = _URI.match(endpoint)
+    return S3FileSystem(
+        endpoint_override=(match[2].rstrip("/") if match else endpoint) or None,
+        scheme=match[1] if match else "https",
+        region=region or ("us-east-1" if endpoint else None),
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        request_timeout=_REQUEST_TIMEOUT_S,
+    )
+
+
+def _remote_info(location: str) -> Any:
+    system, path = find_system(location)
+    with translated_errors(location):
+        return system.get_file_info(path.rstrip("/"))
+
+
+@contextmanager
+def translated_errors(location: str) -> Iterator[None]:
+    """Says what an operating system's or an object store's error means for a run: this file's fault, or nobody's turn."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError("MISSING", f"{location}: no such file or bucket") from error
+    except OSError as error:
+        text = str(error).partition("\n")[0]
+        if not is_remote(location):
+            raise DataError("UNREADABLE", f"{location}: {error.strerror or text}") from error
+        if isinstance(error, PermissionError) or any(word in text for word in ("ACCESS_DENIED", "Forbidden", "HTTP status 403")):
+            raise DataError("FORBIDDEN", f"{location}: the object store refuses access; check the credentials' rights") from error
+        if any(word in text for word in ("NO_SUCH_BUCKET", "NoSuchBucket", "HTTP status 404")):
+            raise DataError("MISSING", f"{location}: no such bucket") from error
+        raise BackendUnavailable(
+            f"{location}: the object store does not answer ({text}); check AWS_ENDPOINT_URL, credentials and network, "
+            "then run the same command again."
+        ) from error

@@ -1,0 +1,308 @@
+"""A video's frames as a player shows them, in one forward pass, and on a grid of equal times.
+
+Times are seconds from the first shown frame, as the file has them; where they go back, the video goes on where it was. A frame
+is shown until the next one, so that any frame rate, constant or not, falls on any grid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from PIL import Image
+
+from refalign.config import CurationConfig, VideoConfig
+from refalign.errors import DataError
+from refalign.io.decoding import Decoder, find_stream, open_container
+from refalign.io.looks import Deinterlacer, Look, read_look, show
+from refalign.io.storage import fetch
+
+_GRID_TOLERANCE_S = 1e-4
+_GAP_S, _MANY_FRAMES = 1.0, 4
+"""A frame that is on screen for longer than this, and than so many frames, is followed by a gap."""
+_JITTER_S = 0.1
+"""Times that go back by no more belong to one recording: its frames are only out of order."""
+_LONGEST_GAP_S = 3600.0
+"""Two gaps of more, one after the other, are taken for a fault: damaged times would make a shot of every frame."""
+
+
+@dataclass(frozen=True)
+class ShownFrame:
+    """One decoded frame; pixels are converted only on request.
+
+    Attributes:
+        begins: why it does not go on from the frame before: ``step back``, ``gap``, ``new picture`` (size, rotation, colours) or
+            ``damage``; empty where it does.
+        is_broken: FFmpeg flagged it, or one that it depends on, as corrupt.
+    """
+
+    path: Path
+    time_s: float
+    raw: av.VideoFrame
+    look: Look
+    begins: str = ""
+    is_broken: bool = False
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(height, width) as shown."""
+        return self.look.size_px
+
+    def to_rgb(self, long_side_px: int | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] as shown, scaled so that its long side is at most ``long_side_px``.
+
+        Raises:
+            DataError: UNSUPPORTED_PICTURE.
+        """
+        return show(self.path, self.raw, self.look, long_side_px)
+
+
+def check_file(path: Path, config: CurationConfig) -> None:
+    """Raises `DataError` for files not worth opening: missing, empty, too large."""
+    if not path.is_file():
+        raise DataError("MISSING", f"{path}: no such file")
+    size_bytes = path.stat().st_size
+    if size_bytes == 0:
+        raise DataError("EMPTY_FILE", f"{path}: 0 bytes")
+    if size_bytes > config.max_video_bytes:
+        raise DataError("TOO_LARGE", f"{path}: {size_bytes} bytes; curation.max_video_bytes is {config.max_video_bytes}")
+
+
+def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None = None) -> Iterator[ShownFrame]:
+    """Yields every frame of the best video stream in order of presentation, broken ones among them.
+
+    Args:
+        unusual: counts the frames of which there is something to say, by what that is.
+
+    Raises:
+        DataError: NO_VIDEO, NO_FRAMES, UNREADABLE, TOO_MANY_PIXELS, UNSUPPORTED_PICTURE; or, after the frames before the fault,
+            TRUNCATED, BAD_TIMES.
+    """
+    check_file(path, config)
+    unusual = Counter() if unusual is None else unusual
+    num_frames = 0
+    try:
+        with open_container(path) as container:
+            for frame in _deinterlace(_place_frames(path, container, config, unusual)):
+                unusual.update(_name_unusual(frame, container))
+                num_frames += 1
+                yield frame
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        reason = "TRUNCATED" if num_frames else "UNREADABLE"
+        raise DataError(reason, f"{path}: {error} (after {num_frames} frames)") from error
+    if not num_frames:
+        raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
+
+
+def _place_frames(
+    path: Path, container: av.container.InputContainer, config: CurationConfig, unusual: Counter[str]
+) -> Iterator[ShownFrame]:
+    """Decoded frames with their times and looks, and what divides them into parts."""
+    stream = find_stream(path, container)
+    _check_pixels(path, stream.codec_context.height, stream.codec_context.width, config)
+    decoder = Decoder(path, container, stream)
+    clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
+    before: ShownFrame | None = None
+    for decoded in decoder.iter_frames():
+        raw, is_broken = decoded.raw, decoded.is_broken
+        _check_pixels(path, raw.height, raw.width, config)
+        look = read_look(path, raw, stream=stream.index, aspect=decoder.pixel_aspect, codec_tag=stream.codec_context.codec_tag)
+        _check_pixels(path, *look.size_px, config)
+        time_s, begins = clock.place(raw.time)
+        if before and not begins and not look.follows(before.look):
+            begins = "new picture"
+        if before and not begins and (is_broken != before.is_broken or decoded.is_after_damage):
+            begins = "damage"
+        before = ShownFrame(path, time_s, raw, look, begins, is_broken)
+        yield before
+    if decoder.leaves_bytes:
+        unusual["the end is not read"] += 1
+
+
+def _deinterlace(frames: Iterator[ShownFrame]) -> Iterator[ShownFrame]:
+    """The same frames without combs. Only frames of one part, between two beginnings, are looked at together."""
+    active: Deinterlacer | None = None
+
+    def label(made: Iterator[tuple[av.VideoFrame, ShownFrame]]) -> Iterator[ShownFrame]:
+        return (replace(frame, raw=raw) for raw, frame in made)
+
+    for frame in frames:
+        if active and frame.begins:
+            yield from label(active.finish())
+            active = None
+        if frame.look.interlaced and not frame.is_broken:
+            active = active or Deinterlacer(frame.raw)
+        if active:
+            yield from label(active.push(frame.raw, frame))
+        else:
+            yield frame
+    if active:
+        yield from label(active.finish())
+
+
+def _name_unusual(frame: ShownFrame, container: av.container.InputContainer) -> list[str]:
+    names = frame.look.name_unusual() + (["broken frames"] if frame.is_broken else [])
+    names += [frame.begins] if frame.begins and frame.begins != "damage" else []
+    return names + (["not the first stream"] if frame.look.stream != container.streams.video[0].index else [])
+
+
+class _Clock:
+    """Times of frames from the first one, and where they do not go on."""
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self._path = path
+        self._usual_s = 1 / rate
+        self._rate = rate
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        self._count = 0
+        self._is_timed = self._after_gap = False
+
+    def place(self, file_s: float | None) -> tuple[float, str]:
+        """The time of the next frame, in seconds, and what it begins with: nothing, a step back or a gap.
+
+        Raises:
+            DataError: BAD_TIMES.
+        """
+        self._is_timed |= file_s is not None
+        if file_s is None:
+            file_s = (self._first_s or 0.0) + self._last_s + self._usual_s if self._is_timed else self._count / self._rate
+        self._count += 1
+        if self._first_s is None:
+            self._first_s = file_s
+        step_s, begins = file_s - self._first_s - self._last_s, ""
+        if step_s > max(_GAP_S, _MANY_FRAMES * self._usual_s) or step_s > _LONGEST_GAP_S:
+            begins = "gap"
+            if self._after_gap and step_s > _LONGEST_GAP_S:
+                raise DataError(
+                    "BAD_TIMES", f"{self._path}: the frame after {self._last_s:.2f} s is at {file_s - self._first_s:.0f} s"
+                )
+        elif step_s < -max(_JITTER_S, _MANY_FRAMES * self._usual_s):
+            begins = "step back"
+            self._first_s = file_s - self._last_s - self._usual_s
+        elif step_s > 0:
+            self._usual_s = step_s
+        self._after_gap = begins == "gap"
+        self._last_s = file_s - self._first_s
+        return self._last_s, begins
+
+
+def _check_pixels(path: Path, height: int, width: int, config: CurationConfig) -> None:
+    """Before decoding by what the header says, and again for each frame, which need not agree with it."""
+    if width * height > config.max_frame_px:
+        raise DataError(
+            "TOO_MANY_PIXELS", f"{path}: frames of {width} x {height} px; curation.max_frame_px is {config.max_frame_px}"
+        )
+
+
+def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownFrame, list[int]]]:
+    """Yields each frame with the grid indices (times ``index / fps``) at which it is on screen.
+
+    A frame before a gap, a step back or another picture, and the last one, is on screen no longer than the one before it was.
+    """
+    current: ShownFrame | None = None
+    index, shown_s = 0, 1.0 / fps
+    for upcoming in frames:
+        if current is not None:
+            next_s = min(upcoming.time_s, current.time_s + shown_s) if upcoming.begins else upcoming.time_s
+            yield current, list(range(index, first_index_at(next_s, fps)))
+            shown_s = max(next_s - current.time_s, 0.0)
+            index = max(index, first_index_at(upcoming.time_s, fps))
+        current = upcoming
+    if current is not None:
+        yield current, list(range(index, max(index, first_index_at(current.time_s + shown_s, fps))))
+
+
+def first_index_at(time_s: float, fps: float) -> int:
+    """The first place on the grid that is not before a time."""
+    return int(np.ceil((time_s - _GRID_TOLERANCE_S) * fps))
+
+
+def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
+    """Seconds that show something; not to be trusted for more than planning.
+
+    By the container's header; where times go back or leave a gap, by the times of all packets, without the gaps. None where
+    nothing is known.
+
+    Raises:
+        DataError: as `iter_frames` raises before the first frame, and BAD_TIMES.
+    """
+    check_file(path, config)
+    try:
+        with open_container(path) as container:
+            said = container.duration / av.time_base if container.duration else None
+            stream = find_stream(path, container)
+            clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
+            shown_s, last_s, is_whole = 0.0, 0.0, True
+            try:
+                for packet in container.demux(stream):
+                    if packet.dts is None or packet.time_base is None:
+                        continue
+                    time_s, begins = clock.place(float(packet.dts * packet.time_base))
+                    shown_s += 0.0 if begins else time_s - last_s
+                    last_s, is_whole = time_s, is_whole and not begins
+            except av.error.FFmpegError:
+                return said  # decoding comes to the fault too, and names it
+            return said if is_whole else shown_s
+    except (av.error.FFmpegError, UnicodeDecodeError) as error:
+        raise DataError("UNREADABLE", f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Where a training clip lies in its video."""
+
+    start_s: float
+    crop_xyxy_px: tuple[int, int, int, int]
+
+
+def read_clips(location: str | Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
+    """Frames of several clips of one video, local or remote, in one decode pass: each uint8 [F, height_px, width_px, 3].
+
+    Raises:
+        DataError: the video cannot be read, or ends before a clip does.
+        BackendUnavailable: the object store that holds it does not answer.
+    """
+    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
+        return _read_local_clips(path, specs, video, config)
+
+
+def _read_local_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
+    starts = [round(spec.start_s * video.fps) for spec in specs]
+    clips: list[list[np.ndarray]] = [[] for _ in specs]
+    last = max(starts) + video.num_frames
+    for frame, indices in iter_grid(iter_frames(path, config), video.fps):
+        if frame.is_broken:
+            continue
+        for clip, spec, start in zip(clips, specs, starts, strict=True):
+            wanted = [index for index in indices if start <= index < start + video.num_frames]
+            if wanted:
+                clip.extend([resize_crop(frame.to_rgb(), spec.crop_xyxy_px, video)] * len(wanted))
+        if indices and indices[-1] >= last:
+            break
+    for clip, spec in zip(clips, specs, strict=True):
+        if len(clip) < video.num_frames:
+            raise DataError("TOO_SHORT", f"{path}: the clip at {spec.start_s:.2f} s has {len(clip)} of {video.num_frames} frames")
+    return [np.stack(clip) for clip in clips]
+
+
+def resize_crop(pixels: np.ndarray, crop_xyxy_px: Sequence[int], video: VideoConfig) -> np.ndarray:
+    """Cuts out the crop and scales it to the training size, uint8 [height_px, width_px, 3]."""
+    left, top, right, bottom = crop_xyxy_px
+    image = Image.fromarray(pixels[top:bottom, left:right])
+    return np.asarray(image.resize((video.width_px, video.height_px), Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def make_center_crop(region_xyxy_px: Sequence[int], video: VideoConfig) -> tuple[int, int, int, int]:
+    """The largest centred part of a region that has the training clip's aspect ratio; integer source pixels."""
+    left, top, right, bottom = (int(value) for value in region_xyxy_px)
+    height, width = bottom - top, right - left
+    crop_width = min(width, round(height * video.width_px / video.height_px))
+    crop_height = min(height, round(width * video.height_px / video.width_px))
+    left, top = left + (width - crop_width) // 2, top + (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
