@@ -64,26 +64,25 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
     import pyarrow as pa
     import torch
 
-    from refalign.curation.launch import SubjectsActor, plan_subjects
-    from refalign.curation.sources import SourceVideo
     from refalign.io.tables import CLIP_SCHEMA
     from refalign.io.video import ClipSpec, read_clips
     from refalign.shards.encode import FrozenEncoders, make_reference
+    from refalign.stages.subjects import SubjectsWorker, list_input
 
     torch.set_num_threads(threads)
     config = make_config(videos, threads, 1)
-    plan, _, _ = plan_subjects(config, str(videos))
-    work = [dict(item) for part in plan.values() for item in part]
-    curator, encoders = SubjectsActor(config), FrozenEncoders(config)
+    plan, _, _ = list_input(config, str(videos))
+    work = [video for part in plan.values() for video in part]
+    curator, encoders = SubjectsWorker(config), FrozenEncoders(config)
     sizes = config.video.height_px, config.video.width_px, encoders.grid.token_px
     bare = Stopwatch()
     bare.wrap(curator.detector, "track", "detect")
     bare.wrap(curator.encoder, "embed", "detect")
     bare.wrap(encoders, "encode", "encode")
-    _curate(curator, SourceVideo, work[0])  # loads what is loaded lazily
+    curator.curate_video(work[0].source, work[0].video_id)  # loads what is loaded lazily
     bare.seconds.clear()
     began = time.perf_counter()
-    rows = [row for item in work for row in _curate(curator, SourceVideo, item)]
+    rows = [row for video in work for row in curator.curate_video(video.source, video.video_id)[0]]
     pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
     for row in rows:
         spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
@@ -97,12 +96,6 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
             spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
             read_clips(row["video_path"], [spec], config.video, config.curation)
     return {"videos": len(work), "clips": len(rows), "seconds": total, "bare_seconds": sum(bare.seconds.values()), **bare.seconds}
-
-
-def _curate(curator: Any, source_video: type, item: dict[str, Any]) -> list[dict[str, Any]]:
-    described = dict(item)
-    video_id = described.pop("video_id")
-    return curator.curate_video(source_video(**described), video_id)[0]
 
 
 class Stopwatch:

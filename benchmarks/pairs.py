@@ -23,11 +23,15 @@ import pyarrow.parquet as pq  # noqa: E402
 from benchmarks.recording import describe_machine, write_result  # noqa: E402
 from refalign.config import RunConfig, apply_overrides  # noqa: E402
 from refalign.config.presets import toy  # noqa: E402
-from refalign.curation import pairs as pairs_step  # noqa: E402
 from refalign.curation import selection  # noqa: E402
+from refalign.curation.matching import match_subjects  # noqa: E402
 from refalign.io.looks import Look  # noqa: E402
 from refalign.io.tables import CLIP_SCHEMA  # noqa: E402
+from refalign.pipeline import stage  # noqa: E402
+from refalign.pipeline.stage import Run  # noqa: E402
 from refalign.pipeline.steps import Step  # noqa: E402
+from refalign.stages.pairs import Pairs, PairsManifest  # noqa: E402
+from refalign.stages.subjects import SubjectsManifest  # noqa: E402
 
 CROPS_PER_CLIP = 2
 CROPS_PER_IDENTITY = 10
@@ -83,17 +87,20 @@ def make_rows(group: str, clips: range, embeddings: np.ndarray, rng: np.random.G
     return pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
 
 
-def run_in_process(step, plan, actor, config, *, label):
+def run_in_process(step, plan, actor, config, *, label, works=None):
     """Stands in for Ray: one actor, here."""
     worker = actor(config)
     return [worker.make_part(step, name, work) for name, work in plan.items()]
 
 
-def measure_step(config: RunConfig, subjects: Step, output: Path) -> tuple[float, dict]:
+def measure_step(config: RunConfig, subjects: Step, output: Path) -> tuple[float, PairsManifest]:
     """Seconds of the whole step, and its manifest."""
     step = Step.make(output, "pairs", time.monotonic_ns())
     began = time.perf_counter()
-    manifest = pairs_step.run_pairs(config, step, subjects)
+    run = Run(config, output)
+    run.steps["subjects"] = subjects
+    run.manifests["subjects"] = SubjectsManifest.model_construct(parts=(subjects.load_manifest() or {})["parts"])
+    manifest = Pairs().perform(run, step)
     return time.perf_counter() - began, manifest
 
 
@@ -102,7 +109,7 @@ def measure_matching(config: RunConfig, crops: int, width: int, num_identities: 
     embeddings = make_embeddings(crops, width, np.random.default_rng(1), num_identities)
     clips = np.arange(crops) // CROPS_PER_CLIP
     began = time.perf_counter()
-    pairs_step.match_subjects(embeddings, clips, config.pairs)
+    match_subjects(embeddings, clips, config.pairs)
     return time.perf_counter() - began
 
 
@@ -117,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = describe_machine()
     config = apply_overrides(toy(), [f"quality.max_phash_distance={arguments.max_phash_distance}", "pairs.min_similarity=0.7"])
-    setattr(pairs_step, "run_parts", run_in_process)  # noqa: B010  # the type checker knows the function's own type only
+    setattr(stage, "run_parts", run_in_process)  # noqa: B010  # the type checker knows the function's own type only
     with tempfile.TemporaryDirectory() as folder:
         shape = {"groups": arguments.crops // arguments.crops_per_group, "crops_per_group": arguments.crops_per_group}
         subjects = write_subjects(Path(folder), **shape, width=arguments.width)
@@ -128,10 +135,10 @@ def main() -> None:
     alike = [measure_matching(config, *group, num_identities=1) for _ in range(arguments.rounds)]  # as bad as it gets
     seconds, manifest = [each[0] for each in rounds], rounds[0][1]
     figures = {
-        "shape": {"crops": manifest["subjects"], **shape, "width": arguments.width, "crops_per_clip": CROPS_PER_CLIP},
-        "pairs": manifest["pairs"],
-        "subjects_with_pair": manifest["subjects_with_pair"],
-        "clips": manifest["counts"]["clip"],
+        "shape": {"crops": manifest.subjects, **shape, "width": arguments.width, "crops_per_clip": CROPS_PER_CLIP},
+        "pairs": manifest.pairs,
+        "subjects_with_pair": manifest.subjects_with_pair,
+        "clips": manifest.counts["clip"].model_dump(),
         "step_seconds": {"median": statistics.median(seconds), "worst": max(seconds)},
         "matching_of_one_group_seconds_median": statistics.median(matching),
         "matching_of_one_group_of_one_identity_seconds_median": statistics.median(alike),

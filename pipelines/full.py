@@ -14,9 +14,9 @@ def main() -> None:
 
     def work() -> None:
         from refalign.pipeline.summary import print_ending
-        from refalign.run import run_story
+        from refalign.run import run_stages
 
-        print_ending(run_story(*load_config(arguments)))
+        print_ending(run_stages(*load_config(arguments)))
 
     leave(run_command(work))
 

@@ -1,7 +1,7 @@
 """Registers the evaluated model with MLflow; promote, ask, rollback and list look after the champion.
 
 promote compares the model of this output folder with the champion, and makes it champion if evaluation.gate allows it; ask
-writes a page on which people choose between the two without knowing which is which; rollback gives the alias back to the champion
+exports their videos in pairs, for people to choose without knowing which is which; rollback gives the alias back to the champion
 before. Without an action the register step runs; the steps before it must be done.
 """
 
@@ -20,14 +20,14 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def register() -> None:
-        from refalign.run import run_story
+        from refalign.run import run_stages
 
-        run_story(*load_config(arguments), only="register")
+        run_stages(*load_config(arguments), only="register")
 
     def look_after_champion() -> None:
-        from refalign.evaluation import promotion as champion
+        from refalign.evaluation import promotion
 
-        getattr(champion, f"run_{arguments.action}")(*load_config(arguments))
+        getattr(promotion, f"run_{arguments.action}")(*load_config(arguments))
 
     leave(run_command(look_after_champion if arguments.action else register))
 

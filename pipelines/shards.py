@@ -19,9 +19,9 @@ def main() -> None:
         parser.error("remove needs --source, and --source needs remove")
 
     def work() -> None:
-        from refalign.run import run_story
+        from refalign.run import run_stages
 
-        run_story(*load_config(arguments), only="shards")
+        run_stages(*load_config(arguments), only="shards")
 
     def remove() -> None:
         from refalign.takedown import run_takedown

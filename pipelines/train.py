@@ -17,12 +17,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     def work() -> None:
-        from refalign.run import check_train, run_story
+        from refalign.run import check_train, run_stages
 
         if arguments.check:
             check_train(*load_config(arguments))
         else:
-            run_story(*load_config(arguments), only="train")
+            run_stages(*load_config(arguments), only="train")
 
     leave(run_command(work))
 

@@ -7,7 +7,6 @@ import errno
 import math
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ from refalign.config import RunConfig, apply_overrides
 from refalign.config.presets import PRESETS, load_preset
 from refalign.errors import RayNotStarted, RefAlignError
 from refalign.io.untrusted import hide_secrets
+from refalign.pipeline.signals import Terminated, arm_signals, heed_signal
 
-_RAISE_AGAIN_S = 5.0
 _SECOND_TRY = "REFALIGN_SECOND_TRY"
 """Set in a process that takes the place of one in which Ray did not start."""
 
@@ -26,10 +25,6 @@ _PLACE_FAULTS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE}
 )
 """Of disks and folders, not of this program: full, read-only, forbidden, renamed, broken."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, delivered like Ctrl-C so that the same clean-up runs."""
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -110,30 +105,20 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
     return 0
 
 
-def arm_signals() -> None:
-    """Makes SIGTERM raise like Ctrl-C. Called again after Ray has started, which installs a handler of its own."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _raise_terminated)
-
-
-def _raise_terminated(number: int, frame: object) -> None:
-    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost.
-
-    From here on finalisers are not heard: of a lost termination, or of an object that was being built when it came.
-    """
-    sys.unraisablehook = lambda unraisable: None
-    signal.signal(signal.SIGALRM, _raise_terminated)
-    signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
-    raise Terminated
-
-
-def heed_signal() -> None:
-    """The interruption has arrived where it is handled: it is not raised again."""
-    signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def leave(code: int) -> None:
     """Ends the process without waiting for idle threads of libraries (MLflow's and Ray's can take a minute)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def run_one(name: str, description: str) -> None:
+    """The command of one stage; the stages before it must be done."""
+    arguments = make_parser(description).parse_args()
+    leave(run_command(lambda: _run_stages(arguments, name)))
+
+
+def _run_stages(arguments: argparse.Namespace, name: str) -> None:
+    from refalign.run import run_stages  # after the flags: it loads half of the library
+
+    run_stages(*load_config(arguments), only=name)

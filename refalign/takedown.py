@@ -1,56 +1,60 @@
-"""Takedown: a source leaves every finished version of subjects, pairs and shards, and never comes back.
+"""Takedown: what holds something of a source is deleted in every version, and the next run makes it again without the source.
 
-The request is written down first, with all that it leads to (`pipeline.tombstones`), and marked finished last. In between
-every part that holds something of the source is written anew beside the old data, its commit is moved to the new ones, and
-what no commit refers to is deleted. Whatever ends the process, the same command does the rest.
+The request is written down first, with all that it leads to (`pipeline.tombstones`), and marked finished last; no run starts in
+between. Whatever ends the process, the same command does the rest. A part is gone with its commit, and data that no commit refers
+to are deleted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Collection
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from refalign.curation import launch as subjects_step
-from refalign.curation import pairs as pairs_step
 from refalign.errors import ArtifactError
-from refalign.io.storage import in_parallel, iter_files, join, kind_of, read_table
-from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table
-from refalign.io.writing import delete_file, delete_folder
+from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_of, read_table
+from refalign.io.tables import VERDICTS_PART
+from refalign.io.writing import delete_file, delete_folder, write_json
 from refalign.pipeline.clean import iter_places
-from refalign.pipeline.outcomes import Outcome
-from refalign.pipeline.steps import Step, iter_step_folders, write_json
+from refalign.pipeline.steps import Step, iter_step_folders
 from refalign.pipeline.summary import REPORTS, load_summary
-from refalign.pipeline.tombstones import Tombstone, load_tombstones, save_tombstone
-from refalign.shards.launch import describe_shards
-from refalign.shards.takedown import holds_clips, rewrite_shard
+from refalign.pipeline.tombstones import Clip, Tombstone, check_finished, load_tombstones, save_tombstone
 
-_STEPS = ("shards", "evaluate", "pairs", "subjects")
-"""In the order in which they are rewritten: what says what belongs to a source goes last."""
+_STEPS = ("subjects", "pairs", "shards", "evaluate")
+"""Those that hold something of a source; each is made of those before it."""
 _COLUMNS = ["clip_id", "video_id", "video_path", "source_group", "start_s", "fps", "num_frames"]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Held:
+    """What a step holds: its manifest, the commits of its parts, and of a subjects step each part's clips by id."""
+
+    step: Step
+    manifest: dict[str, Any] | None
+    commits: dict[str, dict[str, Any]]
+    clips: dict[str, dict[str, Clip]]
+
+
 def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | None) -> None:
-    """Takes a source down, clears MLflow's files of it, and prints what was removed and which models were trained on it.
+    """Takes a source down, clears MLflow's files of it, and prints what was removed, which models saw it, and what to do next.
 
     Raises:
         ArtifactError, BackendUnavailable: see `take_down`; MLflow does not answer. The same command does the rest.
     """
     from refalign.tracking import takedown as tracking
 
+    output = Path(output).resolve()
     stone = take_down(output, source, reason=reason)
     videos = {*stone.video_ids, *(clip["video_id"] for clip in stone.clips.values())}
     print(f"removed   {len(stone.clips)} clips of {len(videos)} videos ({source}) from every version below {output}")
     models = []
     if tracking.has_tracking(tracking_uri, output):
-        tracking.delete_pictures(tracking_uri, output, stone.folders)
-        models = tracking.find_trained_models(tracking_uri, output, stone.digests)
+        tracking.delete_pictures(tracking_uri, output, list(stone.held))
+        digests = {digest for of_step in stone.held.values() for digest in of_step}
+        models = tracking.find_trained_models(tracking_uri, output, sorted(digests))
     for model in models:
         aliases = f" ({', '.join(model.aliases)})" if model.aliases else ""
         what = f"{model.name} version {model.version}{aliases}" if model.version else "trained and not registered"
@@ -58,280 +62,194 @@ def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | 
     print(
         f"{len(models)} models were trained on it; train them again or withdraw them" if models else "no model was trained on it"
     )
-    close_requests(output)
+    close_request(output, stone)
+    print(
+        "next      run the same command as before: the parts that held the source are gone, and it makes them again without it; "
+        "until then the shards are not finished"
+    )
 
 
 def take_down(output: Path, source: str, *, reason: str = "") -> Tombstone:
-    """Removes a source from everything below ``output`` and returns what that was; the request stays open until `close_requests`.
+    """Deletes all that holds something of a source and returns what that was; the request stays open until `close_request`.
 
     Args:
         source: a video's name in its input, its location or id, a source group, or a clip's id.
 
     Raises:
-        ArtifactError: nothing here is called that, or several videos are.
+        ArtifactError: nothing here is called that, several videos are, or the takedown of another source was interrupted.
         BackendUnavailable: a process works in one of the step folders, or the object store does not answer.
     """
     output = Path(output).resolve()
+    check_finished(output, besides=source)
     steps = [Step.open(folder) for folder in iter_step_folders(output)]
     with ExitStack() as stack:
         for step in steps:
             stack.enter_context(step.lease())
-        known = {stone.source: stone for stone in load_tombstones(output)}
-        stone = _resolve(steps, source, reason, known.get(source), output)
+        stones = load_tombstones(output)
+        held = [_look_into(step) for name in _STEPS for step in steps if step.name == name]
+        stone = _resolve(held, stones, source, reason, output)
+        doomed = _find_doomed(held, stone.clips)
+        stone = _note(stone, stones, held, doomed)
         save_tombstone(output, stone)
-        pending = [each for each in load_tombstones(output) if not each.finished]
-        clips = {clip_id: each for each in pending for clip_id in each.clips}
-        for name in _STEPS:
-            for step in steps:
-                if step.name == name:
-                    _rewrite_step(step, clips, [video_id for each in pending for video_id in each.video_ids])
-        _sweep(steps)
-        _forget_reports(output, {step.folder.name: step for step in steps})
+        if not stone.finished:
+            _delete(held, doomed)
+            _forget_reports(output)
     return stone
 
 
-def close_requests(output: Path) -> None:
-    """Marks every takedown as finished."""
-    for stone in load_tombstones(output):
-        if not stone.finished:
-            save_tombstone(output, dataclasses.replace(stone, finished=_now()))
+def close_request(output: Path, stone: Tombstone) -> None:
+    """Marks a takedown as finished."""
+    save_tombstone(output, stone if stone.finished else dataclasses.replace(stone, finished=_now()))
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _resolve(steps: list[Step], source: str, reason: str, known: Tombstone | None, output: Path) -> Tombstone:
-    """The tombstone with all clips of the source that are found now, and those that an earlier attempt had found."""
-    rows, names = _load_clips(steps)
-    named = {video_id for name, video_id in names if name == source}
-    groups = (source,) if any(row["source_group"] == source for row in rows) else ()
-    videos = {row["video_id"] for row in rows if source in (row["video_id"], row["source_group"], row["video_path"])} | named
-    videos |= {video_id for _, video_id in names if video_id == source}
-    clip_ids = {row["clip_id"] for row in rows if row["clip_id"] == source}
-    if not videos and not clip_ids:
-        ending = {row["video_path"]: row["video_id"] for row in rows if row["video_path"].endswith(f"/{source}")}
-        if len(set(ending.values())) > 1:
-            raise ArtifactError(f"{source}: several videos end so ({', '.join(sorted(ending)[:5])}); give one whole location.")
+def _look_into(step: Step) -> _Held:
+    # What an evaluation measured of a model shows nobody, and is a .json itself.
+    names = [name for name in step.list_commits() if not name.startswith("separability-")]
+    commits = {name: commit for name, commit in zip(names, in_parallel(step.load_commit, names), strict=True) if commit}
+    clips: dict[str, dict[str, Clip]] = {}
+    for name, commit in commits.items() if step.name == "subjects" else ():
+        location = step.locate(name, commit)
+        rows = read_table(location, _COLUMNS).to_pylist() if find_size(location) is not None else []
+        clips[name] = {row["clip_id"]: _describe_clip(row) for row in rows}
+    return _Held(step, step.load_manifest(), commits, clips)
+
+
+def _describe_clip(row: dict[str, Any]) -> Clip:
+    return {
+        "video_id": row["video_id"],
+        "video_path": row["video_path"],
+        "source_group": row["source_group"],
+        "start_s": row["start_s"],
+        "end_s": row["start_s"] + row["num_frames"] / row["fps"],
+    }
+
+
+def _resolve(held: list[_Held], stones: list[Tombstone], source: str, reason: str, output: Path) -> Tombstone:
+    """The tombstone with all clips of the source that are known, from parts that are here or that went with another source's."""
+    clips = {clip_id: clip for stone in stones for clip_id, clip in stone.beside.items()}
+    videos: set[str] = set()
+    for each in held:
+        for part, of_part in each.clips.items():
+            clips |= of_part
+            videos |= {video_id for name, video_id in each.commits[part]["videos"].items() if source in (name, video_id)}
+    groups = {clip["source_group"] for clip in clips.values() if clip["source_group"] == source}
+    videos |= {clip["video_id"] for clip in clips.values() if source in clip.values()}
+    if not videos and source not in clips:
+        ending = {clip["video_path"]: clip["video_id"] for clip in clips.values() if clip["video_path"].endswith(f"/{source}")}
         videos = set(ending.values())
-    if not videos and not clip_ids and known is None:
+        if len(videos) > 1:
+            raise ArtifactError(f"{source}: several videos end so ({', '.join(sorted(ending)[:5])}); give one whole location.")
+    stone = next((stone for stone in stones if stone.source == source), None)
+    if not videos and source not in clips and stone is None:
         raise ArtifactError(
             f"{output}: no video, source group or clip is called {source}; give a name below the input folder, a location, or an "
             "id as the clip rows (subjects-*/parts) have it. Nothing was changed."
         )
-    found = {row["clip_id"]: _describe_clip(row) for row in rows if row["video_id"] in videos or row["clip_id"] in clip_ids}
+    found = {clip_id: clip for clip_id, clip in clips.items() if clip["video_id"] in videos or clip_id == source}
     # A version with other settings cuts its clips elsewhere; what overlaps a removed clip shows the same.
-    touched = {clip["video_id"] for clip in found.values()}
-    for row in (row for row in rows if row["video_id"] in touched):
-        if any(_overlap(_describe_clip(row), clip) for clip in list(found.values())):
-            found[row["clip_id"]] = _describe_clip(row)
-    stone = known or Tombstone(source, reason, _now())
-    folders = [step for step in steps if _holds(step, found)]
-    digests = {digest for step in folders if step.name == "shards" for digest in _list_digests(step)}
-    grown = dataclasses.replace(
+    times = [clip for clip in found.values() if clip["video_id"] not in videos]
+    found |= {clip_id: clip for clip_id, clip in clips.items() if any(_overlap(clip, other) for other in times)}
+    stone = stone or Tombstone(source, reason, _now())
+    return dataclasses.replace(
         stone,
         video_ids=sorted({*stone.video_ids, *videos}),
         source_groups=sorted({*stone.source_groups, *groups}),
         clips={**stone.clips, **found},
-        digests=sorted({*stone.digests, *digests}),
-        folders=sorted({*stone.folders, *(step.folder.name for step in folders)}),
     )
-    return grown if grown == stone else dataclasses.replace(grown, finished="")
 
 
-def _describe_clip(row: dict[str, Any]) -> dict[str, Any]:
-    end_s = row["start_s"] + row["num_frames"] / row["fps"]
-    return {"video_id": row["video_id"], "start_s": row["start_s"], "end_s": end_s}
-
-
-def _overlap(clip: dict[str, Any], other: dict[str, Any]) -> bool:
+def _overlap(clip: Clip, other: Clip) -> bool:
     return clip["video_id"] == other["video_id"] and clip["start_s"] < other["end_s"] and other["start_s"] < clip["end_s"]
 
 
-def _load_clips(steps: list[Step]) -> tuple[list[dict[str, Any]], set[tuple[str, str]]]:
-    """All clip rows without their subjects, and the (name, id) of every video that was looked at."""
-    rows: dict[str, dict[str, Any]] = {}
-    names: set[tuple[str, str]] = set()
-    for step in (each for each in steps if each.name == "subjects"):
-        for part, commit in _iter_commits(step):
-            names |= set(commit["videos"].items())
-            rows |= {row["clip_id"]: row for row in read_table(step.locate(part, commit), _COLUMNS).to_pylist()}
-    return list(rows.values()), names
+def _find_doomed(held: list[_Held], clips: Collection[str]) -> dict[str, list[str]]:
+    """Parts that go, by step folder; a folder without such parts is made of others that go, and is not finished any more."""
+    doomed: dict[str, list[str]] = {}
+    for each in held:
+        is_outdated = not doomed.keys().isdisjoint((each.manifest or {}).get("made_of", ()))
+        found = _list_doomed(each, set(clips), is_outdated)
+        if found or is_outdated:
+            doomed[each.step.folder.name] = found
+    return doomed
 
 
-def _iter_commits(step: Step) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = step.list_commits()
-    for name, commit in zip(names, in_parallel(step.load_part, names), strict=True):
-        if commit is not None:
-            yield name, commit
+def _list_doomed(each: _Held, clips: set[str], is_outdated: bool) -> list[str]:
+    if each.step.name == "subjects":
+        return [name for name, rows in each.clips.items() if not clips.isdisjoint(rows)]
+    if each.step.name == "pairs":  # all of them depend on the verdicts on all clips; pictures of an evaluation do not
+        is_outdated |= each.manifest is None
+        return [name for name in each.commits if is_outdated and name.startswith((VERDICTS_PART, "pairs-"))]
+    if each.step.name == "shards":
+        return [name for name, commit in each.commits.items() if not clips.isdisjoint(_list_clips(commit))]
+    if each.manifest is None:
+        return list(each.commits)
+    shown = [sample["key"] for sample in each.manifest.get("samples", ()) if not clips.isdisjoint(_list_shown(sample))]
+    # What a champion's videos were made from is said by another step; the gate makes them again.
+    return [name for name in each.commits if name.startswith("champion-") or any(key in name for key in shown)]
 
 
-def _holds(step: Step, clips: dict[str, Any]) -> bool:
-    """Whether there is something of the clips in what the step made, as far as a person may have seen or trained on it."""
-    if step.name == "shards":
-        return any(holds_clips(commit, clips) for _, commit in _iter_commits(step))
-    if step.name == "evaluate":
-        return any(_shows(sample, clips) for sample in (step.load_manifest() or {}).get("samples", []))
-    if step.name == "subjects":
-        videos = {clip["video_id"] for clip in clips.values()}
-        return any(not videos.isdisjoint(commit["videos"].values()) for _, commit in _iter_commits(step))
-    return False
+def _list_clips(commit: dict[str, Any]) -> list[str]:
+    """Clips that are in a shard, that could not be encoded for it, and that give references."""
+    references = [clip_id for sample in commit["samples"] for clip_id in sample["reference_clips"]]
+    return [outcome["item"] for outcome in commit["outcomes"]] + references
 
 
-def _list_digests(step: Step) -> list[str]:
-    """Digests that name the step's shards, now and before earlier takedowns."""
-    manifest = step.load_manifest()
-    return [manifest["digest"], *manifest.get("earlier_digests", [])] if manifest else []
+def _list_shown(sample: dict[str, Any]) -> list[str]:
+    return [sample["key"], *(reference["subject_id"].rpartition("-s")[0] for reference in sample["references"])]
 
 
-def _rewrite_step(step: Step, clips: dict[str, Tombstone], video_ids: Sequence[str]) -> None:
-    def explain(clip_id: str) -> str:
-        return clips[clip_id].explain(clip_id)
-
-    manifest = step.load_manifest()
-    if step.name == "evaluate":
-        _rewrite_evaluation(step, manifest, clips)
-    elif manifest is None and step.name != "subjects":
-        if clips:  # their plans are made of clips that are gone: they begin again
-            delete_folder(join(step.location, "parts"))
-    elif step.name == "shards":
-        for name, commit in _iter_commits(step):
-            if holds_clips(commit, clips):
-                rewrite_shard(step, name, commit, clips, explain)
-        _commit_again(step, describe_shards)
-    elif step.name == "pairs":
-        for name, commit in _iter_commits(step):
-            _rewrite_pairs(step, name, commit, clips)
-        verdicts = read_table(step.locate(VERDICTS_PART))
-        _commit_again(step, lambda records: pairs_step.describe_pairs(records, verdicts))
-    else:
-        for name, commit in _iter_commits(step):
-            _rewrite_clips(step, name, commit, clips, video_ids, explain)
-        _commit_again(step, lambda records: subjects_step.describe_subjects(records, _planned_outcomes(manifest, records)))
+def _note(stone: Tombstone, stones: list[Tombstone], held: list[_Held], doomed: dict[str, list[str]]) -> Tombstone:
+    """The tombstone with what is not known any more once the parts are gone; it is open again if there are any."""
+    folders, parts, beside, is_new = dict(stone.held), dict(stone.parts), dict(stone.beside), stone not in stones
+    for each in held:
+        folder, gone = each.step.folder.name, doomed.get(each.step.folder.name, [])
+        digests = {digest for other in stones for digest in other.held.get(folder, ())}
+        if each.step.name == "shards" and each.manifest:
+            digests.add(each.manifest["digest"])
+        # Unfinished shards may have held it before another takedown.
+        if gone or (digests and not each.manifest and not stone.finished):
+            folders[folder] = sorted(digests)
+        if gone and each.step.name in ("subjects", "shards"):
+            is_new = True
+            parts[folder] = parts.get(folder, {}) | {name: _list_kept(each.commits[name], stone.clips) for name in gone}
+        for name in gone if each.step.name == "subjects" else ():
+            beside |= {clip_id: clip for clip_id, clip in each.clips[name].items() if clip_id not in stone.clips}
+    finished = "" if is_new else stone.finished
+    return dataclasses.replace(stone, held=folders, parts=parts, beside=beside, finished=finished)
 
 
-def _commit_again(step: Step, describe: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]) -> None:
-    """Brings the manifest of a finished step to what its commits say now."""
-    manifest = step.load_manifest()
-    if manifest is None:
-        return
-    records = [record for part in manifest["parts"] if (record := step.load_part(part))]
-    if len(records) != len(manifest["parts"]):
-        raise ArtifactError(f"{step.folder}: parts are missing; delete its manifest.json, run the step again, then this command.")
-    described = describe(records)
-    if described.get("digest") != manifest.get("digest"):
-        described["earlier_digests"] = [*manifest.get("earlier_digests", []), manifest["digest"]]
-    if {**manifest, **described} != manifest:
-        step.commit({**manifest, **described})
+def _list_kept(commit: dict[str, Any], clips: Collection[str]) -> list[str]:
+    """What stays of a part, as plans name it: videos by their work, which says nothing of them, and clips by id."""
+    if "samples" in commit:
+        return [outcome["item"] for outcome in commit["outcomes"] if outcome["item"] not in clips]
+    return list(commit.get("work", ()))
 
 
-def _planned_outcomes(manifest: dict[str, Any] | None, records: Sequence[dict[str, Any]]) -> list[Outcome]:
-    """Those of the manifest that belong to no part."""
-    of_parts = {(outcome["level"], outcome["item"]) for record in records for outcome in record["outcomes"]}
-    found = [Outcome(**outcome) for outcome in (manifest or {}).get("outcomes", [])]
-    return [outcome for outcome in found if (outcome.level, outcome.item) not in of_parts]
-
-
-def _rewrite_clips(
-    step: Step,
-    name: str,
-    commit: dict[str, Any],
-    clips: dict[str, Tombstone],
-    video_ids: Sequence[str],
-    explain: Callable[[str], str],
-) -> None:
-    table = check_table(read_table(step.locate(name, commit)), CLIP_SCHEMA, name)
-    kept = table.filter(pa.array([clip_id not in clips for clip_id in table["clip_id"].to_pylist()], pa.bool_()))
-    emptied = set(table["video_id"].to_pylist()) - set(kept["video_id"].to_pylist())
-    gone = {video for video, video_id in commit["videos"].items() if video_id in video_ids or video_id in emptied}
-    outcomes = []
-    for outcome in commit["outcomes"]:
-        is_gone = outcome["item"] in (clips if outcome["level"] == "clip" else gone)
-        message = explain(outcome["item"]) if outcome["item"] in clips else f"{outcome['item']}: taken down"
-        outcomes.append({**outcome, "reason": "TAKEN_DOWN", "message": message} if is_gone and not outcome["reason"] else outcome)
-    if len(kept) == len(table) and outcomes == commit["outcomes"]:
-        return
-    if step.load_manifest() is None:  # unfinished: it is made again, by a plan that knows the tombstone
-        delete_file(step.locate_commit(name))
-        return
-
-    def write(path: Path) -> dict[str, Any]:
-        pq.write_table(kept, path)
-        return {**subjects_step.describe_rows(kept), "outcomes": outcomes}
-
-    step.rewrite_part(name, commit, write)
-
-
-def _rewrite_pairs(step: Step, name: str, commit: dict[str, Any], clips: dict[str, Tombstone]) -> None:
-    """Pairs of removed clips go; the verdict on a removed clip says so."""
-    if name != VERDICTS_PART and not name.startswith("pairs-"):
-        return
-    table = read_table(step.locate(name, commit))
-    if name == VERDICTS_PART:
-        check_table(table, VERDICT_SCHEMA, name)
-        struck = {"split": "", "reason": "TAKEN_DOWN"}
-        rows = [row | struck if row["clip_id"] in clips and not row["reason"] else row for row in table.to_pylist()]
-        changed = pa.Table.from_pylist(rows, schema=VERDICT_SCHEMA)
-        described: dict[str, Any] = {"rows": len(changed)}
-    else:
-        check_table(table, PAIR_SCHEMA, name)
-        sides = zip(table["clip_id"].to_pylist(), table["reference_clip_id"].to_pylist(), strict=True)
-        changed = table.filter(pa.array([not any(side in clips for side in pair) for pair in sides], pa.bool_()))
-        described = pairs_step.describe_rows(changed)
-    if changed.equals(table.cast(changed.schema)):
-        return
-
-    def write(path: Path) -> dict[str, Any]:
-        pq.write_table(changed, path)
-        return described
-
-    step.rewrite_part(name, commit, write)
-
-
-def _rewrite_evaluation(step: Step, manifest: dict[str, Any] | None, clips: dict[str, Tombstone]) -> None:
-    """Videos and pictures made of removed clips go, and their scores with them."""
-    from refalign.evaluation.fidelity import average_scores
-
-    if manifest is None:
-        if clips:
-            delete_folder(str(step.parts_folder))
-        return
-    kept = [sample for sample in manifest["samples"] if not _shows(sample, clips)]
-    if len(kept) < len(manifest["samples"]):
-        scores = {label: average_scores([sample["scores"][label] for sample in kept]) for label in manifest["scores"]}
-        step.commit({**manifest, "samples": kept, "num_samples": len(kept), "scores": scores})
-    named = {file for sample in kept for file in _iter_evaluation_files(sample)}
-    for name in step.list_commits():
-        if f"parts/{name}" not in named:
-            delete_file(step.locate_commit(name))
-
-
-def _shows(sample: dict[str, Any], clips: Container[str]) -> bool:
-    shown = {sample["key"], *(reference["subject_id"].rpartition("-s")[0] for reference in sample["references"])}
-    return any(clip_id in clips for clip_id in shown)
-
-
-def _iter_evaluation_files(sample: dict[str, Any]) -> Iterator[str]:
-    yield from sample["videos"].values()
-    yield from (reference["file"] for reference in sample["references"])
-
-
-def _sweep(steps: list[Step]) -> None:
-    """Deletes data that no commit of any step refers to."""
-    used = {location for step in steps for location in in_parallel(step.locate, step.list_commits())}
-    for step in steps:
-        folder = join(step.location, "parts")
-        if step.name not in _STEPS or kind_of(folder) != "folder":
-            continue
-        for name in iter_files(folder):
+def _delete(held: list[_Held], doomed: dict[str, list[str]]) -> None:
+    """Manifests, then commits, then all data that no commit refers to, in whatever version's folder they lie."""
+    for each in held:
+        if each.step.folder.name in doomed:
+            each.step.discard_manifest()
+    used: set[str] = set()
+    for each in held:
+        gone = doomed.get(each.step.folder.name, [])
+        in_parallel(delete_file, [each.step.locate_commit(name) for name in gone])
+        delete_folder(join(each.step.location, "attempts"))  # notes name videos
+        used |= {each.step.locate(name, commit) for name, commit in each.commits.items() if name not in gone}
+    for each in held:
+        folder = join(each.step.location, "parts")
+        for name in iter_files(folder) if kind_of(folder) == "folder" else ():
             if isinstance(name, str) and not name.endswith(".json") and (location := join(folder, name)) not in used:
                 delete_file(location)
 
 
-def _forget_reports(output: Path, steps: dict[str, Step]) -> None:
+def _forget_reports(output: Path) -> None:
     """Reports hold pictures, and the summaries count: the next run writes them again."""
-    for path in output.glob("ask-*.html"):
-        path.unlink()
+    delete_folder(str(output / "ask"))
     left_out = {"report", "curation_report", "outcomes", "evaluation"}
     for place in iter_places(output):
         for name in REPORTS:

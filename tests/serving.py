@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def serving(command, address, *, log=None, seconds=300, **options):
-    """A server, with its workers in a group of their own, from when ``address`` answers until the block ends.
+    """The process of a server, with its workers in a group of their own, from when ``address`` answers until the block ends.
 
     ``log`` is where its output goes; ``options`` are those of `subprocess.Popen`.
     """
@@ -26,7 +26,7 @@ def serving(command, address, *, log=None, seconds=300, **options):
                 break
             assert time.monotonic() < end, f"{address} does not answer\n{log.read_text()[-3000:] if log else command}"
             time.sleep(0.5)
-        yield
+        yield process
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

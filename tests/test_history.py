@@ -5,8 +5,9 @@ import json
 import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
+from refalign.io.writing import write_json
 from refalign.pipeline.clean import choose_place, find_unused, forget_run, list_runs, remove_folder
-from refalign.pipeline.steps import Step, write_json
+from refalign.pipeline.steps import Step
 from refalign.pipeline.summary import load_summary
 
 

@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from refalign.curation.launch import plan_subjects
 from refalign.io import storage
+from refalign.stages.subjects import list_input
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
 from tests.test_retries import digest, stamps
@@ -27,7 +27,7 @@ def test_identity_samples_the_middle(tmp_path):
     two.write_bytes(head + b"b" * 2**22 + tail)
     three.write_bytes(head + bytes(2**22) + tail)
     assert len({storage.digest_sampled(str(path)) for path in (one, two, three)}) == 3
-    plan, planned, _ = plan_subjects(CONFIG, tmp_path)
+    plan, planned, _ = list_input(CONFIG, tmp_path)
     assert len([work for part in plan.values() for work in part]) == 3 and not planned
     for size in (0, 1, 2**20, 2**21 - 1, 2**21):
         one.write_bytes(b"x" * size)

@@ -15,18 +15,18 @@ from pathlib import Path
 import pytest
 
 from refalign.cli import run_command
-from refalign.curation import launch, pairs
-from refalign.curation.launch import SubjectsActor, plan_subjects
 from refalign.errors import BackendUnavailable, ConfigError, DataError, RefAlignError, TooManyQuarantined
 from refalign.io import storage
 from refalign.pipeline.outcomes import Outcome
 from refalign.pipeline.places import judge_fault
-from refalign.pipeline.retries import find_retries, iter_quarantined, reopen, retry_quarantined
+from refalign.pipeline.retries import find_retries, iter_quarantined, retry_quarantined
 from refalign.pipeline.steps import Step
-from refalign.shards import launch as shards_launch
-from refalign.shards.launch import ShardsActor
+from refalign.shards.plan import plan_shards
+from refalign.stages.pairs import Pairs
+from refalign.stages.shards import ShardsWorker
+from refalign.stages.subjects import Subjects, SubjectsWorker, list_input
 from refalign.toy.videos import write_world
-from tests.curating_here import curate_here, here, make_config  # noqa: F401
+from tests.curating_here import CURATION, curate_here, here, make_config, make_loop  # noqa: F401
 from tests.test_takedown import samples_of
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -162,17 +162,17 @@ def test_a_moments_fault_leaves_the_bytes_whatever_the_moments(undisturbed, hook
 
 
 def test_a_moments_fault_an_input_that_is_gone_stops_before_anything_is_stored(folder, tmp_path):
-    plan, _, _ = plan_subjects(CONFIG, folder)
+    plan, _, _ = list_input(CONFIG, folder)
     step = Step.make(tmp_path, "subjects", 0)
     folder.rename(tmp_path / "away")
-    actor = SubjectsActor(CONFIG)
+    actor = SubjectsWorker(CONFIG)
     for _ in range(2 * CONFIG.curation.max_worker_deaths):
         for name, work in plan.items():
             with pytest.raises(BackendUnavailable, match="gone since this run was planned.*same command again"):
                 actor.make_part(step, name, work)
     assert step.list_commits() == []
     with pytest.raises(ConfigError, match="no such file or folder"):
-        plan_subjects(CONFIG, folder)
+        list_input(CONFIG, folder)
     (tmp_path / "away").rename(folder)
     record = actor.make_part(step, *next(iter(plan.items())))
     assert {outcome["reason"] for outcome in record["outcomes"]} == {""}, "a run that was stopped is no dead worker"
@@ -180,24 +180,24 @@ def test_a_moments_fault_an_input_that_is_gone_stops_before_anything_is_stored(f
 
 def test_a_moments_fault_an_empty_mount_point_is_a_gone_input(folder, tmp_path):
     config = make_config(f"input.path={folder}")
-    plan, _, _ = plan_subjects(config, folder)
+    plan, _, _ = list_input(config, folder)
     folder.rename(tmp_path / "away")
     folder.mkdir()
     (name, work), *_ = plan.items()
     with pytest.raises(BackendUnavailable, match="gone since"):
-        SubjectsActor(config).make_part(Step.make(tmp_path, "subjects", 0), name, work)
+        SubjectsWorker(config).make_part(Step.make(tmp_path, "subjects", 0), name, work)
     (tmp_path / "list.txt").write_text("in/a.mp4\nin/b.mp4\n")
     with pytest.raises(BackendUnavailable, match="nor any other of 2 videos"):
-        plan_subjects(config, tmp_path / "list.txt")
+        list_input(config, tmp_path / "list.txt")
 
 
 def test_a_moments_fault_in_shards_stops_before_anything_is_stored(folder, tmp_path, undisturbed):
     steps = curate_here(CONFIG, folder, tmp_path / "out")
     kept = digest({"shards": steps["shards"]})
     shutil.rmtree(steps["shards"].folder)
-    plan = shards_launch.plan_shards(CONFIG.shards, steps["subjects"], steps["pairs"])
+    plan = plan_shards(CONFIG.shards, steps["subjects"], steps["pairs"])
     folder.rename(tmp_path / "away")
-    actor = ShardsActor(CONFIG)
+    actor = ShardsWorker(CONFIG)
     for name, work in plan.items():
         with pytest.raises(BackendUnavailable, match="gone since"):
             actor.make_part(steps["shards"], name, work)
@@ -209,21 +209,20 @@ def test_a_moments_fault_in_shards_stops_before_anything_is_stored(folder, tmp_p
 @pytest.mark.parametrize("config", [CONFIG, STRICT])
 def test_a_moments_fault_of_one_video_is_tried_again(folder, tmp_path, config):
     """It goes after it was planned, and is back for the next run of the same command, above the limit of faults and below."""
-    plan, planned, identity = plan_subjects(config, folder)
-    lost = Path(next(iter(plan.values()))[0]["path"])
+    loop, stage = make_loop(config, folder, tmp_path / "out"), Subjects()
+    subjects = loop.make_step(stage)
+    plan = stage.listing.plan
+    lost = Path(next(iter(plan.values()))[0].source.path)
     lost.rename(tmp_path / "lost.mp4")
-    subjects = Step.make(tmp_path / "out", "subjects", identity, config.curation, recipe=[config.curation])
     try:
-        with subjects.lease():
-            launch.run_subjects(config, subjects, plan, planned)
+        loop.manifests["subjects"] = loop._perform(stage, subjects)
     except TooManyQuarantined:
         assert config is STRICT
     commit = subjects.load_commit(next(iter(plan))) or {}
     assert [each["reason"] for each in commit["outcomes"] if each["item"] == lost.name] == ["MISSING"]
     assert (subjects.load_manifest() is None) == (config is STRICT)
     if config is CONFIG:  # what is made of it is made of too little
-        matched = Step.make(tmp_path / "out", "pairs", subjects.fingerprint)
-        pairs.run_pairs(config, matched, subjects)
+        loop._perform(Pairs(), loop.make_step(Pairs()))
     (tmp_path / "lost.mp4").rename(lost)
     steps = curate_here(config, folder, tmp_path / "out")
     assert steps["subjects"].folder == subjects.folder
@@ -296,23 +295,10 @@ def test_known_by_content_moved_between_every_two_stages(world, tmp_path):
 
 def run_stages(where, output, until):
     """The stages up to one, each as its own command would find it."""
-    plan, planned, identity = plan_subjects(CONFIG, where)
-    subjects = Step.make(output, "subjects", identity, CONFIG.curation, recipe=[CONFIG.curation])
-    matched = Step.make(output, "pairs", subjects.fingerprint)
-    shards = Step.make(output, "shards", CONFIG.shards, matched.fingerprint, recipe=[CONFIG.shards, subjects.recipe])
-    reopen(subjects, find_retries(subjects, launch.find_locations(plan, "name")))
-    places = launch.find_locations(plan)
-    steps = {"subjects": subjects, "pairs": matched, "shards": shards}
-    work = {
-        "subjects": lambda: launch.run_subjects(CONFIG, subjects, plan, planned),
-        "pairs": lambda: pairs.run_pairs(CONFIG, matched, subjects),
-        "shards": lambda: shards_launch.run_shards(CONFIG, shards, subjects, matched, places),
-    }
-    for name, step in steps.items():
-        assert step.load_manifest() or work[name]()
-        if name == until:
-            break
-    return steps
+    names = [stage.name for stage in CURATION]
+    stages = CURATION[: names.index(until) + 1] if until else CURATION
+    steps = curate_here(CONFIG, where, output, stages=stages)
+    return {name: steps[name] for name in names if name in steps}
 
 
 def test_known_by_content_copied_to_a_bucket_between_stages(world, tmp_path, s3):

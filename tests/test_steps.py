@@ -9,7 +9,8 @@ import pytest
 
 from refalign.errors import ArtifactError, BackendUnavailable
 from refalign.io.storage import check_disk_space
-from refalign.pipeline.steps import Step, iter_step_folders, write_json
+from refalign.io.writing import write_json
+from refalign.pipeline.steps import Step, iter_step_folders
 
 
 def make_step(tmp_path: Path) -> Step:

@@ -16,9 +16,11 @@ from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, BackendUnavailable, ConfigError
 from refalign.io import storage
 from refalign.io.writing import check_store, delete_file, delete_folder, open_aside, write_bytes
+from refalign.pipeline.stage import Run
 from refalign.pipeline.steps import Step
-from refalign.run import Story
+from refalign.run import Loop
 from refalign.shards.reader import ShardIndex
+from refalign.stages.world import World, WorldManifest
 from tests.training.make_shards import write_shards
 
 STORE = "s3://parts/run one"
@@ -166,15 +168,23 @@ def test_a_store_that_cannot_be_written_is_found_before_the_start(bucket, monkey
 
 
 def test_a_step_whose_parts_were_deleted_from_the_store_is_made_again(bucket, tmp_path, capsys):
-    made = []
-    step = Step.make(tmp_path, "world", "it", store="s3://parts/deleted")
-    flow = Story(toy_tiny(), tmp_path, ExitStack(), None)
+    class Hello(World):
+        name, parts_in_store, made = "hello", True, 0
 
-    def work() -> dict:
-        made.append(step.write_part("a.txt", write_hello))
-        return step.commit({"videos": len(made)})
+        def perform(self, run: Run, step: Step) -> WorldManifest:
+            Hello.made += 1
+            step.write_part("a.txt", write_hello)
+            return WorldManifest(videos=Hello.made)
 
-    assert [flow._complete(step, work)["videos"] for _ in range(2)] == [1, 1]
+    storage = toy_tiny().storage.model_copy(update={"parts": "s3://parts/deleted"})
+    loop = Loop(toy_tiny().model_copy(update={"storage": storage}), tmp_path, ExitStack(), stages=[Hello])
+
+    def make() -> int:
+        loop.go_through()
+        return loop.manifest_of(Hello).videos
+
+    assert [make(), make()] == [1, 1]
+    step = loop.step_of(Hello)
     delete_folder(step.location)
-    assert flow._complete(step, work)["videos"] == 2 and step.load_part("a.txt")
-    assert f"world: its parts are gone from {step.location}" in capsys.readouterr().out
+    assert make() == 2 and step.load_part("a.txt")
+    assert f"hello: its parts are gone from {step.location}" in capsys.readouterr().out

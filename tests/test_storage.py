@@ -152,7 +152,7 @@ def test_an_unreachable_store_stops_the_run_in_one_line(monkeypatch):
 
 
 def test_videos_in_a_bucket_are_curated_as_on_a_disk(s3, tmp_path):
-    from refalign.curation.launch import SubjectsActor
+    from refalign.stages.subjects import SubjectsWorker
     from refalign.toy.videos import write_world
 
     write_world(tmp_path / "world", num_videos=2, seed=5, split="heldout")
@@ -160,7 +160,7 @@ def test_videos_in_a_bucket_are_curated_as_on_a_disk(s3, tmp_path):
     for path in (tmp_path / "world").iterdir():
         s3.upload_file(str(path), "world", f"set/{path.name}")
     before = left_over()
-    actor = SubjectsActor(make_config())
+    actor = SubjectsWorker(make_config())
     remote, remote_rows = curate(actor, "s3://world/set", tmp_path / "out")
     local, local_rows = curate(actor, tmp_path / "world", tmp_path / "out")
     assert remote == local and not any(video.reason for video in remote)

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from refalign.errors import ArtifactError
 from refalign.evaluation.samples import choose_samples
 from refalign.io import storage
+from refalign.io.writing import write_json
 from refalign.pipeline.clean import find_unused, list_runs, remove_folder
 from refalign.pipeline.reuse import adopt_parts
-from refalign.pipeline.steps import CODE_SCHEMA, Step, write_json
+from refalign.pipeline.steps import CODE_SCHEMA, Step
 from refalign.shards.reader import ShardIndex
-from refalign.takedown import close_requests, take_down
+from refalign.takedown import close_request, take_down
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here, make_config  # noqa: F401
-from tests.test_takedown import rows_of, samples_of
+from tests.test_takedown import find_parts, list_files, needles_of, rows_of, samples_of
 
 pytestmark = pytest.mark.usefixtures("here")
 CONFIG = make_config("pairs.validation_fraction=0")
@@ -133,10 +133,12 @@ def test_a_version_that_another_refers_to_is_not_cleaned_away(grow, tmp_path):
         remove_folder(folder)
     ShardIndex.open(new["shards"].folder, "train").read(0)
     (output / "summary.json").unlink()
+    before = samples_of(new["shards"])
     shutil.rmtree(old["shards"].folder)
     (new["shards"].folder / "manifest.json").unlink()
-    with pytest.raises(ArtifactError, match="earlier version is gone"):
-        curate_here(CONFIG, tmp_path / "in", output)
+    again = curate_here(CONFIG, tmp_path / "in", output)["shards"]
+    assert again.folder == new["shards"].folder and not adopted_parts(again), "what it referred to is made again"
+    assert {key: each[1:] for key, each in samples_of(again).items()} == {key: each[1:] for key, each in before.items()}
 
 
 def test_what_changed_is_made_again(grow, tmp_path):
@@ -155,20 +157,41 @@ def test_what_changed_is_made_again(grow, tmp_path):
 def test_takedown_reaches_every_version(grow, tmp_path):
     output = tmp_path / "out"
     versions = [curate_here(CONFIG, grow(complete=False), output), curate_here(CONFIG, grow(complete=True), output)]
+    subjects, shards = versions[1]["subjects"], versions[1]["shards"]
     video_id = rows_of(versions[0]["subjects"])[0]["video_id"]
-    clips = {row["clip_id"] for row in rows_of(versions[1]["subjects"]) if row["video_id"] == video_id}
+    clips = {row["clip_id"] for row in rows_of(subjects) if row["video_id"] == video_id}
+    needles, before = needles_of(subjects, clips), samples_of(shards)
+    held, owners = find_parts(versions[1], clips), {"subjects": adopted_parts(subjects), "shards": adopted_parts(shards)}
+    assert {part for name, part in held if part in owners[name]} == {part for _, part in held}, "all lie in the older version"
+    commits = {(name, part): step.load_part(part) for name, step in versions[1].items() for part in step.list_commits()}
     stone = take_down(output, video_id)
-    assert len(stone.digests) == 2
-    for steps in versions:
+    assert len({digest for digests in stone.held.values() for digest in digests}) == 2
+    for path, content in list_files(output).items():
+        assert not [needle for needle in needles if needle in content], path
+    assert not [step for steps in versions for step in steps.values() if step.load_manifest()]
+    close_request(output, stone)
+    for complete, steps in ((True, versions[1]), (False, versions[0])):
+        where = grow(complete=True) if complete else remove_added(tmp_path / "in")
+        again = curate_here(CONFIG, where, output)
+        assert {step.folder for step in again.values()} == {step.folder for step in steps.values()}
         assert not clips & {row["clip_id"] for row in rows_of(steps["subjects"])}
         samples = samples_of(steps["shards"])
         assert samples and not clips & samples.keys()
         assert not [each for _, info, _ in samples.values() for each in info["references"] if each["clip_id"] in clips]
         index = ShardIndex.open(steps["shards"].folder, "train")
         assert {sample.key for sample in index.read_many(range(len(index)))} == samples.keys()
-    close_requests(output)
-    third = curate_here(make_config("pairs.validation_fraction=0", "shards.samples_per_shard=5"), tmp_path / "in", output)
+    assert samples_of(shards).keys() == before.keys() - clips
+    for (name, part), commit in commits.items():
+        if name != "pairs":
+            assert (versions[1][name].load_part(part) == commit) == ((name, part) not in held), "only what held it is made again"
+    third = curate_here(make_config("pairs.validation_fraction=0", "shards.samples_per_shard=5"), grow(complete=True), output)
     assert samples_of(third["shards"]).keys() == samples_of(versions[1]["shards"]).keys()
+
+
+def remove_added(folder: Path) -> Path:
+    for path in sorted(folder.iterdir())[12:]:
+        path.unlink()
+    return folder
 
 
 def test_parts_that_older_code_made_are_not_adopted(tmp_path, monkeypatch):

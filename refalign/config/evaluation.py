@@ -17,7 +17,7 @@ class GateConfig(Section):
     min_prompts: Count = 16
     """Prompts below which nothing is decided."""
     votes: str | None = None
-    """Answers that the blind page exported (``pipelines/register.py ask``): a file, or a folder of them. They are recorded."""
+    """Answers to what ``pipelines/register.py ask`` exported: a table (CSV), or a folder of them. They are recorded."""
     min_vote_share: Fraction | None = None
     """Share of votes that the lower end of the challenger's 95% interval must reach; None decides without votes."""
 

@@ -32,9 +32,9 @@ def measure_clip(frames: Sequence[np.ndarray], frame_indices: Sequence[int]) -> 
         frames: uint8 [H, W, 3], cropped and scaled as they are trained on.
         frame_indices: position of each in the clip.
     """
-    grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    grey = [_to_grey(frame) for frame in frames]
     return {
-        "sharpness": float(np.mean([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in grey])),
+        "sharpness": float(np.mean([measure_sharpness(frame) for frame in grey])),
         "exposure": float(np.mean([frame.mean() for frame in grey])) / 255,
         "clipped_fraction": float(np.mean([((frame <= _DARKEST) | (frame >= _BRIGHTEST)).mean() for frame in grey])),
         "motion": measure_motion(grey, frame_indices),
@@ -87,6 +87,15 @@ def measure_motion(grey: Sequence[np.ndarray], frame_indices: Sequence[int]) -> 
     return float(np.mean(lengths))
 
 
+def measure_sharpness(picture: np.ndarray) -> float:
+    """Variance of the Laplacian of uint8 [H, W] or [H, W, 3], RGB: low where it is blurred."""
+    return float(cv2.Laplacian(_to_grey(picture), cv2.CV_64F).var())
+
+
+def _to_grey(picture: np.ndarray) -> np.ndarray:
+    return picture if picture.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+
+
 def hash_picture(picture: np.ndarray) -> int:
     """Perceptual hash of a picture, as a signed 64-bit number: which of its 8 x 8 lowest frequencies lie above their median.
 
@@ -95,8 +104,7 @@ def hash_picture(picture: np.ndarray) -> int:
     Args:
         picture: uint8 [H, W] or [H, W, 3], RGB.
     """
-    grey = picture if picture.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-    small = cv2.resize(grey, (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(_to_grey(picture), (_HASH_PX, _HASH_PX), interpolation=cv2.INTER_AREA).astype(np.float32)
     low = cv2.dct(small)[:_HASH_SIDE, :_HASH_SIDE].ravel()
     # The first coefficient is the mean brightness: it would only shift the median.
     return int(np.packbits(low > np.median(low[1:])).view(">i8")[0])

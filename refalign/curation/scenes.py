@@ -9,8 +9,9 @@ import numpy as np
 
 from refalign.config import RunConfig
 from refalign.curation.masks import cut_out, has_content
+from refalign.curation.quality import measure_sharpness
 from refalign.curation.shots import Window
-from refalign.curation.subjects import Box, Candidate, measure_sharpness
+from refalign.curation.subjects import Box, Candidate
 from refalign.io.images import encode_png
 
 _MIN_VISIBLE_FRACTION = 0.4

@@ -121,7 +121,7 @@ def list_pictures(folder: str) -> list[Path]:
     return pictures
 
 
-class EvaluationActor:
+class PictureEmbedder:
     """The vision encoder over the evaluation's reference pictures, each embedded once as crops are."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -131,12 +131,7 @@ class EvaluationActor:
 
         torch.set_num_threads(config.cluster.threads)
         self.side_px = config.curation.embedding_px
-        self.encoder = VisionEncoder.from_pretrained(
-            config.models.vision_encoder,
-            revision=config.models.vision_encoder_revision,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype=getattr(torch, config.models.encoder_dtype),
-        )
+        self.encoder = VisionEncoder.from_config(config.models, "cuda" if torch.cuda.is_available() else "cpu")
 
     def make_part(self, step: Step, name: str, work: list[str]) -> dict[str, Any]:
         """Embeds and hashes the pictures and returns the commit record."""
@@ -155,7 +150,7 @@ class EvaluationActor:
 def _find_contaminated(config: RunConfig, step: Step, files: list[str], hashes: np.ndarray) -> np.ndarray:
     pictures = list_pictures(config.quality.evaluation_references or "")
     plan = {_EVALUATION_PART: [str(path.resolve()) for path in pictures]}
-    run_parts(step, plan, EvaluationActor, config, label="evaluation references")
+    run_parts(step, plan, PictureEmbedder, config, label="evaluation references")
     known = read_table(step.locate(_EVALUATION_PART))
     embeddings = np.stack(known["embedding"].to_numpy(zero_copy_only=False)).astype(np.float32)
     found = np.concatenate(list(_iter_similar_clips(files, embeddings, config.quality.max_evaluation_similarity)))

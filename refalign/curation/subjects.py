@@ -15,6 +15,7 @@ import numpy as np
 
 from refalign.config import CurationConfig, RunConfig
 from refalign.curation.masks import cut_out, decode_rle, has_content, mask_iou
+from refalign.curation.quality import measure_sharpness
 from refalign.curation.shots import Window
 from refalign.errors import DataError
 from refalign.io.images import encode_png
@@ -173,14 +174,6 @@ def _make_candidate(
     return Candidate(
         track, class_name, position, (left, top, right, bottom), mask, score, measure_sharpness(inside) if inside.size else 0.0
     )
-
-
-def measure_sharpness(pixels: np.ndarray) -> float:
-    """Variance of the Laplacian of the grey picture: low where it is blurred."""
-    import cv2
-
-    grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
-    return float(cv2.Laplacian(grey, cv2.CV_64F).var())
 
 
 def _visible_fraction(candidate: Candidate, crop: Box) -> float:

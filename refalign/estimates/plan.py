@@ -23,7 +23,7 @@ from refalign.config import RunConfig
 from refalign.errors import ConfigError
 from refalign.estimates.compute import PEAK_FLOPS, ModelSizes, PassSizes, count_flops
 from refalign.estimates.memory import MemoryEstimate, check_memory, estimate_memory
-from refalign.estimates.storage import TEXT_BYTES_PER_TOKEN, count_parts
+from refalign.estimates.storage import TEXT_BYTES_PER_TOKEN, ShardSize, count_parts
 from refalign.io.storage import describe_bytes
 from refalign.models.loading import load_grid, load_model_config
 from refalign.training.targets import EncoderSizes, add_encoder, computes_targets
@@ -280,8 +280,9 @@ def _count_storage(config: RunConfig, data: DataSet, transformer: Mapping[str, A
     samples = max(1, round(data.clips * data.kept))
     references = round(samples * _count_references(config, data))
     text = round(samples * data.caption_tokens * TEXT_BYTES_PER_TOKEN)
-    work = {"clips": range(samples), "references": references, "caption_bytes": text}
-    return sum(count_parts({"all": work}, config, load_grid(config.models), transformer, vision).values())
+    return sum(
+        count_parts({"all": ShardSize(samples, references, text)}, config, load_grid(config.models), transformer, vision).values()
+    )
 
 
 def _list_assumptions(config: RunConfig, data: DataSet, machines: Machines) -> list[str]:

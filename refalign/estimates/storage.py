@@ -6,6 +6,7 @@ Tensors, headers and padding are counted; what depends on content (captions in t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from refalign.config import RunConfig
@@ -13,7 +14,7 @@ from refalign.geometry import Grid
 from refalign.io.storage import check_disk_space, describe_bytes
 from refalign.models.loading import load_grid, load_model_config
 from refalign.pipeline.steps import Step
-from refalign.shards.sample import SHEET_FRAMES, SHEET_PX
+from refalign.shards.writer import SHEET_FRAMES, SHEET_PX
 
 _LARGE_BYTES = 20 * 2**40
 TEXT_BYTES_PER_TOKEN = 4  # of English in UMT5's vocabulary
@@ -26,14 +27,28 @@ _TAR_BYTES = 3 * (512 + 256)  # header and mean padding of a sample's three memb
 _TAR_END_BYTES = 1024 + 10240 // 2  # of a shard: its end, and the mean padding to whole records
 
 
-def announce_size(step: Step, plan: Mapping[str, Mapping[str, Any]], config: RunConfig) -> None:
+@dataclass(frozen=True)
+class ShardSize:
+    """What is to go into one shard.
+
+    Attributes:
+        references: pictures that are stored in all.
+        caption_bytes: of all its captions, UTF-8.
+    """
+
+    clips: int
+    references: int
+    caption_bytes: float
+
+
+def announce_size(step: Step, plan: Mapping[str, ShardSize], config: RunConfig) -> None:
     """Prints what the shards will take, in all and per sample, with a way to less where that is very much.
 
     Raises:
         ArtifactError: the disk has no room for those that are still to be made.
     """
     sizes = estimate_parts(plan, config)
-    samples, total = sum(len(work["clips"]) for work in plan.values()), sum(sizes.values())
+    samples, total = sum(work.clips for work in plan.values()), sum(sizes.values())
     if not samples:
         return
     print(
@@ -50,7 +65,7 @@ def announce_size(step: Step, plan: Mapping[str, Mapping[str, Any]], config: Run
     check_disk_space(step.folder, needed, "; ".join([*remedies, *elsewhere]))
 
 
-def _list_remedies(plan: Mapping[str, Mapping[str, Any]], config: RunConfig, total: float) -> list[str]:
+def _list_remedies(plan: Mapping[str, ShardSize], config: RunConfig, total: float) -> list[str]:
     """Settings under which the same samples take less, with what they would take."""
     smaller: dict[str, dict[str, Any]] = {}
     if config.shards.targets == "stored":
@@ -65,7 +80,7 @@ def _list_remedies(plan: Mapping[str, Mapping[str, Any]], config: RunConfig, tot
     return remedies
 
 
-def estimate_parts(plan: Mapping[str, Mapping[str, Any]], config: RunConfig) -> dict[str, float]:
+def estimate_parts(plan: Mapping[str, ShardSize], config: RunConfig) -> dict[str, float]:
     """Bytes of each shard that is still to be made by this plan (`refalign.shards.plan.plan_shards`).
 
     Raises:
@@ -78,7 +93,7 @@ def estimate_parts(plan: Mapping[str, Mapping[str, Any]], config: RunConfig) -> 
 
 
 def count_parts(
-    plan: Mapping[str, Mapping[str, Any]], config: RunConfig, grid: Grid, wan: Mapping[str, Any], vision: Mapping[str, Any]
+    plan: Mapping[str, ShardSize], config: RunConfig, grid: Grid, wan: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, float]:
     """The same from the grid and the contents of the Transformer's and the vision encoder's config files."""
     models = config.models
@@ -86,10 +101,10 @@ def count_parts(
     text_bytes = 2 * wan["text_dim"]
     sizes = {}
     for name, work in plan.items():
-        clips, references = len(work["clips"]), work.get("references", 0)
+        clips, references = work.clips, work.references
         if not clips:
             continue  # an earlier version's
-        tokens = clips + work["caption_bytes"] / TEXT_BYTES_PER_TOKEN
+        tokens = clips + work.caption_bytes / TEXT_BYTES_PER_TOKEN
         tokens = min(tokens, clips * models.max_text_tokens)
         sizes[name] = clips * clip_bytes + references * reference_bytes + tokens * text_bytes + _TAR_END_BYTES
     return sizes

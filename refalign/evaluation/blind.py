@@ -1,22 +1,26 @@
 """People choose between two videos without knowing which model made which; their answers are evidence for the gate.
 
-Sides are a function of the comparison's id and the prompt, so that no key to them is stored or sent: it is blind for whoever
-looks, not for whoever computes.
+Sides and order are functions of the comparison's id and the prompt, so that no key to them is stored or sent: it is blind for
+whoever looks, not for whoever computes.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from refalign.errors import ArtifactError
-from refalign.io.untrusted import parse_json_object
+from refalign.io.writing import write_bytes
 
-Side = Literal["left", "right"]
+TABLE = "questions.csv"
+_MAX_LINE = 100_000
+_COLUMNS = ("comparison", "question", "prompt", "references", "left", "right", "answer")
 _ANSWERS = ("left", "right", "same")
 _Z = 1.959964  # of a two-sided 95% interval
 
@@ -54,40 +58,56 @@ class Votes:
     high: float
     same: float
 
-    def to_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
-
-def place_challenger(comparison: str, key: str) -> Side:
+def place_challenger(comparison: str, key: str) -> str:
     """On which side the challenger's video of a prompt is."""
     return "left" if _draw(comparison, key, "side") % 2 else "right"
 
 
-def order_questions(comparison: str, questions: Sequence[Question]) -> list[Question]:
-    """The questions as they are asked, in an order that says nothing."""
-    return sorted(questions, key=lambda question: _draw(comparison, question.key, "order"))
+def export_questions(folder: Path, comparison: str, questions: Sequence[Question]) -> Path:
+    """Writes videos, pictures and `TABLE`, a row a question, with the column ``answer`` to fill in; returns the table's path.
+
+    Names and order say nothing of the models. A table that is there already may hold answers, and stays.
+    """
+    table = folder / TABLE
+    if table.exists():
+        return table
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    for number, question in enumerate(sorted(questions, key=lambda each: _draw(comparison, each.key, "order")), 1):
+        left, right = question.challenger, question.champion
+        if place_challenger(comparison, question.key) == "right":
+            left, right = right, left
+        pictures = {f"{number:03}-reference-{place}.png": data for place, data in enumerate(question.references, 1)}
+        videos = {f"{number:03}-left.mp4": left, f"{number:03}-right.mp4": right}
+        for name, data in {**pictures, **videos}.items():
+            write_bytes(folder / name, data)
+        # A spreadsheet would compute what begins with one of these signs.
+        prompt = f"'{question.prompt}" if question.prompt.startswith(tuple("=+-@\t\r\n")) else question.prompt
+        rows.append((comparison, question.key, prompt, " ".join(pictures), *videos, ""))
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_bytes(table, text.getvalue().encode("utf-8-sig"))  # the mark tells spreadsheets the encoding
+    return table
 
 
-def read_votes(source: Path, comparison: str, keys: Sequence[str]) -> Votes:
-    """Answers that the page exported: a file of one person, or a folder of several.
+def read_votes(source: Path, comparison: str, keys: Collection[str]) -> Votes:
+    """Answers in tables that `export_questions` wrote: a file of one person, or a folder of several. Questions may stay open.
 
     Args:
-        comparison: the id that the page was made with.
+        comparison: the id that the questions were exported with.
         keys: of the prompts that were shown.
 
     Raises:
         ArtifactError: nothing is there, or a file is damaged or about another comparison.
     """
-    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
-    people = [_load_answers(file, comparison, keys) for file in files]
-    chosen: dict[str, list[float]] = {}
+    files = sorted(source.glob("*.csv")) if source.is_dir() else [source]
+    people = [answers for file in files if (answers := _load_answers(file, comparison, keys))]
+    chosen: dict[str, list[float]] = defaultdict(list)
     for answers in people:
         for key, answer in answers.items():
-            vote = 0.5 if answer == "same" else float(answer == place_challenger(comparison, key))
-            chosen.setdefault(key, []).append(vote)
+            chosen[key].append(0.5 if answer == "same" else float(answer == place_challenger(comparison, key)))
     if not chosen:
-        raise ArtifactError(f"{source}: no answers; open the page, choose, and export them here.")
+        raise ArtifactError(f"{source}: no answers; write left, right or same into the column answer of {TABLE}.")
     means = [sum(votes) / len(votes) for votes in chosen.values()]
     share = sum(means) / len(means)
     every = [answer for answers in people for answer in answers.values()]
@@ -96,22 +116,24 @@ def read_votes(source: Path, comparison: str, keys: Sequence[str]) -> Votes:
     return Votes(len(people), len(means), *values)
 
 
-def _load_answers(file: Path, comparison: str, keys: Sequence[str]) -> Mapping[str, str]:
+def _load_answers(file: Path, comparison: str, keys: Collection[str]) -> dict[str, str]:
+    answers: dict[str, str] = {}
     try:
-        exported = parse_json_object(file.read_bytes())
-        about, answers = exported["comparison"], exported["answers"]
-        if not isinstance(answers, dict):
-            raise ValueError(f"answers are a {type(answers).__name__}, expected an object")
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{file}: no exported answers ({error!r}); export them from the page again.") from error
-    if about != comparison:
-        raise ArtifactError(
-            f"{file}: answers about comparison {str(about)[:100]}, not {comparison}; make the page again and ask again."
-        )
-    if strange := [f"{key}: {answer}"[:100] for key, answer in answers.items() if key not in keys or answer not in _ANSWERS]:
-        raise ArtifactError(
-            f"{file}: {strange[0]!r} is no answer to a prompt of this comparison; export them from the page again."
-        )
+        text = file.read_text("utf-8-sig")
+        if any(len(line) > _MAX_LINE for line in text.splitlines()):
+            raise ValueError(f"a line longer than {_MAX_LINE} characters")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        told = [(row["comparison"], row["question"], (row["answer"] or "").strip().lower()) for row in rows]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise ArtifactError(f"{file}: no table of answers ({error!r}); export it again with register.py ask.") from error
+    for about, key, answer in told:
+        if about != comparison:
+            raise ArtifactError(f"{file}: answers about comparison {str(about)[:100]}, not {comparison}; export and ask again.")
+        if key not in keys or answer not in ("", *_ANSWERS) or key in answers:
+            strange = f"{key}: {answer}"[:100]
+            raise ArtifactError(f"{file}: {strange!r} is no answer, or a second one, to a prompt of this comparison; correct it.")
+        if answer:
+            answers[key] = answer
     return answers
 
 

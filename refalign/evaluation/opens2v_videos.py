@@ -14,8 +14,9 @@ from refalign.errors import ArtifactError, ConfigError
 from refalign.evaluation.making import VideoMaker
 from refalign.evaluation.opens2v import MOTION_FILE, Domain, load_prompts, motion_amplitude, score_folder
 from refalign.io.images import read_image, write_mp4
+from refalign.io.writing import write_json
 from refalign.pipeline.ray_data import complete_parts
-from refalign.pipeline.steps import Step, write_json
+from refalign.pipeline.steps import Step
 
 
 def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> dict[str, Any]:

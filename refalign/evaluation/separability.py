@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refalign.models.text import pad_prompt_embeds
 from refalign.shards.reader import ShardIndex
 
 _SAMPLES_PER_SUBJECT = 4  # read to find enough subjects with several pictures
@@ -155,12 +156,11 @@ def describe(
     prompt = index.load_null_prompt()
     width = index.read(0).tensors["prompt_embeds"].shape[1]
     prompt = torch.zeros(0, width) if prompt is None else prompt[:max_text_tokens].float()
-    prompt = torch.nn.functional.pad(prompt, (0, 0, 0, max_text_tokens - len(prompt)))
     features = block_features(
         transformer,
         references.latents,
         references.foreground,
-        prompt_embeds=prompt.expand(len(references.latents), -1, -1),
+        prompt_embeds=pad_prompt_embeds([prompt], max_text_tokens).expand(len(references.latents), -1, -1),
         num_latent_frames=index.entries[0].shape[1],
     )
     names = list(dict.fromkeys(references.subjects))

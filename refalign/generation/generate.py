@@ -10,6 +10,7 @@ from pathlib import Path
 from refalign.errors import ConfigError
 from refalign.generation.settings import FACTS, check_seed, load_export_settings, published_settings
 from refalign.io.images import read_image, write_mp4
+from refalign.io.writing import open_aside
 
 _DEFAULT_TRACKING = Path("runs/toy")
 
@@ -56,9 +57,8 @@ def generate_file(
     generator = torch.Generator().manual_seed(seed)
     options = chosen.model_dump(exclude={"fps", *FACTS})
     frames = pipeline(prompt, pictures, generator=generator, output_type="uint8", **options).frames[0]
-    aside = output.with_name(f".{output.name}")
-    write_mp4(aside, frames.numpy(), chosen.fps)
-    aside.replace(output)
+    with open_aside(str(output)) as aside:
+        write_mp4(aside, frames.numpy(), chosen.fps)
     return output
 
 

@@ -11,9 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from refalign.config import Count, Positive, RunConfig, SamplingSettings, describe_problems
 from refalign.config.presets import load_preset
 from refalign.errors import ArtifactError, ConfigError
-from refalign.io.storage import in_parallel
+from refalign.io.storage import in_parallel, sha256_of
 from refalign.io.untrusted import parse_json_object
-from refalign.pipeline.steps import sha256_of, write_json
+from refalign.io.writing import write_json
 
 FILE_NAME = "refalign.json"
 FACTS = ("max_references", "max_sequence_length", "shift")

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers import DINOv3ViTModel
 
+from refalign.config import ModelsConfig
 from refalign.errors import ArtifactError, GeometryError
 from refalign.io.untrusted import parse_json_object
 from refalign.models.loading import load_pretrained
@@ -51,6 +52,12 @@ class VisionEncoder:
         except ValueError as error:
             raise ArtifactError(f"{preprocessor}: damaged ({error}); restore it.") from error
         return cls(model.to(device), said.get("image_mean", _IMAGENET_MEAN), said.get("image_std", _IMAGENET_STD))
+
+    @classmethod
+    def from_config(cls, models: ModelsConfig, device: torch.device | str) -> VisionEncoder:
+        """The encoder that the settings name; raises as `from_pretrained`."""
+        dtype = getattr(torch, models.encoder_dtype)
+        return cls.from_pretrained(models.vision_encoder, revision=models.vision_encoder_revision, device=device, dtype=dtype)
 
     def encode(self, images: UInt8[Tensor | np.ndarray, "N H W 3"]) -> Float[Tensor, "N P E"]:
         """Patch tokens after the final norm, row-major, without CLS and register tokens; float32.

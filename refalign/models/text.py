@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
 
 from refalign.errors import GeometryError
 from refalign.models.loading import load_pretrained
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel  # slow to import; training pads prompts without it
 
 TEXT_TOKENS = 512
 """Tokens of a padded prompt, as Wan2.1 was trained."""
@@ -62,6 +64,8 @@ class TextEncoder:
         Raises:
             ArtifactError: one of them is missing, gated or incomplete.
         """
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
         tokenizer = load_pretrained(AutoTokenizer, source, subfolder="tokenizer", revision=revision)
         model = load_pretrained(UMT5EncoderModel, source, subfolder="text_encoder", revision=revision, dtype=dtype)
         return cls(tokenizer, model.to(device))

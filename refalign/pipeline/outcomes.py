@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from refalign.errors import TooManyQuarantined
 
@@ -59,43 +61,68 @@ def count_tries(commit: Mapping[str, Any], load_earlier: Callable[[], Mapping[st
     return {"tries": (load_earlier() or {}).get("tries", 0) + 1} if reasons & _OF_THE_MOMENT else {}
 
 
-def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Per level: planned = written + filtered + quarantined, and both of the latter by reason."""
-    counts: dict[str, Any] = {}
+class Counts(BaseModel):
+    """Of the items of one level: planned = written + filtered + quarantined, both of the latter by reason."""
+
+    model_config = ConfigDict(frozen=True)
+
+    planned: int
+    written: int
+    filtered: dict[str, int] = {}
+    quarantined: dict[str, int] = {}
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Items that were not written, by reason."""
+        return self.filtered | self.quarantined
+
+
+class Counted(BaseModel):
+    """What a stage says of its items.
+
+    Attributes:
+        counts: by level (``video``, ``clip``).
+        outcomes: the items that were filtered or quarantined.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    counts: dict[str, Counts] = {}
+    outcomes: tuple[Outcome, ...] = ()
+
+
+def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Counts]:
+    """Counts by level."""
+    counts = {}
     for level in sorted({outcome.level for outcome in outcomes}):
         of_level = [outcome for outcome in outcomes if outcome.level == level]
-        status = Counter(outcome.status for outcome in of_level)
-        counts[level] = {
-            "planned": len(of_level),
-            "written": status["written"],
-            **{
-                kind: dict(sorted(Counter(o.reason for o in of_level if o.status == kind).items()))
-                for kind in ("filtered", "quarantined")
-            },
+        reasons = {
+            kind: dict(sorted(Counter(each.reason for each in of_level if each.status == kind).items()))
+            for kind in ("filtered", "quarantined")
         }
+        written = sum(each.status == "written" for each in of_level)
+        counts[level] = Counts(planned=len(of_level), written=written, **reasons)
     return counts
 
 
-def check_quarantined(described: Mapping[str, Any], limit: float) -> None:
-    """Refuses a step with more faults than are tolerated.
+def check_quarantined(counts: Mapping[str, Counts], outcomes: Iterable[Outcome], limit: float) -> None:
+    """Refuses a stage with more faults than are tolerated.
 
     Args:
-        described: what the step's manifest will say: ``counts``, as `count_outcomes` gives them, and ``outcomes``.
         limit: largest share of the items of a level that may be faulty.
 
     Raises:
         TooManyQuarantined: counts the faults and shows the first.
     """
-    for level, count in sorted(described["counts"].items(), reverse=True):  # videos before their clips
-        faults = sum(count["quarantined"].values())
-        if faults and faults > limit * count["planned"]:
-            reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(count["quarantined"]).most_common())
-            of_level = [outcome for outcome in described["outcomes"] if outcome["level"] == level]
-            first = next(outcome for outcome in of_level if outcome["reason"] in count["quarantined"])
+    for level, count in sorted(counts.items(), reverse=True):  # videos before their clips
+        faults = sum(count.quarantined.values())
+        if faults and faults > limit * count.planned:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(count.quarantined).most_common())
+            first = next(each for each in outcomes if each.level == level and each.reason in count.quarantined)
             raise TooManyQuarantined(
                 "TOO_MANY_QUARANTINED",
-                f"{faults} of {count['planned']} {level}s were quarantined ({reasons}); the limit is {limit}. "
-                f"First: {first['message']}. Raise curation.max_quarantine_fraction to continue.",
+                f"{faults} of {count.planned} {level}s were quarantined ({reasons}); the limit is {limit}. "
+                f"First: {first.message}. Raise curation.max_quarantine_fraction to continue.",
             )
 
 

@@ -14,7 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from refalign.config import ClusterConfig, PoolConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
@@ -109,7 +112,7 @@ def run_parts(
 
     Args:
         step: the folder that the parts are written to; its name chooses the pool, ``cluster.<step>``.
-        plan: part name to what the actor needs to make it; plain values.
+        plan: part name to what the actor needs to make it: a dataclass or plain values.
         actor: a class with ``__init__(config)`` and ``make_part(step, name, work) -> record``.
         label: what the progress bar says.
         works: as of `find_done`.
@@ -147,8 +150,8 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its warnings speak of its own progress bars
-    rows = [{"name": name, "work": json.dumps(plan[name])} for name in todo]
-    pool: PoolConfig = getattr(config.cluster, step.name)
+    rows = [{"name": name, "work": to_json(plan[name]).decode()} for name in todo]
+    pool: PoolConfig = getattr(config.cluster, step.name, PoolConfig())
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _PartWorker,
         fn_constructor_kwargs={"actor": actor, "step": step, "config": config},
@@ -161,6 +164,11 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
         compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, len(rows)), max_size=min(pool.max_actors, len(rows))),
     )
     yield from data.iter_rows()
+
+
+def read_work(actor: Any, text: str) -> Any:
+    """A part's work from JSON, as the class that the actor's ``make_part`` takes."""
+    return TypeAdapter(get_type_hints(actor.make_part).get("work", Any)).validate_json(text)
 
 
 class _PartWorker:
@@ -182,7 +190,7 @@ class _PartWorker:
             record = self._step.load_part(name)
             if record is None:
                 self._actor = self._actor or self._make_actor()
-                record = self._actor.make_part(self._step, name, json.loads(str(batch["work"][0])))
+                record = self._actor.make_part(self._step, name, read_work(self._actor, str(batch["work"][0])))
         except RefAlignError as error:
             return {"record": [""], "error": [json.dumps(error.to_record())]}
         return {"record": [json.dumps(record)], "error": [""]}

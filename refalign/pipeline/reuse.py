@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from refalign.errors import ArtifactError
 from refalign.io.storage import in_parallel
-from refalign.io.writing import delete_file
+from refalign.io.writing import delete_file, write_json
 from refalign.pipeline.outcomes import Outcome
-from refalign.pipeline.steps import Step, iter_step_folders, write_json
+from refalign.pipeline.steps import Step, iter_step_folders
+from refalign.pipeline.tombstones import load_kept
 
 
 def digest_work(*described: Any) -> str:
@@ -33,41 +33,55 @@ def adopt_parts(step: Step, wanted: Collection[str]) -> dict[str, list[str]]:
 
     Args:
         wanted: digests of all work that is planned.
-
-    Raises:
-        ArtifactError: a part that this version refers to is gone, and its own parts were planned without what that held.
     """
     commits = dict(zip(names := step.list_commits(), in_parallel(step.load_commit, names), strict=True))
     adopted = {name: commit["work"] for name, commit in commits.items() if commit and find_owner(step, commit)}
     has_own = any(commit and "work" in commit and name not in adopted for name, commit in commits.items())
     wanted = set(wanted)
     stale = [name for name, work in adopted.items() if step.load_part(name) is None or not wanted.issuperset(work)]
-    if stale and has_own:
-        raise ArtifactError(
-            f"{step.folder}: {stale[0]} of an earlier version is gone, or no longer what the input says; "
-            "delete this folder and run again."
-        )
-    for name in list(adopted) if stale else ():
+    for name in stale:
         delete_file(step.locate_commit(name))
         del adopted[name]
     if has_own:
         return adopted
     open_work = wanted - {item for work in adopted.values() for item in work}
-    counts = Counter(_split_name(name)[0] for name in adopted)
+    free: dict[tuple[str, str], Iterator[str]] = {}
+    taken = {*adopted, *load_kept(step.folder)}
     for version in _iter_versions(step):
         parts = (version.load_manifest() or {})["parts"]
         for part, commit in zip(parts, in_parallel(version.load_part, parts), strict=True):
             work = (commit or {}).get("work")
             if not commit or not work or not open_work.issuperset(work) or _has_faults(commit):
                 continue
-            prefix, suffix = _split_name(part)
-            name = f"{prefix}-{counts[prefix]:06d}{suffix}"
-            counts[prefix] += 1
+            kind = _split_name(part)
+            name = next(free.setdefault(kind, _iter_names(*kind, taken)))
             location = version.locate(part, commit).removeprefix(f"{step.root}/")
             write_json(step.locate_commit(name), {**commit, "part": name, "location": location})
             open_work.difference_update(work)
             adopted[name] = work
     return dict(sorted(adopted.items()))
+
+
+def cut_parts(
+    step: Step | None, items: Iterable[str], size: int, prefix: str, suffix: str, taken: Collection[str]
+) -> dict[str, list[str]]:
+    """Cuts what is to be made into parts of ``size`` items, under names that are not taken.
+
+    Parts that a takedown deleted keep the items that were left in them, and the rest is cut without these: as it was before.
+
+    Args:
+        items: in order; digests of videos' work, or ids of clips (`refalign.pipeline.tombstones.Tombstone.parts`).
+    """
+    kept = load_kept(step.folder) if step else {}
+    rest = dict.fromkeys(items)
+    parts: dict[str, list[str]] = {}
+    for name in (name for name in kept if name.startswith(f"{prefix}-")):
+        parts[name] = [item for item in kept[name] if item in rest]
+        for item in parts[name]:
+            del rest[item]
+    names, left = _iter_names(prefix, suffix, {*taken, *kept}), list(rest)
+    parts |= {next(names): left[start : start + size] for start in range(0, len(left), size)}
+    return {name: part for name, part in parts.items() if part}
 
 
 def find_referred(step: Step) -> set[str]:
@@ -101,6 +115,11 @@ def find_owner(step: Step, commit: dict[str, Any]) -> str:
 def _has_faults(commit: dict[str, Any]) -> bool:
     """What was quarantined is tried again in a new version, so the whole part is."""
     return any(Outcome(**outcome).status == "quarantined" for outcome in commit.get("outcomes", ()))
+
+
+def _iter_names(prefix: str, suffix: str, taken: Collection[str]) -> Iterator[str]:
+    names = (f"{prefix}-{number:06d}{suffix}" for number in count())
+    return (name for name in names if name not in taken)
 
 
 def _split_name(part: str) -> tuple[str, str]:

@@ -35,8 +35,6 @@ from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_o
 from refalign.io.writing import delete_file, delete_folder, open_aside, write_bytes, write_json
 from refalign.pipeline.outcomes import count_tries
 
-__all__ = ["CODE_SCHEMA", "Journal", "Step", "iter_step_folders", "sha256_of", "write_bytes", "write_json"]
-
 _STORE_NAME = "store"
 CODE_SCHEMA = 3
 """Raised by hand when the same settings would give other bytes: it is part of every fingerprint."""
@@ -165,21 +163,6 @@ class Step:
         folder = join(self.location, "parts")
         names = iter_files(folder) if kind_of(folder) == "folder" else ()
         return [name.removesuffix(".json") for name in names if isinstance(name, str) and name.endswith(".json")]
-
-    def rewrite_part(self, name: str, old: dict[str, Any], write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Writes other data for a part beside those of its commit ``old``, and lets the commit point to them.
-
-        A reader finds the old data or the new. The old are left; nothing refers to them.
-        """
-        rewritten = old.get("rewritten", 0) + 1
-        data = f"{Path(name).stem}-r{rewritten}{Path(name).suffix}"
-        location = f"{self.folder.name}/parts/{data}"
-        with open_aside(join(self.root, location)) as aside:
-            record = {**old, **write(aside)}
-            record |= {"size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), "rewritten": rewritten}
-        record["location"] = location
-        write_json(self.locate_commit(name), record)
-        return record
 
     def open_journal(self, name: str) -> Journal:
         """Notes of what the workers of part ``name`` were at; for the worker that begins the part now."""

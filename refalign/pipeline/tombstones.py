@@ -6,13 +6,23 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from refalign.errors import ArtifactError
 from refalign.io.untrusted import parse_json_object
 from refalign.io.writing import write_bytes
 
 FILE_NAME = "tombstones.jsonl"
+
+
+class Clip(TypedDict):
+    """Where a clip is from: its video, and the time in it in seconds."""
+
+    video_id: str
+    video_path: str
+    source_group: str
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True)
@@ -25,10 +35,12 @@ class Tombstone:
         date: of the request, ISO 8601.
         video_ids: videos that go as a whole, by content: a copy under another name does not come back either.
         source_groups: groups that go as a whole, with videos that are still to come.
-        clips: clips that go, by id, with their ``video_id``, ``start_s``, ``end_s`` and number of ``subjects``.
-        digests: of the shards that held any of them.
-        folders: of the steps that held any of them.
-        finished: when all parts had been rewritten; empty before.
+        clips: clips that go, by id.
+        held: folders of the steps that held any of them; for shards, the digests of those that did.
+        parts: the parts of subjects and shards that were deleted, by folder and name, with the items that stay in each: digests
+            of the work of videos, and ids of clips. Later plans keep to it, so that other parts stay as they are.
+        beside: clips of other sources that were in such parts; they may be taken down before the parts are made again.
+        finished: when all of it had been deleted; empty before.
     """
 
     source: str
@@ -36,9 +48,10 @@ class Tombstone:
     date: str
     video_ids: list[str] = field(default_factory=list)
     source_groups: list[str] = field(default_factory=list)
-    clips: dict[str, dict[str, Any]] = field(default_factory=dict)
-    digests: list[str] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
+    clips: dict[str, Clip] = field(default_factory=dict)
+    held: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    beside: dict[str, Clip] = field(default_factory=dict)
     finished: str = ""
 
     def explain(self, item: str) -> str:
@@ -68,18 +81,29 @@ def save_tombstone(output: Path, stone: Tombstone) -> None:
     write_bytes(Path(output) / FILE_NAME, "".join(f"{line}\n" for line in lines).encode())
 
 
-def check_finished(output: Path) -> None:
+def check_finished(output: Path, *, besides: str = "") -> None:
     """Refuses to go on with data of which a part was to be removed.
+
+    Args:
+        besides: a source whose takedown may be unfinished.
 
     Raises:
         ArtifactError: a takedown was interrupted.
     """
     for stone in load_tombstones(output):
-        if not stone.finished:
+        if not stone.finished and stone.source != besides:
             raise ArtifactError(
                 f"{output}: the takedown of {stone.source} was interrupted; finish it first: "
                 f"pipelines/shards.py remove --source {stone.source} --output {output}"
             )
+
+
+def load_kept(folder: Path) -> dict[str, list[str]]:
+    """The parts of a step that takedowns deleted, with the items that stay in them (`Tombstone.parts`)."""
+    kept: dict[str, list[str]] = {}
+    for stone in load_tombstones(folder.parent):
+        kept |= stone.parts.get(folder.name, {})
+    return kept
 
 
 def find_tombstone(stones: Iterable[Tombstone], video_id: str, name: str, path: str, group: str) -> Tombstone | None:

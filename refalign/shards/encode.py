@@ -82,13 +82,12 @@ class FrozenEncoders:
         self.text = TextEncoder.from_pretrained(config.models.base, **base)
         self.max_text_tokens = config.models.max_text_tokens
         self.settings = config.shards
-        vision: dict[str, Any] = {"revision": config.models.vision_encoder_revision}
         transformer = load_model_config(config.models.base, subfolder="transformer", revision=revision)
         self.grid = Grid.of(self.vae.model.config, transformer)
-        self.grid.check_vision(load_model_config(config.models.vision_encoder, **vision)["patch_size"])
-        vision |= {"device": device, "dtype": dtype}
+        vision = load_model_config(config.models.vision_encoder, revision=config.models.vision_encoder_revision)
+        self.grid.check_vision(vision["patch_size"])
         needs_vision = config.shards.targets == "stored" or config.shards.frame_tokens
-        self.vision = VisionEncoder.from_pretrained(config.models.vision_encoder, **vision) if needs_vision else None
+        self.vision = VisionEncoder.from_config(config.models, device) if needs_vision else None
 
     def encode(self, frames: np.ndarray, caption: str, references: Sequence[ReferencePicture]) -> dict[str, Tensor]:
         """Tensors of `refalign.shards.sample.SAMPLE_TENSORS`, and targets or, where these are computed later, pictures.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
+from refalign.estimates.storage import ShardSize
 from refalign.io.storage import in_parallel, read_table
 from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, SUBJECT, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
-from refalign.pipeline.reuse import digest_work
+from refalign.pipeline.reuse import adopt_parts, cut_parts, digest_work
 from refalign.pipeline.steps import Step
 
 _DECIDING = [name for name in CLIP_SCHEMA.names if name not in ("subjects", "video_path", "look")]
@@ -18,16 +20,47 @@ _DECIDING += [f"subjects.list.element.{field.name}" for field in SUBJECT if fiel
 """Columns that tell one row from another: pictures and embeddings follow from the video, the box and the settings."""
 
 
+@dataclass(frozen=True)
+class ShardWork:
+    """One shard: its clips in order, and for each the pictures of its subjects in others. All empty for an adopted part.
+
+    Attributes:
+        digests: of all that each clip's sample is made of.
+        pairs: PAIR rows of the clips.
+        references: pictures that are stored in all.
+        files: parts of CLIP rows with the clips and those that references are from.
+        videos: where the clips' videos lie now, by id.
+        is_adopted: an earlier version made it.
+    """
+
+    split: str = ""
+    digests: list[str] = field(default_factory=list)
+    clips: list[str] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    references: int = 0
+    caption_bytes: int = 0
+    files: list[str] = field(default_factory=list)
+    videos: dict[str, str] = field(default_factory=dict)
+    is_adopted: bool = False
+
+    @property
+    def size(self) -> ShardSize:
+        """What its bytes follow from."""
+        return ShardSize(len(self.clips), self.references, self.caption_bytes)
+
+
 def plan_shards(
-    config: ShardsConfig, subjects: Step, pairs: Step, adopt: Callable[[set[str]], dict[str, list[str]]] | None = None
-) -> dict[str, dict[str, Any]]:
+    config: ShardsConfig, subjects: Step, pairs: Step, step: Step | None = None, locations: Mapping[str, str] | None = None
+) -> dict[str, ShardWork]:
     """Shard name to its work: the clips that the pairs step kept, in order, and for each the pictures of its subjects in others.
 
     Clips of one video are adjacent, so that a shard decodes a video once.
 
     Args:
-        adopt: takes the digests of all clips' work and returns the parts of earlier versions that stand for some of it
-            (`refalign.pipeline.reuse.adopt_parts`); what is left is cut into shards.
+        step: of the shards, where they are to be made: parts of earlier versions stand for some of the clips
+            (`refalign.pipeline.reuse.adopt_parts`), and parts that a takedown deleted keep their other clips. What is left is cut
+            into shards.
+        locations: where each video of the present input lies, by its id.
 
     Raises:
         SchemaError: a pair joins the training and the validation split.
@@ -48,27 +81,30 @@ def plan_shards(
                 caption_bytes[row["clip_id"]] = len(row["caption"].encode())
     references = _load_references(pairs, pairs_manifest["parts"], split_of)
     works = {clip_id: _digest_clip(split_of[clip_id], rows, clip_id, references[clip_id]) for clip_id in file_of}
-    adopted = adopt(set(works.values())) if adopt else {}
+    adopted = adopt_parts(step, set(works.values())) if step else {}
     done = {digest for part in adopted.values() for digest in part}
-    plan: dict[str, dict[str, Any]] = {}
+    plan: dict[str, ShardWork] = {}
+    places = locations or {}
     for split in ("train", "validation"):
-        kept = [name for name in adopted if name.startswith(f"{split}-")]
-        plan |= dict.fromkeys(kept, {"clips": [], "adopted": True})
-        clips = sorted(clip_id for clip_id in file_of if split_of[clip_id] == split and works[clip_id] not in done)
-        for number, start in enumerate(range(0, len(clips), config.samples_per_shard), len(kept)):
-            chosen = clips[start : start + config.samples_per_shard]
+        clips = [clip_id for clip_id in sorted(file_of) if split_of[clip_id] == split and works[clip_id] not in done]
+        shards: dict[str, list[str]] = {name: [] for name in adopted if name.startswith(f"{split}-")}
+        shards |= cut_parts(step, clips, config.samples_per_shard, split, ".tar", adopted)
+        for name, chosen in sorted(shards.items()):
             shown = [subject for clip_id in chosen for subject in subjects_of[clip_id]]
             shown += [pair["subject_id"] for clip_id in chosen for pair in references[clip_id]]
             needed = [*chosen, *(pair["reference_clip_id"] for clip_id in chosen for pair in references[clip_id])]
-            plan[f"{split}-{number:06d}.tar"] = {
-                "split": split,
-                "work": [works[clip_id] for clip_id in chosen],
-                "clips": chosen,
-                "pairs": [pair for clip_id in chosen for pair in references[clip_id]],
-                "references": sum(max(1, count_views(subject_id, config)) for subject_id in shown),
-                "caption_bytes": sum(caption_bytes[clip_id] for clip_id in chosen),
-                "files": sorted({file_of[clip_id] for clip_id in needed}),
-            }
+            videos = {clip_id.rpartition("-")[0] for clip_id in chosen} & places.keys()
+            plan[name] = ShardWork(
+                split=split,
+                digests=[works[clip_id] for clip_id in chosen],
+                clips=chosen,
+                pairs=[pair for clip_id in chosen for pair in references[clip_id]],
+                references=sum(max(1, count_views(subject_id, config)) for subject_id in shown),
+                caption_bytes=sum(caption_bytes[clip_id] for clip_id in chosen),
+                files=sorted({file_of[clip_id] for clip_id in needed}),
+                videos={video_id: places[video_id] for video_id in videos},
+                is_adopted=name in adopted,
+            )
     return plan
 
 

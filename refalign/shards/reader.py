@@ -28,7 +28,8 @@ from refalign.errors import ArtifactError, DataError
 from refalign.io.storage import find_size, find_system, in_parallel, is_remote, join, load_json, read_bytes, translated_errors
 from refalign.io.untrusted import parse_json_object
 from refalign.pipeline.steps import Step
-from refalign.shards.sample import NULL_PROMPT_NAME, Sample, check_sample
+from refalign.shards.sample import Sample, check_sample
+from refalign.shards.writer import NULL_PROMPT_NAME
 
 _AGAIN = "run the shards step again"
 _WAY_OUT = f"delete that file and its .json, then {_AGAIN}"

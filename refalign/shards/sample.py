@@ -28,10 +28,6 @@ FRAME_TOKENS = "frame_tokens"
 """T P E: vision tokens of the pixel frame that each latent frame begins with; only under ``shards.frame_tokens``."""
 
 
-SHEET_PX, SHEET_FRAMES = 96, 5
-"""Height of the pictures on a sample's contact sheet, and how many frames of the clip are shown above the references."""
-NULL_PROMPT_NAME = "null_prompt.safetensors"
-"""The empty prompt's embedding, beside the parts."""
 _SCALE = "_scale"
 
 
@@ -85,17 +81,6 @@ def _has_subject(reference: Any) -> bool:
 def has_targets(tensors: Mapping[str, Tensor]) -> bool:
     """Whether a sample holds vision tokens, and not the pictures to compute them from."""
     return PICTURE_SIZES not in tensors
-
-
-def keep_references(tensors: dict[str, Tensor], kept: list[int]) -> dict[str, Tensor]:
-    """The sample's tensors with only those of its references."""
-    per_reference = {name for name, axes in (SAMPLE_TENSORS | _STORED).items() if axes.startswith("R ")}
-    rows = torch.tensor(kept, dtype=torch.long)
-    rest = {
-        name: tensor[rows].contiguous() if name.removesuffix(_SCALE) in per_reference else tensor
-        for name, tensor in tensors.items()
-    }
-    return rest if has_targets(tensors) else rest | pack_pictures(unpack_pictures(tensors, kept))
 
 
 def pack_pictures(files: Sequence[bytes]) -> dict[str, Tensor]:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from refalign.errors import BackendUnavailable
+from refalign.io.untrusted import hide_secrets
 
-_FIRST_CONTACT_S = 5.0
+_FIRST_CONTACT_S = 10.0
 
 
 def warm_mlflow() -> threading.Thread:
@@ -55,40 +58,39 @@ def one_line_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        text = " ".join(str(error).split())
-        credentials = urlsplit(uri).netloc.rpartition("@")[0]
-        if credentials:
-            text = text.replace(f"{credentials}@", "")
+        text = hide_secrets(" ".join(str(error).split()))
         advice = (
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             if "401" in text or "403" in text
             else "check the server, then run the same command again"
         )
-        raise BackendUnavailable(f"MLflow at {hide_credentials(uri)}: {text[:300]}; {advice}.") from error
+        raise BackendUnavailable(f"MLflow at {hide_secrets(uri)}: {text[:300]}; {advice}.") from error
 
 
-def hide_credentials(uri: str) -> str:
-    """The URI without user name and password, for logs and params."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+def check_server(uri: str | None) -> str:
+    """Asks an HTTP server for a sign of life, within seconds: MLflow's own client would try for half a minute.
 
+    Returns:
+        a line about what answers from this machine; a database is not asked.
 
-def check_server(uri: str) -> None:
-    """Asks an HTTP server for a sign of life first: MLflow's own client retries for about four minutes."""
-    if not uri.startswith(("http://", "https://")):
-        return
+    Raises:
+        BackendUnavailable: nothing answers, or what does is broken.
+    """
+    if uri is None or not uri.startswith(("http://", "https://")):
+        return "a database in the output folder, written by the driver alone"
+    shown, address = hide_secrets(uri), urlsplit(uri)
+    address = address._replace(netloc=address.netloc.rpartition("@")[2], path=f"{address.path.rstrip('/')}/health")
     try:
-        urllib.request.urlopen(hide_credentials(uri).rstrip("/") + "/health", timeout=_FIRST_CONTACT_S).close()
-    except urllib.error.HTTPError:
-        return  # something answered; a proxy may refuse /health and still serve the API
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        urllib.request.urlopen(address.geturl(), timeout=_FIRST_CONTACT_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:  # below, a proxy may refuse /health, or want credentials, and still serve the API
+            raise BackendUnavailable(f"MLflow at {shown}: HTTP {error.code}; is it MLflow? See tracking.uri.") from error
+    except (OSError, ValueError, HTTPException) as error:
         raise BackendUnavailable(
-            f"MLflow at {hide_credentials(uri)} does not answer ({reason}); start it, correct tracking.uri, "
-            "or leave tracking.uri unset to keep a database in the output folder."
+            f"MLflow at {shown} does not answer {socket.gethostname()} ({getattr(error, 'reason', error)}); start it, give "
+            "tracking.uri as this machine sees it, or leave tracking.uri unset to keep a database in the output folder."
         ) from error
+    return f"{shown} answers"
 
 
 def _import_mlflow() -> Any:

@@ -7,13 +7,11 @@ version and the step's manifest, finds it instead of adding another.
 from __future__ import annotations
 
 import hashlib
-import shlex
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from urllib.request import url2pathname
 from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.generation.settings import FACTS, make_generation_settings
+from refalign.io.storage import sha256_of
 from refalign.io.untrusted import hide_secrets
-from refalign.pipeline.steps import Step, sha256_of
-from refalign.tracking.client import hide_credentials, one_line_errors, open_client
-from refalign.tracking.model_card import Provenance, load_note, make_model_card
-from refalign.tracking.run import StoryRun, code_revision
+from refalign.tracking.client import one_line_errors, open_client
+from refalign.tracking.run import StoryRun
 
 CHALLENGER = "challenger"
-_KEY_TAG, _WEIGHTS_TAG = "refalign.key", "refalign.weights"
+_KEY_TAG, WEIGHTS_TAG = "refalign.key", "refalign.weights"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
 _MARKER = "transformer/config.json"  # what every export has; the other parts may be named by hub id instead
 _MAX_DESCRIPTION = 5000  # of MLflow's database
@@ -47,45 +44,6 @@ class RegisteredModel:
     version: str
     alias: str
     uri: str
-
-
-def run_register(
-    config: RunConfig, *, step: Step, steps: Mapping[str, Step], manifests: Mapping[str, dict[str, Any]], tracker: StoryRun
-) -> dict[str, Any]:
-    """Registers what was evaluated and returns the step's manifest.
-
-    The key holds a digest of the weights, so that training again with another result is another version.
-    """
-    export = steps["train"].folder / manifests["train"]["export"]
-    provenance = Provenance(
-        licenses=manifests["subjects"]["licenses"],
-        consents=manifests["subjects"]["consents"],
-        shard_digest=manifests["shards"]["digest"],
-        fingerprint=step.fingerprint,
-        code=code_revision(),
-        folders={name: each.folder.name for name, each in steps.items()},
-        command=hide_secrets(shlex.join(["uv", "run", *sys.argv])),
-    )
-    weights = digest_weights(export)
-    scores = manifests["evaluate"]["scores"]
-    card = make_model_card(config, provenance, scores, note=load_note(config.models.base))
-    tags = {**provenance.tags(), _WEIGHTS_TAG: weights}
-    key = f"{steps['evaluate'].fingerprint}-{weights}"
-    model = register_model(tracker, config, key=key, export_folder=export, card=card, tags=tags)
-    example = manifests["evaluate"]["samples"][0]
-    references = [str(steps["evaluate"].folder / reference["file"]) for reference in example["references"]]
-    return step.commit(
-        {
-            **asdict(model),
-            "tracking_uri": hide_credentials(tracker.uri),
-            "weights": weights,
-            "licenses": provenance.licenses,
-            "consents": provenance.consents,
-            "code": provenance.code,
-            "card": card,
-            "example": {"prompt": example["prompt"], "references": references},
-        }
-    )
 
 
 def digest_weights(export_folder: Path) -> str:
@@ -174,7 +132,7 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
         files = client.get_model_version_download_uri(name, version.version)
         folder = _fetch(files, f"{name}-{version.version}-{version.creation_timestamp}")
     export = _check_export(_find_export(folder), source)
-    promised = (version.tags or {}).get(_WEIGHTS_TAG)
+    promised = (version.tags or {}).get(WEIGHTS_TAG)
     if promised and (found := digest_weights(export)) != promised:
         raise ArtifactError(
             f"{source}: the weights in {export} have digest {found}, version {version.version} was registered with {promised}; "
@@ -196,7 +154,7 @@ def _get_version(client: Any, uri: str, source: str, name: str, alias: str, numb
             known = sorted({int(item.version) for item in client.search_model_versions(f"name = '{name}'")})
         has = f"it has versions {', '.join(map(str, known))} of {name}" if known else f"it has no model {name}"
         raise ArtifactError(
-            f"{source}: not in the registry at {hide_credentials(uri)}; {has}. "
+            f"{source}: not in the registry at {hide_secrets(uri)}; {has}. "
             "Finish a run of pipelines/full.py there, give its tracking URI, or give a local folder."
         ) from error
 
@@ -270,7 +228,7 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
             model_config=make_generation_settings(config).model_dump(),
             signature=_make_signature(config),
             code_paths=[str(code)],
-            pip_requirements=[f"{package}=={_public_version(package)}" for package in _PACKAGES],
+            pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in _PACKAGES],
             tags={_KEY_TAG: key},
         )
     return info.model_id
@@ -295,7 +253,3 @@ def _ensure_registered_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-
-
-def _public_version(package: str) -> str:
-    return metadata.version(package).partition("+")[0]

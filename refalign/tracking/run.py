@@ -8,52 +8,55 @@ from __future__ import annotations
 
 import subprocess
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from refalign.config import RunConfig, Section
-from refalign.tracking.client import hide_credentials, make_tracking_uri, one_line_errors, open_client
-from refalign.tracking.metrics import log_missing
+from refalign.io.untrusted import hide_secrets
+from refalign.pipeline.steps import Step
+from refalign.tracking.client import make_tracking_uri, one_line_errors, open_client
+from refalign.tracking.metrics import RunMetrics
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_PARAM_CHARACTERS = 500
 _MAX_PARAMS = 100  # MLflow's limits
 _STORY_TAG, _OUTPUT_TAG, _STEP_TAG = "refalign.story", "refalign.output", "refalign.step"
 _PARENT_TAG = "mlflow.parentRunId"
-_SECTIONS = {
-    "subjects": ("input", "video", "curation"),
-    "pairs": ("quality", "pairs"),
-    "shards": ("models", "shards"),
-    "train": ("seed", "video", "objective", "training"),
-    "evaluate": ("seed", "evaluation"),
-    "register": ("tracking",),
-}
-"""Settings shown as params of each step's run, so that runs of one step can be compared side by side."""
+_KEYED_BY_TEXT = frozenset({"licenses", "consents", "splits", "models", "video"})
 
 
 class StoryRun:
     """The tracked run of one story; used by the driver alone.
 
     Attributes:
-        uri: MLflow's address; workers log to it by run id.
+        uri: MLflow's address.
         run_id: the story's run.
     """
 
     def __init__(
-        self, client: Any, uri: str, experiment_id: str, run_id: str, config: RunConfig, children: dict[str, str]
+        self,
+        client: Any,
+        uri: str,
+        experiment_id: str,
+        run_id: str,
+        params: Mapping[str, Mapping[str, str]],
+        children: dict[str, str],
     ) -> None:
         self.uri, self.run_id, self.experiment_id, self.client = uri, run_id, experiment_id, client
-        self._config, self._children = config, children
+        self._params, self._children = params, children
         self._opened: set[str] = set()
 
     @classmethod
-    def open(cls, config: RunConfig, *, output: Path, fingerprint: str) -> StoryRun:
+    def open(
+        cls, config: RunConfig, *, output: Path, fingerprint: str, sections: Mapping[str, Sequence[str]] | None = None
+    ) -> StoryRun:
         """Starts the story's run, or continues the one it had.
 
         Args:
             output: the run's folder; stories of other folders are other runs even when all settings agree.
             fingerprint: of everything that makes the story what it is.
+            sections: by step, the settings that are params of its run.
 
         Raises:
             BackendUnavailable: MLflow does not answer, or refuses.
@@ -75,7 +78,8 @@ class StoryRun:
                 for run in client.search_runs([experiment_id], f"tags.`{_PARENT_TAG}` = '{run_id}'")
                 if _STEP_TAG in run.data.tags
             }
-            story = cls(client, uri, experiment_id, run_id, config, children)
+            params = {step: flatten({name: getattr(config, name) for name in names}) for step, names in (sections or {}).items()}
+            story = cls(client, uri, experiment_id, run_id, params, children)
             story._log_params(run_id, flatten(config))
         return story
 
@@ -89,8 +93,7 @@ class StoryRun:
                 self._children[step] = self.client.create_run(self.experiment_id, tags=tags, run_name=step).info.run_id
             run_id = self._children[step]
             self.client.update_run(run_id, status="RUNNING")
-            sections = {name: getattr(self._config, name) for name in _SECTIONS.get(step, ())}
-            self._log_params(run_id, flatten(sections))
+            self._log_params(run_id, self._params.get(step, {}))
         self._opened.add(step)
         return run_id
 
@@ -109,15 +112,16 @@ class StoryRun:
             self.client.set_terminated(self.run_id, status)
         self._opened.clear()
 
-    def log_metrics(self, step: str, metrics: Mapping[str, float], *, at: int = 0) -> None:
-        """Logs those metrics of a step's run that it does not have yet; ``at`` is the optimizer step, 0 for totals."""
-        log_missing(self.client, self.uri, self.child(step), {at: metrics})
+    def log_totals(self, step: Step, manifest: Mapping[str, Any], seconds: float | None) -> None:
+        """Logs what a finished step recorded: its numbers as metrics, its folder as tags, its manifest as a file."""
+        self.set_tags(step.name, {"refalign.folder": step.folder.name, "refalign.fingerprint": step.fingerprint})
+        took = {} if seconds is None else {"seconds": seconds}
+        self.log_records(step.name, [{"step": 0, **dict(_iter_totals(manifest)), **took}])
+        self.log_file(step.name, step.folder / "manifest.json")
 
     def log_records(self, step: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Logs what a step's run lacks of the lines of its ``metrics.jsonl``."""
-        numbers = ({name: value for name, value in each.items() if isinstance(value, int | float)} for each in records)
-        metrics = {each["step"]: each for each in numbers}
-        log_missing(self.client, self.uri, self.child(step), metrics)
+        """Logs what a step's run lacks of these metrics by "step": the lines of a ``metrics.jsonl``, or totals at step 0."""
+        RunMetrics(self.client, self.uri, self.child(step)).send(records)
 
     def set_tags(self, step: str, tags: Mapping[str, Any]) -> None:
         """Sets tags on a step's run; unlike params they may change."""
@@ -175,7 +179,7 @@ def flatten(section: Section | Mapping[str, Any] | list[Any] | tuple[Any, ...], 
         if isinstance(value, Section | Mapping | list | tuple):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            text = hide_credentials(value) if isinstance(value, str) and "://" in value else str(value)
+            text = hide_secrets(str(value))
             flat[f"{prefix}{name}"] = text if len(text) <= _MAX_PARAM_CHARACTERS else text[: _MAX_PARAM_CHARACTERS - 3] + "..."
     return flat
 
@@ -221,3 +225,14 @@ def _find_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> str |
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     runs = client.search_runs([experiment_id], query)
     return min(runs, key=lambda run: run.info.start_time).info.run_id if runs else None
+
+
+def _iter_totals(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a manifest, nested groups as ``group.name``; lists of examples and groups keyed by free text are left out."""
+    for name, entry in value.items():
+        if name in _KEYED_BY_TEXT:
+            continue
+        if isinstance(entry, Mapping):
+            yield from _iter_totals(entry, f"{prefix}{name}.")
+        elif isinstance(entry, int | float) and not isinstance(entry, bool):
+            yield prefix + name, float(entry)

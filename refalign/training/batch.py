@@ -21,6 +21,7 @@ from torch import Tensor
 from refalign.config import ObjectiveConfig, RunConfig, StageConfig, TrainingConfig
 from refalign.errors import SchemaError
 from refalign.io.images import decode_image
+from refalign.models.text import pad_prompt_embeds
 from refalign.shards.mixture import Mixture, make_order
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
 from refalign.shards.sample import FRAME_TOKENS, PICTURE_SIZES, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
@@ -124,23 +125,24 @@ class BatchMaker:
         return [self._read(group, stage) for group in groups]
 
     def _read(self, group: Sequence[Planned], stage: StageConfig) -> Batch:
-        parts = []
-        objective = self.config.objective
+        parts, prompts = [], []
+        objective, max_text_tokens = self.config.objective, self.config.models.max_text_tokens
         samples = self.index.read_many([item.index for item in group])
         for item, sample in zip(group, samples, strict=True):
             prompt_embeds = sample.tensors["prompt_embeds"]
             if not item.draw.keep_text:
                 prompt_embeds = prompt_embeds[:0] if self.null_prompt is None else self.null_prompt
+            prompts.append(prompt_embeds[:max_text_tokens].float())
             parts.append(
                 {
                     **_video_part(sample, item.draw, objective, stage.latent_frames),
                     **_reference_part(sample, item.draw, stage, objective),
-                    "prompt_embeds": _pad(prompt_embeds, self.config.models.max_text_tokens),
                 }
             )
         stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return Batch(
             **stacked,
+            prompt_embeds=pad_prompt_embeds(prompts, max_text_tokens),  # zeros are what Wan attends to where a prompt is short
             keys=tuple(self.index.entries[item.index].key for item in group),
             positions=tuple(item.position for item in group),
         )
@@ -287,9 +289,3 @@ def _decode_pictures(sample: Sample, chosen: list[int]) -> UInt8[Tensor, "K H W 
     files = unpack_pictures(sample.tensors, chosen or [0])
     pictures = [decode_image(file, f"a reference of sample {sample.key}") for file in files]
     return torch.from_numpy(np.stack(pictures))[: len(chosen)]
-
-
-def _pad(prompt_embeds: Float[Tensor, "L D"], length: int) -> Float[Tensor, "length D"]:
-    """Zeros after the real tokens, which is what Wan attends to where a prompt is short."""
-    kept = prompt_embeds[:length].float()
-    return torch.cat([kept, kept.new_zeros(length - len(kept), kept.shape[1])])

@@ -9,20 +9,16 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
-from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.errors import ArtifactError
 from refalign.io.storage import describe_bytes
-from refalign.io.untrusted import hide_secrets
 from refalign.pipeline.steps import Step
-from refalign.training.launch import Settings, launch_on_ray, make_settings
-
-_ANSWER_S = 20
+from refalign.tracking.client import check_server
+from refalign.training.launch import Notice, RankWork, Settings, launch_on_ray, make_settings
 
 
 def check_training(
@@ -31,7 +27,7 @@ def check_training(
     step: Step,
     shards: Path,
     tracking_uri: str | None,
-    launch: Callable[[Settings, RunConfig], dict[str, Any]] = launch_on_ray,
+    launch: Callable[[Settings, RunConfig, RankWork], dict[str, Any]] = launch_on_ray,
 ) -> dict[str, Any]:
     """Runs all checks, prints a line for each, and returns what was found.
 
@@ -50,8 +46,8 @@ def check_training(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        settings = make_settings(config, shards, folder) | {"check": True, "tracking_uri": tracking_uri}
-        found = launch(settings, config)
+        settings = make_settings(config, shards, folder) | {"tracking_uri": tracking_uri}
+        found = launch(settings, config, check_rank)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"folder      {step.folder.parent} can be written and is one folder on {', '.join(found['hosts'])}")
@@ -80,7 +76,7 @@ def check_checkpoints(config: RunConfig, folder: Path) -> str:
     return f"{found.name} is whole; the run resumes from it" if found else "none; the run starts at its first step"
 
 
-def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:
+def check_rank(config: RunConfig, settings: Settings, notice: Notice | None = None) -> dict[str, Any]:
     """One rank's part; all ranks call it and return the same.
 
     Raises:
@@ -99,7 +95,7 @@ def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:
     torch.set_num_threads(config.cluster.threads)
     ranks, folder, shards = Ranks.current(), Path(settings["folder"]), Path(settings["shards"])
     hosts = check_folder(folder, ranks)
-    tracking = check_tracking(settings.get("tracking_uri"))
+    tracking = check_server(settings["tracking_uri"])
     run = start_run(config, shards, folder / "run")
     steps = count_steps(config.training)
     index = run.maker.index
@@ -108,7 +104,9 @@ def check_rank(config: RunConfig, settings: Settings) -> dict[str, Any]:
     record: dict[str, Any] = {}
     wait_s = 0.0
     for step in range(1, min(2, steps) + 1):  # the first one also starts libraries and fills caches
-        batches, wait_s = _timed(lambda number=step: run.maker.make_step(number))
+        start_s = time.perf_counter()
+        batches = run.maker.make_step(step)
+        wait_s = time.perf_counter() - start_s
         record = take_step(run, step, batches)
     on_gpu = ranks.device.type == "cuda"
     peak = max(ranks.gather(torch.cuda.max_memory_allocated() if on_gpu else 0))
@@ -153,32 +151,3 @@ def check_folder(folder: Path, ranks: Any) -> list[str]:
             "give it with --output."
         )
     return sorted(set(hosts))
-
-
-def check_tracking(uri: str | None) -> str:
-    """Asks an MLflow server for its health from here; returns a line about it.
-
-    Raises:
-        BackendUnavailable: it does not answer.
-    """
-    if uri is None or not uri.startswith(("http://", "https://")):
-        return "a database in the output folder, written by the driver alone"
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_ANSWER_S) as answer:
-            answer.read()
-    except urllib.error.HTTPError as error:
-        if error.code not in (401, 403):  # it is there, and the driver has the credentials
-            raise BackendUnavailable(
-                f"{hide_secrets(uri)}: HTTP {error.code}; is this an MLflow server? See tracking.uri."
-            ) from error
-    except (urllib.error.URLError, OSError) as error:
-        host = socket.gethostname()
-        raise BackendUnavailable(
-            f"{hide_secrets(uri)}: no answer from {host} ({error}); start the server, or give tracking.uri as the workers see it."
-        ) from error
-    return f"{hide_secrets(uri)} answers"
-
-
-def _timed(make: Callable[[], Any]) -> tuple[Any, float]:
-    start_s = time.perf_counter()
-    return make(), time.perf_counter() - start_s

@@ -28,8 +28,9 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from refalign.errors import ArtifactError
+from refalign.io.storage import sha256_of
 from refalign.io.untrusted import parse_json_object
-from refalign.pipeline.steps import sha256_of, write_json
+from refalign.io.writing import write_json
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refalign.config import RunConfig
+from refalign.io.storage import load_json
 from refalign.pipeline.steps import iter_step_folders
 from refalign.training.records import FILE_NAME, truncate_records
 
@@ -59,6 +60,7 @@ def find_earlier(folder: Path, config: RunConfig, shards: Path) -> list[Earlier]
     from refalign.training.checkpoint import latest_checkpoint, load_state
 
     new, found = _describe(config.model_dump(mode="json"), shards), []
+    digest = (load_json(str(shards / "manifest.json")) or {}).get("digest")
     for other in iter_step_folders(folder.parent):
         if not other.name.startswith("train-") or other == folder or not (other / LAUNCH_FILE).is_file():
             continue
@@ -66,8 +68,10 @@ def find_earlier(folder: Path, config: RunConfig, shards: Path) -> list[Earlier]
         checkpoint = latest_checkpoint(other / "checkpoints")
         if checkpoint is None:
             continue
-        old, steps = _describe(launch["config"], Path(launch["shards"])), load_state(checkpoint).step
-        found.append(Earlier(other, checkpoint, steps, tuple(_compare(old, new)), _is_beginning(old, new, steps)))
+        old, state = _describe(launch["config"], Path(launch["shards"])), load_state(checkpoint)
+        # Shards have others after a takedown.
+        old["samples"], new["samples"] = state.shard_digest, digest or state.shard_digest
+        found.append(Earlier(other, checkpoint, state.step, tuple(_compare(old, new)), _is_beginning(old, new, state.step)))
     return sorted(found, key=lambda each: -each.steps)
 
 

@@ -25,16 +25,48 @@ from typing import Any
 
 from refalign.config import RunConfig, check_config
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
-from refalign.pipeline.steps import Step, write_json
-from refalign.pipeline.telemetry import show_training
+from refalign.io.writing import write_json
+from refalign.pipeline.stage import Manifest
+from refalign.pipeline.steps import Step
 from refalign.training.earlier import LAUNCH_FILE
-from refalign.training.records import FILE_NAME, UNSENT, RecordReader, read_records, summarize_records
+from refalign.training.follower import follow
+from refalign.training.records import FILE_NAME, read_records, summarize_records
 
-_POLL_S = 0.5
 _COLLECTIVE_TIMEOUT_S = 600  # far below torch's 30 minutes: a lost rank should be noticed, a slow checkpoint not
 
 Settings = dict[str, Any]
-"""What a worker is told, as JSON: config, shards and folder; for `refalign.training.check` also check and tracking_uri."""
+"""What a worker is told, as JSON: config, shards and folder; for `refalign.training.check` also tracking_uri."""
+Notice = Callable[[], bool]
+RankWork = Callable[[RunConfig, Settings, Notice | None], dict[str, Any]]
+"""What a rank does once it is in its group."""
+
+
+class TrainManifest(Manifest):
+    """What a training made; paths are relative to its folder.
+
+    Attributes:
+        loss, validation: ``first`` and ``last`` value of each term.
+        weights: which the export holds: ``average`` or ``last``.
+        seconds: of this attempt; ``steps_s`` those of all steps.
+        data_wait_fraction: share of the steps' time that ranks waited for data.
+        resumed_from: the step that this attempt went on from, None from the start.
+    """
+
+    steps: int
+    samples: int
+    stages: list[str]
+    loss: dict[str, dict[str, float]]
+    validation: dict[str, dict[str, float]]
+    weights: str
+    seconds: float
+    steps_s: float
+    data_wait_fraction: float
+    resumed_from: int | None
+    checkpoint: str
+    best_checkpoint: str | None
+    export: str
+    metrics: str
+    shard_digest: str
 
 
 def run_training(
@@ -46,8 +78,8 @@ def run_training(
     run_id: str | None = None,
     progress: bool = True,
     launch: Callable[[Settings, RunConfig], dict[str, Any]] | None = None,
-) -> dict[str, Any]:
-    """Trains all stages in the step's folder, or does nothing if that is done. Interrupted, it resumes when called again.
+) -> TrainManifest:
+    """Trains all stages in the step's folder. Interrupted, it resumes when called again.
 
     Metrics go to MLflow from here, by following the run's ``metrics.jsonl``: importing MLflow in a rank would cost it half a
     minute of CPU.
@@ -61,24 +93,19 @@ def run_training(
         progress: show a progress bar.
         launch: how ranks are started; None is `launch_on_ray`.
 
-    Returns:
-        the step's manifest; paths in it are relative to the step's folder.
-
     Raises:
         RefAlignError: of the kind the ranks met, or that ranks were lost more often than ``training.max_restarts``.
     """
-    manifest = step.load_manifest()
-    if manifest is not None:
-        return manifest
-    from refalign.training.preflight import check_before_start  # torch: not for a step that is done
+    from refalign.training.preflight import check_before_start  # torch
 
     digest = check_before_start(config, shards, step.folder).digest
     settings = make_settings(config, shards, step.folder)
     write_json(step.folder / LAUNCH_FILE, settings)
     start_s = time.monotonic()
-    with _follow(step.folder / FILE_NAME, config, tracking_uri, run_id, progress):
+    total_steps = sum(stage.steps for stage in config.training.stages)
+    with follow(step.folder / FILE_NAME, total_steps, tracking_uri=tracking_uri, run_id=run_id, progress=progress):
         result = (launch or launch_on_ray)(settings, config)
-    return step.commit(_make_manifest(config, step.folder, result, digest, time.monotonic() - start_s))
+    return _make_manifest(config, step.folder, result, digest, time.monotonic() - start_s)
 
 
 def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
@@ -90,31 +117,32 @@ def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
     return {"config": tree, "shards": str(Path(shards).resolve()), "folder": str(Path(folder).resolve())}
 
 
-def train_worker(settings: Settings, notice: Callable[[], bool] | None = None) -> dict[str, Any]:
-    """One rank: joins whatever process group there is and trains. Returns what `refalign.training.loop.train` returns."""
+def train_rank(config: RunConfig, settings: Settings, notice: Notice | None) -> dict[str, Any]:
+    """Trains; returns what `refalign.training.loop.train` returns."""
     from refalign.training.loop import train
 
+    return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]), notice=notice)
+
+
+def train_worker(settings: Settings, notice: Notice | None = None, work: RankWork = train_rank) -> dict[str, Any]:
+    """One rank: joins whatever process group there is and does its work."""
     config = check_config(settings["config"])
     with _join_single_group(config):
-        if settings.get("check"):
-            from refalign.training.check import check_rank
-
-            return check_rank(config, settings)
-        return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]), notice=notice)
+        return work(config, settings, notice)
 
 
-def launch_in_process(settings: Settings, config: RunConfig) -> dict[str, Any]:
+def launch_in_process(settings: Settings, config: RunConfig, work: RankWork = train_rank) -> dict[str, Any]:
     """One rank in this process. A SIGTERM that it answered with a checkpoint then takes its usual course."""
     from refalign.training.preemption import Preempted
 
     try:
-        return train_worker(settings)
+        return train_worker(settings, work=work)
     except Preempted:
         signal.raise_signal(signal.SIGTERM)
         raise
 
 
-def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
+def launch_on_ray(settings: Settings, config: RunConfig, work: RankWork = train_rank) -> dict[str, Any]:
     """Ranks as Ray Train workers; a lost rank restarts the group, which goes on from the newest checkpoint.
 
     Raises:
@@ -126,7 +154,7 @@ def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
     failure = folder / "failure.json"
     failure.unlink(missing_ok=True)
     shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own record of an earlier attempt; ours is in checkpoints/
-    trainer = _make_trainer(settings, config)
+    trainer = _make_trainer(settings, config, work)
     try:
         # Not in the main thread: there, Ray would replace the process's Ctrl-C handler for good, and exit with 0 on it.
         # An interrupt leaves this call at once; the ranks end with the driver, which owns them.
@@ -143,7 +171,7 @@ def launch_on_ray(settings: Settings, config: RunConfig) -> dict[str, Any]:
     return result
 
 
-def _make_trainer(settings: Settings, config: RunConfig) -> Any:
+def _make_trainer(settings: Settings, config: RunConfig, work: RankWork) -> Any:
     """A `TorchTrainer` with the ranks and resources of ``config``."""
     import ray
     from ray.train.torch import TorchConfig
@@ -165,7 +193,7 @@ def _make_trainer(settings: Settings, config: RunConfig) -> Any:
     ranks = (training.min_workers, training.num_workers) if training.min_workers else training.num_workers
     return TorchTrainer(
         _ray_worker,
-        train_loop_config=settings | {"watches_preemption": watches},
+        train_loop_config=settings | {"watches_preemption": watches, "work": work},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=ranks, use_gpu=uses_gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
@@ -184,7 +212,7 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
         return {}  # restarted after such an error: ends the run, and the driver raises what is recorded
     try:
         # Preempted is none of our errors: it goes to Ray, which restarts the group on other nodes.
-        return train_worker(settings, _ask_ray if settings["watches_preemption"] else None)
+        return train_worker(settings, _ask_ray if settings["watches_preemption"] else None, settings["work"])
     except RefAlignError as error:
         write_json(failure, error.to_record())
         if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["num_workers"] == 1:
@@ -236,51 +264,7 @@ def _join_single_group(config: RunConfig) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-@contextmanager
-def _follow(path: Path, config: RunConfig, tracking_uri: str | None, run_id: str | None, progress: bool) -> Iterator[None]:
-    """Passes each new line of ``path`` to a progress bar and to MLflow, from a thread, until the block ends."""
-    from tqdm import tqdm
-
-    logger = None
-    if tracking_uri is not None and run_id is not None:
-        from refalign.tracking.metrics import MetricLogger
-
-        logger = MetricLogger(tracking_uri, run_id)
-    done = threading.Event()
-    reader = RecordReader(path)
-    total = sum(stage.steps for stage in config.training.stages)
-    bar = tqdm(total=total, desc="train", unit="step", disable=not progress)
-
-    def pass_on() -> None:
-        for record in reader.read_new():
-            if logger is not None:
-                numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-                logger.log(record["step"], numbers)
-            show_training(record)
-            if bar.n == 0:
-                bar.unpause()  # the rate counts from here: loading is over
-            if "total" in record:
-                bar.set_postfix_str(f"{record['stage']}, loss {record['total']:.3f}", refresh=False)
-            bar.update(record["step"] - bar.n)
-
-    def work() -> None:
-        while not done.wait(_POLL_S):
-            pass_on()
-
-    thread = threading.Thread(target=work, name="follow-metrics", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        pass_on()
-        bar.close()
-        if logger is not None and not logger.close():
-            (path.parent / UNSENT).touch()
-
-
-def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float) -> dict[str, Any]:
+def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float) -> TrainManifest:
     from refalign.objective.total import LossTerms
 
     records = read_records(folder / FILE_NAME)
@@ -288,23 +272,23 @@ def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shar
     busy_s = sum(record["step_s"] for record in steps)
     wait_s = sum(record["data_wait_s"] for record in steps)
     validation = tuple(f"validation/{name}" for name in LossTerms._fields)
-    return {
-        "steps": len(steps),
-        "samples": len(steps) * config.training.global_batch,
-        "stages": [stage.name for stage in config.training.stages],
-        "loss": summarize_records(records, LossTerms._fields),
-        "validation": {name.removeprefix("validation/"): ends for name, ends in summarize_records(records, validation).items()},
-        "weights": "average" if config.training.ema_decay else "last",
-        "seconds": round(seconds, 1),
-        "steps_s": round(busy_s, 1),
-        "data_wait_fraction": wait_s / (busy_s + wait_s),
-        "resumed_from": result["resumed_from"],
-        "checkpoint": str(Path(result["checkpoint"]).relative_to(folder)),
-        "best_checkpoint": str(Path(result["best"]).relative_to(folder)) if result["best"] else None,
-        "export": str(Path(result["export"]).relative_to(folder)),
-        "metrics": FILE_NAME,
-        "shard_digest": shard_digest,
-    }
+    return TrainManifest(
+        steps=len(steps),
+        samples=len(steps) * config.training.global_batch,
+        stages=[stage.name for stage in config.training.stages],
+        loss=summarize_records(records, LossTerms._fields),
+        validation={name.removeprefix("validation/"): ends for name, ends in summarize_records(records, validation).items()},
+        weights="average" if config.training.ema_decay else "last",
+        seconds=round(seconds, 1),
+        steps_s=round(busy_s, 1),
+        data_wait_fraction=wait_s / (busy_s + wait_s),
+        resumed_from=result["resumed_from"],
+        checkpoint=str(Path(result["checkpoint"]).relative_to(folder)),
+        best_checkpoint=str(Path(result["best"]).relative_to(folder)) if result["best"] else None,
+        export=str(Path(result["export"]).relative_to(folder)),
+        metrics=FILE_NAME,
+        shard_digest=shard_digest,
+    )
 
 
 def main(arguments: list[str]) -> None:

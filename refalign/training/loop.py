@@ -51,7 +51,7 @@ from refalign.training.preemption import Preempted, watch_notices
 from refalign.training.preflight import check_batch_size, check_fits, check_shapes, load_shapes
 from refalign.training.records import FILE_NAME, append_record, truncate_records
 from refalign.training.step import StepOutput, train_step
-from refalign.training.targets import add_targets, computes_targets, load_vision_encoder
+from refalign.training.targets import add_targets, computes_targets
 
 if TYPE_CHECKING:
     from refalign.models.dinov3 import VisionEncoder
@@ -176,6 +176,11 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.data_rank, ranks.data_size)
     size = count_validation_samples(held_out, config.training, ranks.data_size)
+    vision = None
+    if computes_targets(config, shapes.has_targets):
+        from refalign.models.dinov3 import VisionEncoder  # transformers: training needs them here alone
+
+        vision = VisionEncoder.from_config(config.models, ranks.device)
     run = Run(
         config=config,
         ranks=ranks,
@@ -195,7 +200,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
             keep_best=config.training.keep_best,
             asynchronous=config.training.async_checkpoints,
         ),
-        vision=load_vision_encoder(config, ranks.device) if computes_targets(config, shapes.has_targets) else None,
+        vision=vision,
     )
     _resume(run)
     return run

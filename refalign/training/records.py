@@ -14,9 +14,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from refalign.io.writing import write_bytes
+
 FILE_NAME = "metrics.jsonl"
 UNSENT = "unsent"
-"""Empty file beside it while MLflow lacks some of the lines, because it did not take them in time."""
+"""Empty file beside it while MLflow may lack some of the lines."""
 
 
 def truncate_records(path: Path, last_step: int) -> None:
@@ -24,9 +26,7 @@ def truncate_records(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= last_step]
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("".join(_to_line(record) for record in kept))
-    aside.replace(path)
+    write_bytes(path, "".join(_to_line(record) for record in kept).encode())
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:

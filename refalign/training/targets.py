@@ -1,7 +1,6 @@
 """Targets that a rank computes: the frozen vision encoder over the pictures that the shards hold in place of its tokens.
 
-Only here does training need transformers. The encoder is no part of the trained models: no gradient reaches it, no checkpoint
-holds it, and every rank has the whole of it.
+The encoder is no part of the trained models: no gradient reaches it, no checkpoint holds it, and every rank has the whole of it.
 """
 
 from __future__ import annotations
@@ -65,20 +64,6 @@ class EncoderSizes:
 def computes_targets(config: RunConfig, has_targets: bool) -> bool:
     """Whether training needs the encoder: the objective has targets, and the shards have none."""
     return config.objective.alignment == "reference_alignment" and not has_targets
-
-
-def load_vision_encoder(config: RunConfig, device: torch.device) -> VisionEncoder:
-    """The encoder of the shards' own settings, on a rank's device.
-
-    Raises:
-        ArtifactError: it is missing, gated or incomplete.
-    """
-    from refalign.models.dinov3 import VisionEncoder
-
-    models = config.models
-    dtype = getattr(torch, models.encoder_dtype)
-    where: dict[str, Any] = {"revision": models.vision_encoder_revision, "device": device, "dtype": dtype}
-    return VisionEncoder.from_pretrained(models.vision_encoder, **where)
 
 
 def add_targets(batch: Batch, encoder: VisionEncoder | None) -> Batch:

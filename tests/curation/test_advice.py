@@ -4,12 +4,12 @@ import pytest
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy
-from refalign.pipeline.outcomes import Outcome, count_outcomes
-from refalign.pipeline.summary import explain_no_clip
+from refalign.pipeline.outcomes import Outcome
+from refalign.stages.subjects import describe_subjects, explain_no_clip
 
 
 def explain(outcomes, *settings, needs_detector=True):
-    manifest = {"counts": count_outcomes(outcomes)}
+    manifest = describe_subjects([], [], outcomes, set())
     return explain_no_clip(manifest, apply_overrides(toy(), settings), needs_detector=needs_detector)
 
 

@@ -15,18 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from refalign.config import InputConfig
-from refalign.curation.launch import SubjectsActor, plan_subjects
 from refalign.curation.sources import SourceVideo, list_sources
 from refalign.errors import ConfigError
 from refalign.io.storage import show_name
 from refalign.pipeline.outcomes import Outcome
+from refalign.stages.subjects import SubjectsWorker, list_input
 from tests.curation.bad_files import SIDECARS, make_entries, make_files, read_frames, vary
 from tests.curation.curating import curate, make_config
 
 
 @pytest.fixture(scope="module")
 def actor():
-    return SubjectsActor(make_config())
+    return SubjectsWorker(make_config())
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +278,10 @@ def test_files_without_permission_are_named(world):
         if is_root:
             os.seteuid(65534)
         try:
-            plan, planned, _ = plan_subjects(make_config(), folder)
+            plan, planned, _ = list_input(make_config(), folder)
         finally:
             if is_root:
                 os.seteuid(0)
             (folder / "hidden").chmod(0o755)
-    assert [row["name"] for work in plan.values() for row in work] == ["good.mp4"]
+    assert [video.source.name for work in plan.values() for video in work] == ["good.mp4"]
     assert {outcome.item: outcome.reason for outcome in planned} == {"locked.mp4": "UNREADABLE", "hidden": "UNREADABLE"}

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refalign.curation.launch import SubjectsActor
 from refalign.curation.masks import has_content
-from refalign.pipeline.summary import describe_step
+from refalign.stages.subjects import Subjects, SubjectsManifest, SubjectsWorker
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, here  # noqa: F401
 from tests.curating_here import make_config as make_tiny
@@ -27,7 +26,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def actor():
-    return SubjectsActor(make_config())
+    return SubjectsWorker(make_config())
 
 
 def encode_mask(*boxes):
@@ -134,7 +133,7 @@ def test_derived_values_content_is_opaque_and_varied():
 def test_advice_a_low_min_confidence_has_an_effect(wanted, least):
     config = make_config()
     low = config.curation.model_copy(update={"min_confidence": wanted})
-    assert SubjectsActor(config.model_copy(update={"curation": low})).detector.min_score == least
+    assert SubjectsWorker(config.model_copy(update={"curation": low})).detector.min_score == least
 
 
 @pytest.mark.parametrize("said", [True, False])
@@ -147,5 +146,5 @@ def test_missing_or_empty_captions_are_counted_and_said(world, tmp_path, said):
             (tmp_path / "in" / path.name).with_suffix(".txt").write_text("a creature")
     manifest = curate_here(make_tiny(), tmp_path / "in", tmp_path / "out")["subjects"].load_manifest() or {}
     assert manifest["captions"] == {"source" if said else "none": manifest["clips"]} and manifest["clips"]
-    line = describe_step("subjects", manifest)
+    line = Subjects().describe(SubjectsManifest.model_validate(manifest))
     assert ("have no caption and would be trained on an empty prompt" in line) != said and "\n" not in line

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from refalign.config import PairsConfig
-from refalign.curation.pairs import assign_splits, match_subjects
+from refalign.curation.matching import match_subjects
+from refalign.stages.pairs import assign_splits
 from tests.oracles.pairs import match_subjects_slowly
 
 
@@ -15,7 +16,7 @@ def test_match_subjects_equals_loops(seed, block, monkeypatch):
     embeddings = identities[rng.integers(0, 4, len(clips))] + 0.3 * rng.normal(size=(len(clips), 8))
     embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
     config = PairsConfig(min_similarity=0.6, max_similarity=0.98, max_references_per_subject=2)
-    monkeypatch.setattr("refalign.curation.pairs._BLOCK", block)
+    monkeypatch.setattr("refalign.curation.matching._BLOCK", block)
     ours = list(zip(*(column.tolist() for column in match_subjects(embeddings, clips, config))))
     loops = match_subjects_slowly(embeddings, clips, min_similarity=0.6, max_similarity=0.98, limit=2)
     assert [pair[:2] for pair in ours] == [pair[:2] for pair in loops]

@@ -14,10 +14,10 @@ import pytest
 
 from refalign.config import InputConfig
 from refalign.config.presets import toy
-from refalign.curation.launch import plan_subjects
 from refalign.curation.sources import SourceVideo, check_apart, list_sources
 from refalign.errors import ConfigError
 from refalign.pipeline.outcomes import Outcome
+from refalign.stages.subjects import list_input
 from refalign.toy.videos import write_world
 from tests.curation.test_bad_input import make_entry
 
@@ -108,9 +108,9 @@ def test_own_output_is_left_out_and_never_an_input(tmp_path):
 
 def test_own_output_makes_no_other_input(tmp_path):
     put(tmp_path, "in/a.mp4")
-    _, _, before = plan_subjects(toy(), tmp_path / "in")
+    _, _, before = list_input(toy(), tmp_path / "in")
     put(tmp_path, "in/run/subjects-0123456789ab/lease", "in/run/evaluate-0123456789ab/parts/a.mp4", "in/.DS_Store")
-    _, planned, after = plan_subjects(toy(), tmp_path / "in")
+    _, planned, after = list_input(toy(), tmp_path / "in")
     assert before == after and {outcome.reason for outcome in planned} == {"OWN_OUTPUT", "HIDDEN"}
 
 

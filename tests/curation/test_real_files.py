@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from refalign.curation.launch import SubjectsActor
 from refalign.pipeline.outcomes import Outcome
+from refalign.stages.subjects import SubjectsWorker
 from tests.curation.curating import curate, make_config
 
 USABLE = "usable"
@@ -28,7 +28,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def actor():
-    return SubjectsActor(make_config())
+    return SubjectsWorker(make_config())
 
 
 def end_of(video):

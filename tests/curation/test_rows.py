@@ -8,9 +8,10 @@ import pytest
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy
-from refalign.curation.launch import SubjectsActor, plan_subjects
 from refalign.pipeline.steps import Step
-from refalign.run import Story
+from refalign.run import Loop
+from refalign.stages import Pairs, Subjects
+from refalign.stages.subjects import SubjectsWorker, list_input
 from refalign.toy.videos import write_world
 
 
@@ -34,9 +35,9 @@ class StubCaptioner:
 
 def test_rows_hold_every_score_and_every_crop_is_embedded_once(world, tmp_path):
     config = apply_overrides(toy(), ["curation.caption=all", "models.captioner=org/name"])
-    plan, _, _ = plan_subjects(config, world)
+    plan, _, _ = list_input(config, world)
     (name, work), *_ = plan.items()
-    actor = SubjectsActor(config)
+    actor = SubjectsWorker(config)
     actor.captioner = StubCaptioner()
     embedded = []
     embed = actor.encoder.embed
@@ -59,11 +60,8 @@ def test_rows_hold_every_score_and_every_crop_is_embedded_once(world, tmp_path):
 
 def make_fingerprints(world, tmp_path, *settings):
     config = apply_overrides(toy(), [f"input.path={world}", *settings])
-    story = Story(config, tmp_path, ExitStack(), None)
-    story._complete = lambda step, work: {"clips": 1}
-    story._subjects()
-    story._pairs()
-    return {name: step.fingerprint for name, step in story.steps.items()}
+    loop = Loop(config, tmp_path, ExitStack())
+    return {stage.name: loop.make_step(stage).fingerprint for stage in (Subjects(), Pairs())}
 
 
 def test_a_limit_redoes_pairs_and_not_subjects(world, tmp_path):

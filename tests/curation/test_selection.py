@@ -1,27 +1,29 @@
 """Which clips are used: every clip has a verdict, limits cost no decoding, and shards see only what is kept."""
 
 import dataclasses
-import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic_core import to_json
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy
-from refalign.curation import pairs as pairs_step
 from refalign.curation import selection
-from refalign.curation.pairs import PairsActor, run_pairs
-from refalign.curation.selection import EvaluationActor, list_pictures, load_crops
+from refalign.curation.selection import PictureEmbedder, list_pictures, load_crops
 from refalign.errors import ConfigError, DataError
 from refalign.io.images import encode_png
 from refalign.io.looks import Look
 from refalign.io.tables import CLIP_SCHEMA, PAIR_SCHEMA, check_table
-from refalign.pipeline.ray_data import find_done
+from refalign.pipeline import stage
+from refalign.pipeline.ray_data import find_done, read_work
+from refalign.pipeline.stage import Run
 from refalign.pipeline.steps import Step
 from refalign.shards.plan import plan_shards
+from refalign.stages.pairs import Pairs, PairsWorker
 
 WIDTH = 8
 
@@ -33,13 +35,13 @@ def run_parts_here(step, plan, actor, config, *, label, works=None):
     for name, work in plan.items():
         if name not in done:
             made = made or actor(config)
-            made.make_part(step, name, json.loads(json.dumps(work)))
+            made.make_part(step, name, read_work(made, to_json(work).decode()))
     return [step.load_part(name) for name in plan]
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch):
-    monkeypatch.setattr(pairs_step, "run_parts", run_parts_here)
+    monkeypatch.setattr(stage, "run_parts", run_parts_here)
     monkeypatch.setattr(selection, "run_parts", run_parts_here)
 
 
@@ -87,6 +89,14 @@ def make_rows(**changes_of_clip):
     return rows
 
 
+def run_pairs(config, step, subjects):
+    """The pairs stage over subjects that are there."""
+    run = Run(config, step.folder.parent)
+    run.steps["subjects"] = subjects
+    run.manifests["subjects"] = SimpleNamespace(parts=subjects.load_manifest()["parts"])
+    return step.commit(Pairs().perform(run, step).model_dump(mode="json"))
+
+
 def run(tmp_path, rows, *settings):
     config = apply_overrides(toy(), settings)
     subjects = make_subjects(tmp_path, rows)
@@ -99,7 +109,7 @@ def run(tmp_path, rows, *settings):
 
 
 def planned_clips(plan):
-    return sorted(clip for work in plan.values() for clip in work["clips"])
+    return sorted(clip for work in plan.values() for clip in work.clips)
 
 
 def test_without_limits_every_clip_is_kept_and_paired_within_its_group(tmp_path):
@@ -120,7 +130,7 @@ def test_splits_are_disjoint_by_identity(tmp_path):
     assert splits == {"train", "validation"}
     assert all(verdicts[pair["clip_id"]]["split"] == verdicts[pair["reference_clip_id"]]["split"] for pair in pairs)
     for work in plan.values():
-        assert {verdicts[clip]["split"] for clip in work["clips"]} == {work["split"]}
+        assert {verdicts[clip]["split"] for clip in work.clips} == {work.split}
 
 
 def test_a_clip_that_fails_is_counted_and_takes_part_in_nothing(tmp_path):
@@ -168,7 +178,7 @@ def test_clips_that_show_what_evaluation_shows_are_left_out(tmp_path, monkeypatc
             table = pa.table({"embedding": [embed(2, 99)], "phash": [9 << 32 | 9 * 0x0101]})
             return step.write_part(name, lambda path: pq.write_table(table, path) or {})
 
-    monkeypatch.setattr(selection, "EvaluationActor", FakeActor)
+    monkeypatch.setattr(selection, "PictureEmbedder", FakeActor)
     setting = f"quality.evaluation_references={folder}"
     manifest, verdicts, pairs, _ = run(tmp_path / "a", make_rows(), setting)
     assert manifest["counts"]["clip"]["filtered"] == {"CONTAMINATED": 4}
@@ -183,7 +193,7 @@ def test_evaluation_pictures_are_embedded_as_crops_are(tmp_path):
     for number, picture in enumerate(pictures):
         (tmp_path / f"{number}.png").write_bytes(encode_png(picture))
     step = Step.make(tmp_path, "pairs", 0)
-    EvaluationActor(toy()).make_part(step, "e.parquet", [str(path) for path in list_pictures(str(tmp_path))])
+    PictureEmbedder(toy()).make_part(step, "e.parquet", [str(path) for path in list_pictures(str(tmp_path))])
     table = pq.read_table(step.parts_folder / "e.parquet")
     embeddings = np.array(table["embedding"].to_pylist())
     assert embeddings.shape == (3, 96) and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
@@ -239,4 +249,4 @@ def test_crops_are_read_without_their_pictures_and_clips_without_subjects_are_no
 
 
 def test_the_actor_holds_no_model():
-    assert vars(PairsActor(toy())).keys() == {"config"}
+    assert vars(PairsWorker(toy())).keys() == {"config"}

@@ -8,12 +8,12 @@ import pytest
 
 from refalign.config import InputConfig
 from refalign.config.presets import toy
-from refalign.curation.launch import plan_subjects
 from refalign.curation.sources import SourceVideo, list_sources, open_source
 from refalign.curation.sources.opens2v import iter_opens2v
 from refalign.errors import ConfigError
 from refalign.io.storage import digest_sampled
 from refalign.pipeline.outcomes import Outcome
+from refalign.stages.subjects import list_input
 
 
 def list_names(folder, **settings):
@@ -133,7 +133,7 @@ def test_the_identity_is_of_the_content_and_what_is_said_not_of_the_place(tmp_pa
     def identify(folder, caption="a"):
         make_videos(tmp_path / folder, "a.mp4")
         (tmp_path / folder / "a.txt").write_text(caption)
-        return plan_subjects(toy(), tmp_path / folder)[2]
+        return list_input(toy(), tmp_path / folder)[2]
 
     assert identify("one") == identify("two") != identify("three", "b")
 

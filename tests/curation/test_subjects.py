@@ -6,13 +6,13 @@ from PIL import Image
 
 from refalign.config import CurationConfig, apply_overrides
 from refalign.config.presets import toy
+from refalign.curation.quality import measure_sharpness
 from refalign.curation.shots import Window, choose_detection_offsets, iter_annotated_window
 from refalign.curation.subjects import (
     Candidate,
     choose_classes,
     choose_subjects,
     make_subject_row,
-    measure_sharpness,
     read_candidates,
 )
 from refalign.io.looks import Look

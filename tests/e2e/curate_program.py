@@ -10,8 +10,10 @@ from pathlib import Path
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy_tiny
+from refalign.pipeline.preflight import check_start
 from refalign.pipeline.ray_data import connect
-from refalign.run import Story, check_start
+from refalign.run import Loop
+from refalign.stages import Pairs, Shards, Subjects
 
 _SETTINGS = ["curation.videos_per_part=2", "shards.samples_per_shard=4"]
 
@@ -26,11 +28,9 @@ def main(where: str, actions: list[str], settings: list[str]) -> None:
         config = apply_overrides(toy_tiny(), settings_here)
         with ExitStack() as stack:
             check_start(config, Path(output))
-            story = Story(config, Path(output), stack, None)
-            story._subjects()
-            story._pairs()
-            story._shards()
-            story.close("FINISHED")
+            loop = Loop(config, Path(output), stack, stages=(Subjects, Pairs, Shards))
+            loop.go_through()
+            loop.close("FINISHED")
 
 
 if __name__ == "__main__":

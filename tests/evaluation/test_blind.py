@@ -1,75 +1,87 @@
 """Blind choices: sides are drawn, what people export is read back, and the gate heeds it only where it is told to."""
 
-import json
+import csv
 
 import numpy as np
 import pytest
 from make_report import HOSTILE
-from make_run import make_evaluate, make_picture
 
 from refalign.config import GateConfig
 from refalign.errors import ArtifactError
-from refalign.evaluation.blind import Question, Votes, order_questions, place_challenger, read_votes
+from refalign.evaluation.blind import TABLE, Question, Votes, export_questions, place_challenger, read_votes
 from refalign.evaluation.gate import decide
-from refalign.evaluation.report.blind import make_blind_page
-from refalign.io.images import encode_png
-from tests.chromium import CHROMIUM, show
 
 KEYS = [f"clip{number}" for number in range(40)]
 
 
+HEAD = "comparison,question,answer\n"
+
+
+def read_rows(table):
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        return list(csv.DictReader(lines))
+
+
 def answer(path, comparison, prefers, keys=KEYS):
-    """Leaves the export of someone who always ``prefers`` one model, or "same"."""
+    """Leaves the table of someone who always ``prefers`` one model, or "same"."""
     sides = {"challenger": {"left": "left", "right": "right"}, "champion": {"left": "right", "right": "left"}}
     chosen = {key: "same" if prefers == "same" else sides[prefers][place_challenger(comparison, key)] for key in keys}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"comparison": comparison, "answers": chosen}))
+    path.write_text(HEAD + "".join(f"{comparison},{key},{chosen[key]}\n" for key in keys))
     return path
 
 
-def test_sides_and_order_are_drawn_by_comparison_and_prompt():
+def test_sides_and_order_are_drawn_by_comparison_and_prompt(tmp_path):
     sides = [place_challenger("c1", key) for key in KEYS]
     assert 10 <= sides.count("left") <= 30 and sides == [place_challenger("c1", key) for key in KEYS]
     assert sides != [place_challenger("c2", key) for key in KEYS]
     questions = [Question(key, "", (), b"a", b"b") for key in KEYS]
-    ordered = [question.key for question in order_questions("c1", questions)]
+    table = export_questions(tmp_path, "c1", questions)
+    ordered = [row["question"] for row in read_rows(table)]
     assert ordered != KEYS and sorted(ordered) == sorted(KEYS)
+    for row in read_rows(table):
+        side = place_challenger("c1", row["question"])
+        shown = {each: (tmp_path / row[each]).read_bytes() for each in ("left", "right")}
+        assert shown == {"left": b"a", "right": b"b"} | ({"left": b"b", "right": b"a"} if side == "left" else {})
 
 
 def test_votes_are_counted_for_the_model_and_not_for_the_side(tmp_path):
-    all_of_them = read_votes(answer(tmp_path / "a.json", "c1", "challenger"), "c1", KEYS)
+    all_of_them = read_votes(answer(tmp_path / "a.csv", "c1", "challenger"), "c1", KEYS)
     assert (all_of_them.share, all_of_them.high, all_of_them.prompts, all_of_them.raters) == (1.0, 1.0, 40, 1)
     assert all_of_them.low == pytest.approx(0.9124, abs=1e-3)  # Wilson, 40 of 40
-    assert read_votes(answer(tmp_path / "b.json", "c1", "champion"), "c1", KEYS).share == 0
-    undecided = read_votes(answer(tmp_path / "c.json", "c1", "same"), "c1", KEYS)
+    assert read_votes(answer(tmp_path / "b.csv", "c1", "champion"), "c1", KEYS).share == 0
+    undecided = read_votes(answer(tmp_path / "c.csv", "c1", "same"), "c1", KEYS)
     assert undecided.share == 0.5 and undecided.same == 1 and undecided.low < 0.36 < 0.64 < undecided.high
 
 
 def test_a_second_person_is_no_second_prompt(tmp_path):
     for person in range(5):
-        answer(tmp_path / "people" / f"{person}.json", "c1", "challenger", KEYS[:10])
+        answer(tmp_path / "people" / f"{person}.csv", "c1", "challenger", KEYS[:10])
+    (tmp_path / "people" / "nobody.csv").write_text(HEAD + "c1,clip0,\n")
     five = read_votes(tmp_path / "people", "c1", KEYS)
-    one = read_votes(tmp_path / "people" / "0.json", "c1", KEYS)
+    one = read_votes(tmp_path / "people" / "0.csv", "c1", KEYS)
     assert (five.raters, five.prompts, five.low) == (5, 10, one.low)
 
 
 @pytest.mark.parametrize(
     ("exported", "said"),
     [
-        ('{"comparison": "c2", "answers": {}}', "about comparison c2, not c1"),
-        ('{"comparison": "c1", "answers": {"stranger": "left"}}', "stranger: left"),
-        ('{"comparison": "c1", "answers": {"clip0": "up"}}', "clip0: up"),
-        ('{"comparison": "c1"', "no exported answers"),
-        ("[]", "no exported answers"),
-        ('{"comparison": "c1", "answers": 3}', "no exported answers"),
-        ('{"comparison": "c1", "answers": {"clip0": []}}', "clip0: "),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"comparison": "c1", "answers": {}}', "no answers; open the page"),
+        (HEAD + "c2,clip0,left", "about comparison c2, not c1"),
+        (HEAD + "c1,stranger,left", "stranger: left"),
+        (HEAD + "c1,clip0,up", "clip0: up"),
+        (HEAD + "c1,clip0,left\nc1,clip0,right", "clip0: right.* or a second one"),
+        (HEAD + "c1", "None: "),
+        ("comparison,answer\nc1,left", "no table of answers"),
+        (HEAD + f"c1,clip0,{'x' * 200_000}", "no table of answers.*a line longer"),
+        ("\udcff", "no table of answers"),
+        (HEAD + "c1,clip0,\nc1,clip1,", "no answers; write left, right or same"),
+        (HEAD, "no answers; write left, right or same"),
+        ("", "no answers; write left, right or same"),
     ],
 )
 def test_what_is_no_answer_is_refused(tmp_path, exported, said):
-    path = tmp_path / "a.json"
-    path.write_text(exported)
+    path = tmp_path / "a.csv"
+    path.write_bytes(exported.encode(errors="surrogateescape"))
     with pytest.raises(ArtifactError, match=said):
         read_votes(path, "c1", KEYS)
 
@@ -94,53 +106,37 @@ def test_the_gate_heeds_votes_only_where_it_is_told_to():
     assert not decide(*worse, asks, votes=liked).passed, "votes add a condition, they take none away"
 
 
-def make_questions(tmp_path, count=3):
-    step = make_evaluate(tmp_path)
-    video = (step.parts_folder / "before-clip.mp4").read_bytes()
-    pictures = (encode_png(make_picture(0)),)
-    # Bytes behind the end of an mp4 are ignored: the two sides differ and both play.
-    return [Question(f"clip{number}", HOSTILE, pictures, video, video + b"challenger") for number in range(count)]
+def make_questions(prompt, count=3):
+    return [Question(f"clip{number}", prompt, (b"picture",), b"champion's", b"challenger's") for number in range(count)]
 
 
-def test_the_page_escapes_texts_and_does_not_say_whose_video_is_where(tmp_path):
-    page = make_blind_page("c1", make_questions(tmp_path))
-    assert "<script>alert" not in page and page.count("&lt;script&gt;alert(1)") == 3
-    assert "challenger" not in page and "champion" not in page and "http" not in page.replace("http-equiv", "")
+def test_neither_names_nor_order_nor_table_say_whose_video_is_where(tmp_path):
+    table = export_questions(tmp_path, "c1", make_questions(HOSTILE))
+    assert {path.name for path in tmp_path.iterdir()} == {TABLE} | {
+        f"{number:03}-{what}" for number in (1, 2, 3) for what in ("left.mp4", "right.mp4", "reference-1.png")
+    }
+    rows = read_rows(table)
+    assert {row["prompt"] for row in rows} == {HOSTILE} and [row["references"] for row in rows][0] == "001-reference-1.png"
+    assert "challenger" not in table.read_text() and "champion" not in table.read_text()
 
 
-PRESS = """
-const press = (key) => page.dispatchEvent(new view.KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
-const open = () => [...page.querySelectorAll(".question")].filter((each) => !each.hidden);
-const first = open()[0];
-await wait(() => [...first.querySelectorAll("video")].every((video) => video.currentTime > 0));
-const playing = [...first.querySelectorAll("video")].map((video) => video.currentTime > 0);
-const order = [...page.querySelectorAll(".question")].map((each) => each.dataset.key);
-const shown = open().length;
-press("ArrowLeft"); press("ArrowUp"); press("2");
-press("0");
-open()[0].querySelector('[data-answer="right"]').click();
-let saved = null;
-view.URL.createObjectURL = (blob) => { blob.text().then((text) => { saved = text; }); return "data:application/json,x"; };
-view.HTMLAnchorElement.prototype.click = function () { saved = saved || this.download; };
-page.getElementById("save").click();
-await wait(() => saved && saved.startsWith("{"));
-return { playing, order, shown, saved, done: !page.getElementById("done").hidden, scroll: page.documentElement.scrollWidth };
-"""
+@pytest.mark.parametrize("sign", "=+-@\t")
+def test_a_spreadsheet_takes_no_prompt_for_a_formula(tmp_path, sign):
+    rows = read_rows(export_questions(tmp_path, "c1", make_questions(f"{sign}HYPERLINK(1)", count=1)))
+    assert rows[0]["prompt"] == f"'{sign}HYPERLINK(1)"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_keys_and_buttons_answer_and_what_is_saved_is_read_back(tmp_path):
-    page = tmp_path / "ask.html"
-    page.write_text(make_blind_page("c1", make_questions(tmp_path)))
-    (tmp_path / "profile").mkdir()
-    shown = show(page, PRESS, width_px=390, profile=tmp_path / "profile")
-    told = shown.told
-    assert "failed" not in told, told
-    assert told["playing"] == [True, True] and told["shown"] == 1 and told["done"] and told["scroll"] <= 390
-    assert shown.console == []
-    exported = json.loads(told["saved"])
-    assert exported == {"comparison": "c1", "answers": dict(zip(told["order"], ["right", "same", "right"], strict=True))}
-    (tmp_path / "answers.json").write_text(told["saved"])
-    votes = read_votes(tmp_path / "answers.json", "c1", KEYS)
-    expected = [place_challenger("c1", told["order"][0]) == "right", 0.5, place_challenger("c1", told["order"][2]) == "right"]
-    assert votes.share == pytest.approx(np.mean([float(each) for each in expected]), abs=1e-6)
+def test_what_is_filled_in_is_read_back_and_not_overwritten(tmp_path):
+    table = export_questions(tmp_path, "c1", make_questions("a red ball"))
+    rows = read_rows(table)
+    for row, chosen in zip(rows, ["Right ", "same", ""], strict=True):
+        row["answer"] = chosen
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert export_questions(tmp_path, "c1", make_questions("a red ball")) == table and read_rows(table) == rows
+    votes = read_votes(tmp_path, "c1", KEYS)
+    liked = float(place_challenger("c1", rows[0]["question"]) == "right")
+    assert (votes.raters, votes.prompts, votes.same) == (1, 2, 0.5), "the question that stays open is no vote"
+    assert votes.share == pytest.approx((liked + 0.5) / 2, abs=1e-6)

@@ -1,7 +1,7 @@
 """Promotion: the champion's videos are made as the challenger's were, and the gate's word becomes the registry's."""
 
-import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ from make_run import make_evaluate, make_shards, make_subjects, make_train
 from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
 from refalign.evaluation.blind import place_challenger, read_votes
-from refalign.evaluation.champion import name_comparison, score_champion
-from refalign.evaluation.launch import run_evaluation
-from refalign.evaluation.promotion import run_ask, run_list, run_promote, run_rollback
+from refalign.evaluation.promotion import name_comparison, run_ask, run_list, run_promote, run_rollback, score_champion
+from refalign.io.writing import write_json
 from refalign.models.wan import load_transformer
-from refalign.pipeline.steps import Step, write_json
+from refalign.pipeline.stage import Run
+from refalign.pipeline.steps import Step
+from refalign.stages.evaluate import Evaluate
 from refalign.tracking.registry import register_model
 from refalign.tracking.run import StoryRun
 
@@ -36,7 +37,9 @@ def test_a_champion_is_scored_on_the_same_videos_as_its_challenger(tmp_path):
     torch.nn.init.normal_(trained.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     trained.save_pretrained(export / "transformer")
     step = Step.make(tmp_path, "evaluate", 0)
-    evaluated = run_evaluation(config, step=step, steps=steps)
+    run = Run(config, tmp_path)
+    run.steps, run.manifests = steps, {"train": SimpleNamespace(**steps["train"].load_manifest())}
+    evaluated = step.commit(Evaluate().perform(run, step).model_dump(mode="json"))
     after = {sample["key"]: sample["scores"]["after"] for sample in evaluated["samples"]}
     assert score_champion(config, step, evaluated, export) == after
     assert after["a"]["copy_paste"] is not None and after["b"]["copy_paste"] is None
@@ -52,11 +55,10 @@ def test_a_first_challenger_is_asked_about_against_the_base_model(registry, tmp_
     write_json(tmp_path / "summary.json", {"folders": {step.name: step.folder.name for step in (evaluate, register)}})
     run_ask(config, tmp_path)
     comparison = name_comparison(config, evaluate, None)
-    path = tmp_path / f"ask-{comparison}.html"
-    assert str(path) in capsys.readouterr().out and path.read_text().count("data:video/mp4") == 2
-    votes = {"comparison": comparison, "answers": {"clip": place_challenger(comparison, "clip")}}
-    (tmp_path / "answers.json").write_text(json.dumps(votes))
-    assert read_votes(tmp_path / "answers.json", comparison, ["clip"]).share == 1
+    path = tmp_path / "ask" / comparison / "questions.csv"
+    assert str(path) in capsys.readouterr().out and len(list(path.parent.glob("*.mp4"))) == 2
+    path.write_text(path.read_text().rstrip() + place_challenger(comparison, "clip"))
+    assert read_votes(path, comparison, ["clip"]).share == 1
 
 
 @pytest.fixture(scope="module")

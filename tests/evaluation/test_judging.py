@@ -7,7 +7,7 @@ from refalign.config import apply_overrides
 from refalign.config.presets import PRESETS, toy
 from refalign.errors import ConfigError
 from refalign.evaluation.judging import iter_answers, load_judge, share_right
-from refalign.pipeline.summary import describe_step
+from refalign.stages.evaluate import Evaluate, EvaluateManifest
 from refalign.toy.verdict import judge_video
 
 
@@ -79,7 +79,7 @@ def test_the_toy_presets_name_their_worlds_judge_and_others_none(name):
 
 def test_the_steps_line_says_how_much_is_right_where_both_models_were_judged():
     def say(before, after):
-        return describe_step("evaluate", {"num_samples": 8, "scores": {"before": before, "after": after}})
+        return Evaluate().describe(EvaluateManifest.model_construct(num_samples=8, scores={"before": before, "after": after}))
 
     assert say({"judged": 0.456}, {"judged": 0.784}) == "8 sample videos; attributes right: base 46%, trained 78%"
     for before, after in (({"fidelity": 0.5}, {"fidelity": 0.6}), ({"judged": 0.5}, {}), ({}, {"judged": 0.5}), (None, None)):

@@ -1,6 +1,7 @@
 """Videos of held-out prompts with the real, tiny models: made once, scored, reproducible."""
 
 import shutil
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -8,11 +9,12 @@ import torch
 from make_run import make_shards, make_subjects, make_train
 
 from refalign.config.presets import toy_tiny
-from refalign.evaluation.launch import EvaluationActor, make_manifest, plan_separability, plan_videos, write_references
-from refalign.evaluation.samples import choose_samples
+from refalign.evaluation.worker import EvaluateWorker, VideoWork
 from refalign.io.images import read_image
 from refalign.models.wan import load_transformer
+from refalign.pipeline.stage import Run
 from refalign.pipeline.steps import Step
+from refalign.stages.evaluate import Evaluate
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def evaluated(tmp_path_factory):
     The toy world's judge would not know what a ball is; this one does.
     """
     output = tmp_path_factory.mktemp("evaluation")
-    config, settings = toy_tiny(), {"num_inference_steps": 2, "judge": "make_run:judge_ball"}
+    config, settings = toy_tiny(), {"num_inference_steps": 2, "num_samples": 2, "judge": "make_run:judge_ball"}
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)})
     shards = make_shards(output, {"train": ["c"], "validation": ["a", "b"]}, cross_pair={"a": "c", "b": "d"})
     train = make_train(output)
@@ -32,14 +34,13 @@ def evaluated(tmp_path_factory):
     torch.nn.init.normal_(trained.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     trained.save_pretrained(export / "transformer")
 
-    step = Step.make(output, "evaluate", 0)
-    samples, split = choose_samples(shards.folder, make_subjects(output, ["a", "b", "c", "d"]).folder, count=2, seed=3)
-    pictures = {sample.key: write_references(step, sample) for sample in samples}
-    sources = {"before": (config.models.base, None), "after": (str(export), None)}
-    plan = plan_videos(samples, pictures, sources) | plan_separability(sources, shards.folder, split)
-    actor = EvaluationActor(config)
+    run = Run(config.model_copy(update={"seed": 3}), output)
+    run.steps = {"shards": shards, "subjects": make_subjects(output, ["a", "b", "c", "d"]), "train": train}
+    run.manifests["train"] = SimpleNamespace(**train.load_manifest())
+    step, stage, actor = Step.make(output, "evaluate", 0), Evaluate(), EvaluateWorker(config)
+    plan = stage.plan(run, step)
     records = [actor.make_part(step, name, work) for name, work in plan.items()]
-    return step, actor, plan, records, make_manifest(step, samples, split, plan, records, train.load_manifest())
+    return step, actor, plan, records, stage.finish(run, step, plan, records).model_dump(mode="json")
 
 
 def test_each_sample_has_playable_videos_of_both_models(evaluated):
@@ -59,8 +60,8 @@ def test_each_sample_has_playable_videos_of_both_models(evaluated):
 
 def test_scores_compare_with_references_the_video_was_not_given(evaluated):
     _, _, plan, _, manifest = evaluated
-    videos = [work for work in plan.values() if "own" in work]
-    assert len(videos) == 4 and all(not set(work["own"]) & set(work["other"]) and work["other"] for work in videos)
+    videos = [work for work in plan.values() if isinstance(work, VideoWork)]
+    assert len(videos) == 4 and all(not set(work.own) & set(work.other) and work.other for work in videos)
     for averages in manifest["scores"].values():
         assert set(averages) == {"judged", "fidelity", "chance", "own_above_other", "copy_paste"}
         assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1
@@ -79,11 +80,11 @@ def test_what_the_judge_says_is_kept_with_each_video_and_its_share_of_right_attr
 
 def test_a_video_that_the_judge_does_not_know_or_that_nobody_judges_has_no_such_score(evaluated):
     step, _, plan, _, _ = evaluated
-    name, work = next((name, work) for name, work in plan.items() if "own" in work)
+    name, work = next((name, work) for name, work in plan.items() if isinstance(work, VideoWork))
     for judge in ("refalign.toy.verdict:judge_video", None):
         config = toy_tiny()
         settings = {"num_inference_steps": 1, "judge": judge}
-        actor = EvaluationActor(config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)}))
+        actor = EvaluateWorker(config.model_copy(update={"evaluation": config.evaluation.model_copy(update=settings)}))
         other = Step.make(step.folder.parent / "other", "evaluate", judge)
         shutil.copytree(step.parts_folder, other.parts_folder, dirs_exist_ok=True)
         record = actor.make_part(other, f"again-{name}", work)

@@ -8,12 +8,22 @@ import pytest
 from make_report import HOSTILE, VERDICT, make_finished_run
 
 from refalign.evaluation.report import make_page, make_report
-from refalign.evaluation.report.charts import Line, format_number, make_chart, nice_ticks, smooth
-from refalign.evaluation.report.sections import make_scores, make_tiles
-from refalign.evaluation.report.verdicts import make_verdicts
+from refalign.evaluation.report.charts import ACCENT, SECOND, draw_groups, draw_lines, smooth
+from refalign.evaluation.report.page import TEMPLATES
 from refalign.pipeline.steps import Step
 
 VOID = {"meta", "link", "img"}
+PARTS = TEMPLATES.get_template("parts.html").make_module()
+
+
+def make_verdicts(verdicts):
+    """The table of one sample."""
+    return PARTS.verdicts(verdicts).strip()
+
+
+def draw(*points, kind="line"):
+    """The SVG of one curve."""
+    return draw_lines("x", {kind: points}).svg
 
 
 class Page(HTMLParser):
@@ -52,7 +62,10 @@ def test_report_holds_videos_pictures_and_curves(run):
     assert path == output / "report.html"
     assert page.count("data:video/mp4;base64,") == 2
     assert page.count("data:image/png;base64,") == 1 and page.count("data:image/jpeg;base64,") == 2
-    assert page.count("<svg") == 12 and page.count("held-out") >= 4
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(charts) == 12 and sum(SECOND in chart for chart in charts) == 7, (
+        "three of blocks and four of terms have two curves"
+    )
     for words in (
         "Sample videos",
         "Scores",
@@ -73,7 +86,8 @@ def test_scores_have_intervals_of_paired_differences():
 
     def show(samples):
         scores = {"before": {"fidelity": 0.5}, "after": {"fidelity": 0.6}}
-        return make_scores({"evaluation": {"scores": scores, "samples": samples}})
+        page = make_page({"evaluation": {"scores": scores, "samples": samples}}, {})
+        return page.partition("<h2>Scores</h2>")[2].partition("</table>")[0]
 
     told = show([sample(0.5, 0.6), sample(0.4, 0.6), sample(0.3, 0.6), sample(0.2, None)])
     assert "+0.200 [-0.048, +0.448]" in told  # t test of .1, .2, .3
@@ -83,12 +97,12 @@ def test_scores_have_intervals_of_paired_differences():
 
 def test_scores_nobody_measured_have_no_row_and_shares_of_right_attributes_a_tile():
     scores = {"before": {"judged": 0.456, "fidelity": 0.5}, "after": {"judged": 0.784, "fidelity": 0.6}}
-    told = make_scores({"evaluation": {"scores": scores}})
+    told = make_page({"evaluation": {"scores": scores}}, {})
     assert "Attributes right" in told and "0.784" in told and "Copy-paste" not in told
-    assert "46% \u2192 78%" in make_tiles({"evaluation": {"scores": scores}})
+    assert "<b>46% \u2192 78%</b>" in told
     without = {"before": {"fidelity": 0.5}, "after": {"fidelity": 0.6}}
-    assert "Attributes right" not in make_scores({"evaluation": {"scores": without}})
-    assert "attributes right" not in make_tiles({"evaluation": {"scores": without}}) + make_tiles({})
+    assert "attributes right" not in make_page({"evaluation": {"scores": without}}, {}).lower()
+    assert "attributes right" not in make_page({}, {}).lower()
 
 
 def judge(name, **shown):
@@ -102,7 +116,7 @@ def test_a_verdict_ticks_what_is_right_and_crosses_out_what_is_shown_instead():
     after = [judge("on the left", main_colour="red", pattern="belly"), judge("on the right", eyes="one")]
     told = make_verdicts({"before": before, "after": after})
     Page(told)
-    head, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", told))
+    head, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", told, re.DOTALL))
     assert head == ["", "main colour", "pattern", "eyes"]
     names = [row[0] for row in rows]
     assert names == [f"on the {side}, {model}" for side in ("left", "right") for model in ("base model", "trained")]
@@ -123,7 +137,14 @@ def test_a_verdict_on_one_of_two_videos_is_shown_alone():
     assert told.count("<tr>") == 2 and "alone, trained" in told and "base model" not in told
 
 
-@pytest.mark.parametrize("verdicts", [{}, {"before": None, "after": None}, {"before": [], "after": []}])
+def test_an_attribute_that_only_one_subject_has_is_empty_for_the_other_whatever_it_is_called():
+    other = {"name": "b", "attributes": {"items": {"wanted": "two", "shown": None}}}
+    told = make_verdicts({"after": [{"name": "a", "attributes": {}}, other]})
+    cells = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", told, re.DOTALL)[1:]]
+    assert cells == [["a, trained", ""], ["b, trained", '<span class="wrong" title="wanted: two">\u2717 unclear</span>']]
+
+
+@pytest.mark.parametrize("verdicts", [{}, None, {"before": None, "after": None}, {"before": [], "after": []}])
 def test_without_a_verdict_there_is_no_table(verdicts, tmp_path):
     assert make_verdicts(verdicts) == ""
     _, steps, summary = make_finished_run(tmp_path, verdict=None)
@@ -151,7 +172,7 @@ def test_nothing_is_loaded_from_elsewhere(run):
     _, steps, summary = run
     parsed = Page(make_page(summary, steps))
     addresses = [value for name, value in parsed.attributes if name in ("src", "href", "poster", "action", "xlink:href")]
-    assert addresses and all(value.startswith("data:") for value in addresses)
+    assert addresses and all(value.startswith(("data:", "#")) for value in addresses), "# is a place in the page itself"
     policy = next(value for name, value in parsed.attributes if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'") and "unsafe-inline'; script" in policy
     assert not re.search(r"url\(|@import", make_page(summary, steps))
@@ -179,23 +200,30 @@ def test_an_unfinished_step_is_left_out(run, tmp_path):
 
 
 def test_charts_survive_flat_lonely_and_broken_numbers():
-    assert make_chart([], label="nothing") == ""
-    assert make_chart([Line([(1.0, math.nan)])], label="nothing") == ""
+    assert draw_lines("nothing", {}) is None and draw_groups("nothing", [], []) is None
+    assert draw_lines("nothing", {"line": [(1.0, math.nan)]}) is None
     for points in ([(3.0, 2.0)], [(0.0, 0.0), (1.0, 0.0)], [(0.0, 1.0), (1.0, math.inf), (2.0, 3.0)], [(1.0, 1e-9), (2.0, 2e-9)]):
-        svg = make_chart([Line(points)], label="x")
-        assert "nan" not in svg and "inf" not in svg and svg.count("<polyline") == 1
+        svg = draw(*points)
+        assert "nan" not in svg and "inf" not in svg and svg.count(f"stroke: {ACCENT}") == 1
 
 
 def test_long_curves_are_thinned_to_their_means():
     points = [(float(step), float(step % 2)) for step in range(10_000)]
-    svg = make_chart([Line(points)], label="x")
-    line = re.search(r'points="([^"]*)"', svg)
-    assert line is not None and len(line.group(1).split()) <= 300
-    assert all(abs(y - 0.5) < 0.05 for _, y in smooth(points)[500:-500])
+    line = re.search(rf'd="([^"]*)" style="fill: none; stroke: {ACCENT}', draw(*points))
+    assert line is not None and 1 < len(line.group(1).split("L")) <= 300
+    assert all(abs(y - 0.5) < 0.05 for _, y in smooth([*points, (10_000.0, math.nan)])[500:-500])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.013, 0.0171), (-3.0, 900.0), (1e-5, 3e-5)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.013, 0.0171), (-3.0, 900.0), (1e-5, 3e-5), (0.001, 0.001), (0.0, 0.0)])
 def test_ticks_are_few_round_and_cover_the_range(low, high):
-    ticks = nice_ticks(low, high)
+    told = re.findall(r"text-anchor: end[^>]*>([^<]*)</text>", draw((0.0, low), (1.0, high)))
+    ticks = sorted(float(tick.replace(",", "").replace("\u2212", "-")) for tick in told)
     assert 3 <= len(ticks) <= 6 and ticks[0] <= low and ticks[-1] >= high * (1 - 1e-9)
-    assert all(len(format_number(tick)) <= 7 for tick in ticks)
+    assert all(len(tick) <= 7 for tick in told)
+
+
+def test_equal_numbers_give_equal_bytes_and_texts_stay_texts():
+    charts = [draw_lines(HOSTILE, {"held-out": [(0, 1), (1, 2)]}, [(1, f"${HOSTILE}$")]) for _ in range(2)]
+    assert charts[0] == charts[1] and "<metadata" not in charts[0].svg
+    Page(charts[0].svg)
+    assert "<script" not in charts[0].svg and charts[0].svg.count("&lt;script") == 2

@@ -1,4 +1,4 @@
-"""Loop twin of `refalign.curation.pairs.match_subjects`."""
+"""Loop twin of `refalign.curation.matching.match_subjects`."""
 
 from __future__ import annotations
 

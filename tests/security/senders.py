@@ -255,12 +255,12 @@ def served_row(row, params, folder, canary):
 
 def evaluation_picture(content, folder, canary):
     from refalign.config.presets import toy
-    from refalign.curation.selection import EvaluationActor, list_pictures
+    from refalign.curation.selection import PictureEmbedder, list_pictures
     from refalign.pipeline.steps import Step
 
     write(folder / "eval" / "a.webp", content)
     pictures = [str(path) for path in list_pictures(str(folder / "eval"))]
-    EvaluationActor(toy()).make_part(Step.make(folder / "out", "pairs"), "evaluation.parquet", pictures)
+    PictureEmbedder(toy()).make_part(Step.make(folder / "out", "pairs"), "evaluation.parquet", pictures)
 
 
 # Inputs and settings.

@@ -127,10 +127,10 @@ def test_a_command_with_a_password_leaves_it_nowhere(tmp_path):
 
 
 def test_a_server_that_is_asked_is_named_without_its_password():
-    from refalign.training.check import check_tracking
+    from refalign.tracking.client import check_server
 
     with pytest.raises(BackendUnavailable) as caught:
-        check_tracking("http://me:hunter2@127.0.0.1:9")
+        check_server("http://me:hunter2@127.0.0.1:9")
     assert "127.0.0.1:9" in str(caught.value) and "hunter2" not in str(caught.value)
 
 

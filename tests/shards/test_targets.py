@@ -12,13 +12,13 @@ import torch
 from refalign.config import RunConfig, apply_overrides
 from refalign.config.presets import load_preset
 from refalign.errors import ArtifactError
-from refalign.estimates.storage import announce_size, estimate_parts
+from refalign.estimates.storage import ShardSize, announce_size, estimate_parts
 from refalign.models.loading import load_grid
 from refalign.pipeline.steps import Step
 from refalign.shards.encode import make_reference
 from refalign.shards.plan import plan_shards
 from refalign.shards.reader import ShardIndex
-from refalign.shards.sample import has_targets, keep_references, pack_pictures, unpack_pictures
+from refalign.shards.sample import has_targets, pack_pictures, unpack_pictures
 from refalign.toy.videos import write_world
 from tests.curating_here import curate_here, do_without_ray, make_config
 
@@ -44,17 +44,18 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[RunConf
 def test_bytes_are_foretold_from_the_plan(name: str, curated) -> None:
     config, steps = curated[name]
     plan = plan_shards(config.shards, steps["subjects"], steps["pairs"])
-    foretold = estimate_parts(plan, config)
+    foretold = estimate_parts({name: work.size for name, work in plan.items()}, config)
     written = {part: (steps["shards"].load_commit(part) or {})["size_bytes"] for part in plan}
     # Contact sheets show these frames enlarged; soft pictures take less than the rate that counts for sharp ones, never more.
     assert len(written) > 2 and 1 <= sum(foretold.values()) / sum(written.values()) < 1.25
     manifest = steps["shards"].load_manifest() or {}
-    assert sum(work["references"] for work in plan.values()) == manifest["references"]
+    assert sum(work.references for work in plan.values()) == manifest["references"]
 
 
 def test_the_size_is_said_before_the_start_and_a_small_disk_refused(curated, tmp_path: Path, monkeypatch, capsys) -> None:
     config, steps = curated["stored"]
-    plan = plan_shards(config.shards, steps["subjects"], steps["pairs"])
+    works = plan_shards(config.shards, steps["subjects"], steps["pairs"])
+    plan = {name: work.size for name, work in works.items()}
     announce_size(Step.make(tmp_path, "shards", 1), plan, config)
     assert re.fullmatch(r"shards: \d+ samples to store, about [\d.]+ MiB \([\d.]+ KiB each\)\n", capsys.readouterr().out)
     monkeypatch.setattr("refalign.estimates.storage._LARGE_BYTES", 2**20)
@@ -93,7 +94,7 @@ def test_what_published_sizes_take(monkeypatch, capsys) -> None:
     widths = {"in_channels": 16, "text_dim": 4096, "hidden_size": 1024}
     monkeypatch.setattr("refalign.estimates.storage.load_model_config", lambda *_, **__: widths)
     count = 5_000_000
-    plan = {"train-000000.tar": {"clips": range(count), "references": 3 * count, "caption_bytes": 396 * count}}
+    plan = {"train-000000.tar": ShardSize(count, 3 * count, 396 * count)}
 
     def estimate(*settings: str) -> float:
         config = apply_overrides(load_preset("wan2_1_1_3b"), settings)
@@ -127,9 +128,8 @@ def test_stored_pictures_are_the_pixels_that_targets_are_made_of(curated) -> Non
         np.testing.assert_array_equal(decode_image(file), expected.pixels)
 
 
-def test_references_are_left_out_with_their_pictures() -> None:
-    tensors = {"reference_latents": torch.arange(3.0)[:, None], **pack_pictures([b"one", b"", b"three"])}
-    kept = keep_references(tensors, [2, 0])
-    assert unpack_pictures(kept, [0, 1]) == [b"three", b"one"] and kept["reference_latents"].flatten().tolist() == [2, 0]
-    none = keep_references(tensors, [])
+def test_packed_pictures_are_found_by_number() -> None:
+    packed = pack_pictures([b"one", b"", b"three"])
+    assert unpack_pictures(packed, [2, 0, 1]) == [b"three", b"one", b""] and unpack_pictures(packed, []) == []
+    none = pack_pictures([])
     assert len(none["pictures"]) == len(none["picture_sizes"]) == 0

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refalign.curation.launch import SubjectsActor, describe_subjects, plan_subjects
 from refalign.evaluation.report.curation import make_curation_report
 from refalign.pipeline.steps import Step
-from refalign.pipeline.summary import describe_step
+from refalign.stages.subjects import Subjects, SubjectsWorker, describe_subjects, list_input
 from refalign.toy.videos import write_world
 from tests.curation.bad_files import read_frames
 from tests.curation.curating import curate, make_config
@@ -87,14 +86,14 @@ def curated(parts, tmp_path_factory):
     root = tmp_path_factory.mktemp("odd")
     (root / "in").mkdir()
     table = make_table(root / "in", parts)
-    actor = SubjectsActor(make_config())
+    actor = SubjectsWorker(make_config())
     seen = {}
     curate_video = actor.curate_video
 
     def watch(source, *arguments):
-        before = Counter(actor._unusual)
+        before = Counter(actor.tally.unusual)
         made = curate_video(source, *arguments)
-        seen[source.name] = set(actor._unusual - before)
+        seen[source.name] = set(actor.tally.unusual - before)
         return made
 
     actor.curate_video = watch
@@ -104,8 +103,8 @@ def curated(parts, tmp_path_factory):
 
 def test_each_odd_file_has_its_right_outcome(curated):
     clips = Counter(outcome.item.partition("-")[0] for outcome in curated["outcomes"] if outcome.level == "clip")
-    plan, _, _ = plan_subjects(make_config(), curated["root"] / "in")
-    ids = {work["name"]: work["video_id"] for part in plan.values() for work in part}
+    plan, _, _ = list_input(make_config(), curated["root"] / "in")
+    ids = {work.source.name: work.video_id for part in plan.values() for work in part}
     videos = {outcome.item: outcome for outcome in curated["outcomes"] if outcome.level == "video"}
     got = {name: clips[ids[name]] if outcome.reason in ("", "NO_SUBJECT") else outcome.reason for name, outcome in videos.items()}
     messages = {name: outcome.message for name, outcome in videos.items() if outcome.reason}
@@ -142,12 +141,12 @@ def test_the_same_pictures_give_the_same_scores(curated):
 def test_counts_say_what_was_unusual(curated):
     wanted = Counter(kind for _, kinds in curated["table"].values() for kind in kinds)
     config = make_config()
-    plan, planned, _ = plan_subjects(config, curated["root"] / "in")
+    plan, planned, _ = list_input(config, curated["root"] / "in")
     step = Step.make(curated["root"], "subjects", str(curated["root"] / "in"))
-    described = describe_subjects([step.load_part(name) for name in plan], planned)
-    assert described["unusual"] == dict(sorted(wanted.items()))
-    line = describe_step("subjects", described)
+    described = describe_subjects(list(plan), [step.load_part(name) for name in plan], planned, set())
+    assert described.unusual == dict(sorted(wanted.items()))
+    line = Subjects().describe(described)
     assert f"; unusual videos: {', '.join(f'{n} {kind}' for kind, n in sorted(wanted.items()))};" in line
-    manifest = step.commit({"parts": list(plan), **described})
+    manifest = step.commit(described.model_dump(mode="json"))
     page = make_curation_report({"unusual": manifest["unusual"]}, output=curated["root"], steps={"subjects": step}).read_text()
     assert "Unusual videos" in page and "pixels not square" in page

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -9,14 +10,18 @@ import pytest
 
 from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, BackendUnavailable
+from refalign.pipeline.stage import Run
 from refalign.pipeline.steps import Step
-from refalign.run import Story
-from refalign.tracking.client import hide_credentials, make_tracking_uri
-from refalign.tracking.metrics import MetricLogger
+from refalign.run import Loop
+from refalign.stages import Register, Train
+from refalign.stages.register import RegisterManifest
+from refalign.tracking.client import make_tracking_uri
 from refalign.tracking.model_card import Provenance, make_model_card
 from refalign.tracking.registry import has_version, register_model, resolve_model
 from refalign.tracking.run import StoryRun, flatten
-from refalign.training.records import UNSENT, append_record
+from refalign.training.follower import follow
+from refalign.training.launch import TrainManifest
+from refalign.training.records import UNSENT, append_record, read_records, truncate_records
 
 PROVENANCE = Provenance(
     {"CC-BY-NC-4.0": 3}, {"signed": 3}, "d" * 64, "0123456789ab", "abc", {"train": "train-0123456789ab"}, "run it"
@@ -33,7 +38,7 @@ def test_rerun_continues_the_same_run_and_changes_nothing(output):
     config = toy_tiny()
     story = StoryRun.open(config, output=output, fingerprint="a" * 12)
     train = story.child("train")
-    story.log_metrics("train", {"total": 2.0}, at=1)
+    story.log_records("train", [{"step": 1, "total": 2.0}])
     story.finish("KILLED")
     statuses = {run_id: story.client.get_run(run_id).info.status for run_id in (story.run_id, train)}
     assert set(statuses.values()) == {"KILLED"}
@@ -43,9 +48,10 @@ def test_rerun_continues_the_same_run_and_changes_nothing(output):
     assert (again.run_id, again.child("train")) == (story.run_id, train)
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     assert again.client.get_run(again.run_id).data.params["cluster.threads"] == str(config.cluster.threads)
-    again.log_metrics("train", {"total": 9.0, "pull": 1.0}, at=1)
+    again.log_records("train", [{"step": 1, "total": 9.0, "pull": 1.0, "exposure": float("nan")}])
     assert [(m.step, m.value) for m in again.client.get_metric_history(train, "total")] == [(1, 2.0)]
     assert [(m.step, m.value) for m in again.client.get_metric_history(train, "pull")] == [(1, 1.0)]
+    assert not again.client.get_metric_history(train, "exposure")
     again.finish()
     assert again.client.get_run(train).info.status == "FINISHED"
     assert len(again.client.search_runs([again.experiment_id])) == 2
@@ -59,32 +65,45 @@ def test_stories_differ_by_fingerprint_and_by_output_folder(output, tmp_path):
     assert StoryRun.open(shared, output=tmp_path, fingerprint="a" * 12).run_id not in ids
 
 
-def test_a_step_is_never_logged_twice(output):
+def test_a_step_is_never_logged_twice(output, tmp_path):
     story = StoryRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
-    run_id = story.child("train")
+    path, run_id = tmp_path / "metrics.jsonl", story.child("train")
+    told = {"tracking_uri": story.uri, "run_id": run_id, "progress": False}
 
-    def log(logger, steps):
-        for step in steps:
-            logger.log(step, {"total": 1.0 / step, "validation/pull": 0.5})
+    def sent(name):
+        return [point.step for point in story.client.get_metric_history(run_id, name)]
 
-    first = MetricLogger(story.uri, run_id)
-    log(first, range(1, 6))
-    log(first, range(1, 4))
-    assert first.close()
-    # A restart goes back to the checkpoint's step: the driver follows the record from its beginning again.
-    second = MetricLogger(story.uri, run_id)
-    log(second, range(1, 8))
-    log(second, [7])
-    assert second.close()
+    with follow(path, 9, **told):
+        _append(path, range(1, 6))
+        _wait_until(lambda: sent("total") == [1, 2, 3, 4, 5])
+        truncate_records(path, 3)  # a restart goes back to the checkpoint's step, and its lines come again
+        _append(path, range(4, 8))
+        assert (tmp_path / UNSENT).exists()
+    with follow(path, 9, **told):  # the next process follows the record from its beginning
+        _append(path, [8])
+    story.log_records("train", read_records(path))
     for name in ("total", "validation/pull"):
-        assert [point.step for point in story.client.get_metric_history(run_id, name)] == list(range(1, 8))
+        assert sent(name) == list(range(1, 9))
+    assert not (tmp_path / UNSENT).exists()
 
 
-def test_a_server_that_is_away_delays_metrics_and_stops_nobody(caplog):
-    logger = MetricLogger(_dead_uri(), "0" * 32)
-    logger.log(1, {"total": 1.0})
-    assert not logger.close(timeout_s=30)
-    assert "does not answer" in caplog.text
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_server_that_is_away_delays_metrics_and_stops_nobody(answers, tmp_path, caplog, monkeypatch):
+    """Nothing listens there; or something does, and never says a word."""
+    monkeypatch.setattr("refalign.tracking.client._FIRST_CONTACT_S", 1.0)
+    path = tmp_path / "metrics.jsonl"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}" if answers else _dead_uri()
+        with follow(path, 9, tracking_uri=uri, run_id="0" * 32, progress=False):
+            _append(path, [1])
+            _wait_until(lambda: "does not answer" in caplog.text)
+            began = time.monotonic()
+            _append(path, range(2, 6))
+            assert time.monotonic() - began < 0.2
+            began = time.monotonic()
+        assert time.monotonic() - began < 5
+    assert caplog.text.count("does not answer") == 1 and "the next command with this --output sends them" in caplog.text
+    assert (tmp_path / UNSENT).exists()
 
 
 def test_metrics_that_were_not_taken_in_time_are_sent_by_a_later_run_that_has_nothing_else_to_do(tmp_path, capsys):
@@ -96,13 +115,13 @@ def test_metrics_that_were_not_taken_in_time_are_sent_by_a_later_run_that_has_no
     (step.folder / UNSENT).touch()
     away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": _dead_uri()})})
     for settings, out, err in ((away, "", "metrics wait: MLflow at"), (config, "train: sent the metrics that MLflow lacked", "")):
-        flow = Story(settings, tmp_path, ExitStack(), None)
-        flow.fingerprint, flow.steps, flow.manifests = "a" * 12, {"train": step}, {"train": step.load_manifest()}
-        flow._send_unsent()
+        loop = Loop(settings, tmp_path, ExitStack(), stages=[Train])
+        loop.steps, loop.manifests = {"train": step}, {"train": TrainManifest.model_construct(steps=5)}
+        loop.send_unsent()
         said = capsys.readouterr()
         assert out in said.out and err in said.err
     assert not (step.folder / UNSENT).exists()
-    story = StoryRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    story = StoryRun.open(config, output=tmp_path, fingerprint=loop.fingerprint)
     history = story.client.get_metric_history(story.child("train"), "total")
     assert [(point.step, point.value) for point in history] == [(number, 1.0 / (1 + number)) for number in range(6)]
 
@@ -124,7 +143,7 @@ def test_params_are_dotted_short_and_without_credentials():
     negative = config.evaluation.model_copy(update={"negative_prompt": "blurred " * 200})
     params = flatten(config.model_copy(update={"tracking": tracking, "evaluation": negative}))
     assert params["training.stages.1.name"] == config.training.stages[1].name
-    assert params["tracking.uri"] == hide_credentials(tracking.uri) == "https://mlflow.example/x"
+    assert params["tracking.uri"] == "https://...@mlflow.example/x"
     assert max(map(len, params.values())) == 500
 
 
@@ -169,18 +188,15 @@ def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_
     config = toy_tiny()
     story = StoryRun.open(config, output=tmp_path, fingerprint="f" * 12)
     model = register_model(story, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
-    step = Step.make(tmp_path, "register", "it")
-    flow = Story(config, tmp_path, ExitStack(), None)
-    step.commit(asdict(model))
-    flow._ask_registry(step)
-    assert step.load_manifest()["version"] == "1" and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
+    run = Run(config, tmp_path)
+    manifest = RegisterManifest.model_construct(**asdict(model))
+    assert Register().is_still_there(run, manifest) and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
     story.client.delete_model_version("refalign", "1")
-    flow._ask_registry(step)
-    assert step.load_manifest() is None and "refalign version 1 is gone from the registry" in capsys.readouterr().out
+    assert not Register().is_still_there(run, manifest)
+    assert "refalign version 1 is gone from the registry" in capsys.readouterr().out
     away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
-    step.commit(asdict(model))
-    Story(away, tmp_path, ExitStack(), None)._ask_registry(step)
-    assert step.load_manifest() is not None and "not checked, the manifest is trusted" in capsys.readouterr().out
+    assert Register().is_still_there(Run(away, tmp_path), manifest)
+    assert "not checked, the manifest is trusted" in capsys.readouterr().out
 
 
 def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
@@ -233,8 +249,16 @@ def _make_export(folder):
     return folder
 
 
-def _write_lines(file, records):
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+def _append(path, steps):
+    for step in steps:
+        append_record(path, {"step": step, "stage": "only", "total": 1.0 / step, "validation/pull": 0.5})
+
+
+def _wait_until(is_true):
+    end = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def _dead_uri():

@@ -56,7 +56,7 @@ def test_a_killed_rank_leaves_the_curve_of_an_unbroken_run(num_workers: int, bas
     killer.start()
     manifest = run_training(config, step=step, shards=shards, progress=False)
     killer.join()
-    assert len(killed) == 1 and manifest["resumed_from"] >= 10
+    assert len(killed) == 1 and manifest.resumed_from >= 10
     assert not (step.folder / "ray").exists() and not (step.folder / "failure.json").exists()
     train_worker(make_settings(config, shards, tmp_path / "one"))
     expected = read_records(tmp_path / "one" / "metrics.jsonl")

@@ -67,11 +67,9 @@ def make_text(told: dict[str, Any], command: str, not_run: dict[str, str]) -> st
 
 
 def draw(results: list[Result], told: dict[str, Any], path: Path) -> None:
-    """Differences to none; fidelity against action over guidance; fidelity over steps. Nothing where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """Differences to none; fidelity against action over guidance; fidelity over steps."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     forest, curve, steps = figure.subplots(1, 3)
     rows = [(name, arm["against_none"].get("fidelity")) for name, arm in told["arms"].items()]

@@ -21,8 +21,8 @@ from torch import Tensor
 from refalign.errors import ArtifactError
 from refalign.io.storage import read_table, sha256_of
 from refalign.shards.reader import ShardIndex
-from refalign.shards.sample import FRAME_TOKENS, NULL_PROMPT_NAME, TARGETS, Sample, pack_tokens, unpack_tokens
-from refalign.shards.writer import write_tar
+from refalign.shards.sample import FRAME_TOKENS, TARGETS, Sample, pack_tokens, unpack_tokens
+from refalign.shards.writer import NULL_PROMPT_NAME, write_tar
 
 Kind = Literal["own", "shuffled", "random", "supervised", "frames"]
 """The encoder's own targets; those of other subjects; those of an untrained encoder, or of one that was shown labels; the own

@@ -16,6 +16,8 @@ from __future__ import annotations
 import glob
 import posixpath
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from refalign.config import InputConfig
@@ -33,9 +35,9 @@ from refalign.curation.sources.folder import (
 )
 from refalign.curation.sources.identity import identify_sources
 from refalign.curation.sources.listing import check_apart, list_files
-from refalign.curation.sources.opens2v import is_opens2v, iter_opens2v
+from refalign.curation.sources.opens2v import is_opens2v, iter_opens2v, load_annotation
 from refalign.curation.sources.phantom import is_phantom, iter_phantom
-from refalign.curation.sources.source_video import SourceVideo, open_source, refuse
+from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.curation.sources.tables import LIST_SUFFIXES, iter_list, iter_table, load_column_names
 from refalign.errors import ConfigError, DataError
 from refalign.io import storage
@@ -139,3 +141,17 @@ def _iter_file(file: str, config: InputConfig) -> Iterable[SourceVideo | Outcome
     if opens_as_video(file):
         return [describe_video(file, PurePosixPath(file).name, config, sidecars=find_sidecars(file))]
     raise ConfigError(f"--input {file}: of no known kind; give {_KNOWN}.")
+
+
+@contextmanager
+def open_source(source: SourceVideo, *, max_bytes: int) -> Iterator[tuple[SourceVideo, Path]]:
+    """The source with its annotation read, and a local path to its video while the ``with`` block lasts.
+
+    Raises:
+        DataError: the annotation or the video cannot be read.
+        BackendUnavailable: an object store does not answer.
+    """
+    if source.annotation_at:
+        source = replace(source, annotation=load_annotation(source.name, source.annotation_at))
+    with storage.fetch(source.path, max_bytes=max_bytes) as path:
+        yield source, path

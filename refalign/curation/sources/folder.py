@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -35,8 +34,6 @@ TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 _SIDECAR_SUFFIXES = (".json", ".txt")
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2", ".!qb", ".!ut")
 _MAX_SIDECAR_BYTES = 16 * 2**20
-_READERS = 16
-"""Files read at a time: object stores answer slowly and in parallel."""
 
 
 def is_video(name: str) -> bool:
@@ -76,12 +73,11 @@ def iter_folder(names: Iterable[str], folder: str, config: InputConfig) -> Itera
         beside = [sidecar for sidecar in _sidecars(name) if sidecar in there]
         return describe_video(storage.join(folder, name), name, config, sidecars=beside)
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        opened = pool.map(lambda name: opens_as_video(storage.join(folder, name)), odd)
-        found = {name for name, is_one in zip(odd, opened, strict=True) if is_one}
-        videos |= found
-        sidecars |= {sidecar for name in found for sidecar in _sidecars(name)}
-        yield from pool.map(make, [name for name in names if name in videos or name not in sidecars])
+    opened = storage.in_parallel(lambda name: opens_as_video(storage.join(folder, name)), odd)
+    found = {name for name, is_one in zip(odd, opened, strict=True) if is_one}
+    videos |= found
+    sidecars |= {sidecar for name in found for sidecar in _sidecars(name)}
+    yield from storage.in_parallel(make, [name for name in names if name in videos or name not in sidecars])
 
 
 def iter_pattern(pattern: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:

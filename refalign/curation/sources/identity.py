@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from refalign.config import CurationConfig
 from refalign.curation.sources.source_video import SourceVideo, refuse
 from refalign.errors import BackendUnavailable, DataError
 from refalign.io import storage
 from refalign.pipeline.outcomes import Outcome, belongs_to_place
-
-_READERS = 16
 
 
 def identify_sources(
@@ -39,11 +36,10 @@ def identify_sources(
             return refuse(source.name, error), ""
 
     count, lost = 0, []
-    with ThreadPoolExecutor(_READERS) as pool:
-        for source, (found, video_id) in zip(sources, pool.map(identify, sources), strict=True):
-            yield found, video_id
-            if isinstance(source, SourceVideo):
-                count += 1
-                lost += [source.path] if isinstance(found, Outcome) and belongs_to_place(found.reason) else []
+    for source, (found, video_id) in zip(sources, storage.in_parallel(identify, sources), strict=True):
+        yield found, video_id
+        if isinstance(source, SourceVideo):
+            count += 1
+            lost += [source.path] if isinstance(found, Outcome) and belongs_to_place(found.reason) else []
     if len(lost) == count > 0:
         raise BackendUnavailable(f"{lost[0]}: not there, nor any other of {count} videos that --input names; bring them back.")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from refalign.config import InputConfig
@@ -54,22 +51,6 @@ class SourceVideo:
         """What the rows made of this video depend on; where its files lie is not part of it."""
         described = {key: value for key, value in asdict(self).items() if key not in ("path", "annotation", "annotation_at")}
         return {**described, "annotation": self.annotation_at["digest"] if self.annotation_at else None}
-
-
-@contextmanager
-def open_source(source: SourceVideo, *, max_bytes: int) -> Iterator[tuple[SourceVideo, Path]]:
-    """The source with its annotation read, and a local path to its video while the ``with`` block lasts.
-
-    Raises:
-        DataError: the annotation or the video cannot be read.
-        BackendUnavailable: an object store does not answer.
-    """
-    if source.annotation_at:
-        from refalign.curation.sources.opens2v import load_annotation
-
-        source = replace(source, annotation=load_annotation(source.name, source.annotation_at))
-    with storage.fetch(source.path, max_bytes=max_bytes) as path:
-        yield source, path
 
 
 def make_source(path: str, name: str, said: dict[str, Any], config: InputConfig) -> SourceVideo:

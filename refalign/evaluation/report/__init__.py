@@ -6,21 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refalign.evaluation.report import html, sections, separability
-from refalign.pipeline.steps import Step, write_bytes
+from refalign.evaluation.report.curves import draw_separability, draw_training
+from refalign.evaluation.report.page import TEMPLATES, Sheets
+from refalign.io.writing import write_bytes
+from refalign.pipeline.steps import Step
+from refalign.training.records import FILE_NAME, read_records
 
 _STORY = ("subjects", "pairs", "shards", "train", "evaluate", "register")
-# Videos that are compared start together; who asked for less motion starts them by hand.
-_SCRIPT = """
-const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-for (const row of document.querySelectorAll(".row")) {
-  const videos = [...row.querySelectorAll("video")];
-  if (calm) for (const video of videos) { video.removeAttribute("autoplay"); video.pause(); }
-  for (const video of videos) video.addEventListener("play", () => {
-    for (const other of videos) if (other !== video && other.paused) { other.currentTime = video.currentTime; other.play(); }
-  });
-}
-"""
 
 
 def make_report(summary: Mapping[str, Any], *, output: Path, steps: Mapping[str, Step]) -> Path:
@@ -31,33 +23,19 @@ def make_report(summary: Mapping[str, Any], *, output: Path, steps: Mapping[str,
         steps: the steps by name, for pictures, curves and videos; unfinished ones may be among them.
     """
     finished = {name: step for name, step in steps.items() if step.load_manifest() is not None}
-    page = make_page(summary, finished)
     path = Path(output) / "report.html"
-    write_bytes(path, page.encode())
+    write_bytes(path, make_page(summary, finished).encode())
     return path
 
 
 def make_page(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
-    """The whole page. Its policy lets nothing load and nothing run but what is written here."""
-    body = (
-        _make_head(summary, steps),
-        sections.make_samples(summary, steps),
-        sections.make_scores(summary),
-        separability.make_separability(summary),
-        sections.make_training(summary, steps),
-        sections.make_data_flow(summary),
-        sections.make_sheets(steps),
-        sections.make_model(summary),
-        sections.make_provenance(summary, steps),
+    """The whole page, of finished steps. Its policy lets nothing load and nothing run but what is written there."""
+    measured = (summary.get("evaluation") or {}).get("separability") or {}
+    return TEMPLATES.get_template("report.html").render(
+        summary=summary,
+        steps=steps,
+        missing=[name for name in _STORY if name not in steps],
+        separability=draw_separability(measured),
+        training=draw_training(read_records(steps["train"].folder / FILE_NAME)) if "train" in steps else [],
+        shards=Sheets.load(steps.get("shards")),
     )
-    return html.page("RefAlign run", body, _SCRIPT)
-
-
-def _make_head(summary: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
-    missing = [name for name in _STORY if name not in steps]
-    title = "From videos to a reference-to-video model" if not missing else "A run that is not finished"
-    notes = [summary["untrained"]] if summary.get("untrained") else []
-    if missing:
-        notes.append(f"Not done: {', '.join(missing)}. The same command goes on from here.")
-    said = "".join(f'<p class="note">{html.text(note)}</p>' for note in notes)
-    return f"<h1>{title}</h1>{said}{sections.make_tiles(summary)}"

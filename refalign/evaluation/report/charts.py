@@ -1,167 +1,141 @@
-"""Line charts as inline SVG: no script, no font, no file to load."""
+"""Charts as SVG for the reports: no script and no file to load; equal numbers give equal bytes."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import colorsys
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
-_WIDTH, _HEIGHT = 320, 184
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 26
+import numpy as np
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import nonsingular
+from scipy.ndimage import uniform_filter1d
+
+ACCENT, SECOND, SOFT = "#2457a6", "#b4551e", "#646b78"  # as in style.css
+Points = Iterable[Sequence[float]]
 _MAX_POINTS = 300
-Points = Sequence[tuple[float, float]]
+_SIZE_IN = (4.4, 2.5)
+_LOOK: Any = {  # its keys are a type of matplotlib's own
+    # Text stays text, which is smaller than outlines; ids do not change from run to run.
+    "svg.fonttype": "none", "svg.hashsalt": "refalign", "font.sans-serif": ["DejaVu Sans"], "font.size": 10, "text.color": SOFT,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "axes.xmargin": 0.02, "grid.color": "#e3e6ea",
+    "xtick.bottom": False, "ytick.left": False, "xtick.labelcolor": SOFT, "ytick.labelcolor": SOFT, "lines.linewidth": 1.8,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+}  # fmt: skip
+_CURVES: dict[str, dict[str, Any]] = {
+    "line": {"color": ACCENT},
+    "raw": {"color": ACCENT, "linewidth": 1, "alpha": 0.3},
+    "held-out": {"color": SECOND, "marker": "o", "markersize": 4},
+    **{f"q{quarter}": {"color": colour} for quarter, colour in enumerate(("#a9c4ea", "#6f9bd8", "#2457a6", "#0f2a55"), 1)},
+}
 
 
 @dataclass(frozen=True)
-class Line:
-    """One curve: points are (x, y); ``kind`` is a CSS class of the report's style sheet."""
+class Chart:
+    """A drawing, and what it shows in a line of text."""
 
-    points: Points
-    kind: str = "line"
-    dots: bool = False
+    label: str
+    svg: Markup
 
 
-def make_chart(lines: Sequence[Line], *, marks: Sequence[tuple[float, str]] = (), label: str) -> str:
-    """An SVG of ``lines`` over common axes.
+@rc_context(_LOOK)
+def draw_lines(label: str, curves: Mapping[str, Points], marks: Sequence[tuple[float, str]] = ()) -> Chart | None:
+    """Curves over common axes; None where no point is finite.
 
     Args:
+        curves: points (x, y) by the kind of curve, a key of `_CURVES`; x counts something.
         marks: (x, text) of vertical rules, for example where a stage begins.
-        label: what a screen reader says.
     """
-    lines = [Line(_thin([point for point in line.points if _is_finite(point)]), line.kind, line.dots) for line in lines]
-    everything = [point for line in lines for point in line.points]
-    if not everything:
-        return ""
-    x_low, x_high = _span([x for x, _ in everything])
-    y_low, y_high = _span([y for _, y in everything])
-    ticks = nice_ticks(y_low, y_high)
-    y_low, y_high = min(y_low, ticks[0]), max(y_high, ticks[-1])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
-        return round(across, 1), round(_HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for tick in ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y + 3.5}">{format_number(tick)}</text>')
-    for tick in nice_ticks(x_low, x_high, whole=True):
-        if x_low <= tick <= x_high:
-            x = place(tick, y_low)[0]
-            parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{_HEIGHT - 10}">{format_number(tick)}</text>')
+    figure, axes = _open()
+    for kind, points in curves.items():
+        if len(places := _thin(_find_finite(points))):
+            axes.plot(*places.T, **_CURVES[kind])
+    if not axes.lines:
+        return None
     for x, text in marks:
-        across = place(x, y_low)[0]
-        parts.append(f'<line class="mark" x1="{across}" x2="{across}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{across + 4}" y="{_TOP + 8}">{escape(text)}</text>')
-    parts += [_draw(line, place) for line in lines]
-    return "".join([*parts, "</svg>"])
+        axes.axvline(x, color=SOFT, linestyle="--", linewidth=1)
+        above = axes.get_xaxis_transform()
+        axes.annotate(text, (x, 1), (4, 0), above, "offset points", verticalalignment="top", parse_math=False, in_layout=False)
+    axes.locator_params("x", integer=True, nbins=5)
+    axes.set_yticks(axes.yaxis.get_major_locator().tick_values(*_widen(axes.dataLim.intervaly)))  # they cover all that is drawn
+    return _close(figure, label)
 
 
-def make_histogram(values: Sequence[float], *, bins: int = 24, label: str) -> str:
-    """An SVG of how often values occur; the outermost hundredth at either end counts in the last bar."""
-    finite = sorted(value for value in values if math.isfinite(value))
-    if not finite:
-        return ""
-    low, high = _span([finite[len(finite) // 100], finite[-1 - len(finite) // 100]])
-    counts = [0] * bins
-    for value in finite:
-        counts[min(bins - 1, max(0, int((value - low) / (high - low) * bins)))] += 1
-    bar = (_WIDTH - _LEFT - _RIGHT) / bins
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for number, count in enumerate(counts):
-        height = round(count / max(counts) * (_HEIGHT - _TOP - _BOTTOM), 1)
-        x, y = round(_LEFT + number * bar, 1), round(_HEIGHT - _BOTTOM - height, 1)
-        parts.append(f'<rect class="bar" x="{x}" y="{y}" width="{round(bar - 1, 1)}" height="{height}"/>')
-    parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{_TOP + 8}">{max(counts):,}</text>')
-    for tick in nice_ticks(low, high):
-        if low <= tick <= high:
-            x = round(_LEFT + (tick - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT), 1)
-            parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{_HEIGHT - 10}">{format_number(tick)}</text>')
-    return "".join([*parts, "</svg>"])
+@rc_context(_LOOK)
+def draw_histogram(label: str, values: Iterable[float], bins: int = 24) -> Chart | None:
+    """How often values occur; the outermost hundredth at either end counts in the last bar. None where none is finite."""
+    numbers = np.array(list(values), float)
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
+        return None
+    figure, axes = _open()
+    ends = _widen(np.percentile(numbers, (1, 99)))
+    axes.hist(np.clip(numbers, *ends), bins=bins, range=ends, color=ACCENT, rwidth=0.9)
+    axes.locator_params("y", integer=True)
+    return _close(figure, label)
 
 
-def make_scatter(points: Sequence[Sequence[float]], groups: Sequence[int], *, label: str) -> str:
-    """An SVG of places in the plane, those of one group joined and in one colour; a group is also a number to read."""
+@rc_context(_LOOK)
+def draw_groups(label: str, points: Sequence[Sequence[float]], groups: Sequence[int]) -> Chart | None:
+    """Places in the plane, each shown as the number of its group; those of one group are joined and in one colour."""
     if not points:
-        return ""
-    (x_low, x_high), (y_low, y_high) = (_span([point[axis] for point in points]) for axis in (0, 1))
-    places = [
-        (
-            round(_RIGHT + (x - x_low) / (x_high - x_low) * (_WIDTH - 2 * _RIGHT), 1),
-            round(_TOP + (y_high - y) / (y_high - y_low) * (_HEIGHT - 2 * _TOP), 1),
-        )
-        for x, y in points
-    ]
-    members: dict[int, list[tuple[float, float]]] = {}
-    for place, group in zip(places, groups, strict=True):
-        members.setdefault(group, []).append(place)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for number, (group, mine) in enumerate(members.items()):
-        colour = f"hsl({number * 137 % 360} 65% 42%)"  # the golden angle: neighbours in number are far apart in hue
-        path = " ".join(f"{x},{y}" for x, y in mine)
-        parts.append(f'<polyline points="{path}" style="stroke:{colour};stroke-width:.6;opacity:.5"/>')
-        dots = "".join(f'<circle cx="{x}" cy="{y}" r="3"/>' for x, y in mine)
-        parts.append(f'<g style="fill:{colour}"><title>subject {group}</title>{dots}</g>')
-    return "".join([*parts, "</svg>"])
+        return None
+    figure, axes = _open()
+    axes.axis("off")
+    axes.margins(0.06)
+    for number, group in enumerate(dict.fromkeys(groups)):
+        colour = colorsys.hls_to_rgb(number * 137 % 360 / 360, 0.42, 0.65)  # neighbours in number are far apart in hue
+        mine = np.array([point for point, other in zip(points, groups, strict=True) if other == group])
+        axes.plot(*mine.T, color=colour, linewidth=0.6, alpha=0.5)
+        for x, y in mine:
+            axes.text(x, y, str(group), color=colour, fontweight="bold", ha="center", va="center", clip_on=True)
+    return _close(figure, label)
 
 
-def smooth(points: Points) -> list[tuple[float, float]]:
-    """Centred running mean over a twentieth of the points; what it hides stays visible as the raw line behind it."""
-    half = max(1, len(points) // 40)
-    values = [y for _, y in points]
-    means = []
-    for position, (x, _) in enumerate(points):
-        window = values[max(0, position - half) : position + half + 1]
-        means.append((x, sum(window) / len(window)))
-    return means
+def smooth(points: Points) -> np.ndarray:
+    """Centred running mean [N, 2] over a twentieth of the finite points; what it hides stays visible as the raw curve behind."""
+    finite = _find_finite(points)
+    size = 2 * max(1, len(finite) // 40) + 1
+    return np.column_stack([finite[:, 0], uniform_filter1d(finite[:, 1], size, mode="nearest")])
 
 
-def nice_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Three to six round numbers over [low, high]."""
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step = next(step * factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 4)
-    if whole:
-        step = max(1.0, step)
-    first = math.floor(low / step) * step
-    count = math.ceil((high - first) / step - 1e-9) + 1
-    return [round(first + number * step, 10) for number in range(count)]
+def _open() -> tuple[Figure, Axes]:
+    figure = Figure(_SIZE_IN, layout="constrained")
+    axes = figure.subplots()
+    axes.locator_params(nbins=4, min_n_ticks=3)
+    axes.xaxis.set_major_formatter("{x:,.6g}")
+    axes.yaxis.set_major_formatter("{x:,.6g}")
+    return figure, axes
 
 
-def format_number(value: float) -> str:
-    """Short text of a number: whole where it is whole, else two or three digits."""
-    if value == int(value) and abs(value) < 1e6:
-        return f"{int(value):,}"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+def _close(figure: Figure, label: str) -> Chart:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawing = file.getvalue()
+    # Nothing lies outside of the axes, and a page with several drawings would have each group's id several times.
+    drawing = re.sub(r'(?<=<g) id="[^"]*"| clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", drawing)
+    opening = Markup('<svg role="img" aria-label="{}" ').format(label)
+    return Chart(label, opening + Markup(drawing.partition("<svg ")[2]))
 
 
-def _draw(line: Line, place) -> str:
-    if not line.points:
-        return ""
-    places = [place(x, y) for x, y in line.points]
-    path = " ".join(f"{x},{y}" for x, y in places)
-    dots = "".join(f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>' for x, y in places) if line.dots else ""
-    return f'<polyline class="{line.kind}" points="{path}"/>{dots}'
+def _widen(ends: Iterable[float]) -> tuple[float, float]:
+    """Lowest and highest value, apart even where they are equal."""
+    low, high = ends
+    return nonsingular(low, high, expander=0.1, tiny=1e-9)
 
 
-def _thin(points: Points) -> Points:
+def _find_finite(points: Points) -> np.ndarray:
+    places = np.array([*points], float).reshape(-1, 2)
+    return places[np.isfinite(places).all(axis=1)]
+
+
+def _thin(places: np.ndarray) -> np.ndarray:
     """At most `_MAX_POINTS` points, each the mean of those it stands for: a peak is flattened, never dropped."""
-    size = math.ceil(len(points) / _MAX_POINTS)
-    if size <= 1:
-        return points
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest value, apart even where all are equal."""
-    low, high = min(values), max(values)
-    if high - low > 1e-12 * max(abs(low), abs(high), 1e-12):
-        return low, high
-    margin = abs(low) * 0.1 or 1.0
-    return low - margin, high + margin
-
-
-def _is_finite(point: tuple[float, float]) -> bool:
-    return math.isfinite(point[0]) and math.isfinite(point[1])
+    parts = np.array_split(places, min(len(places), _MAX_POINTS) or 1)
+    return np.array([part.mean(axis=0) for part in parts if len(part)])

@@ -1,0 +1,34 @@
+"""SIGTERM as an interruption like Ctrl-C, so that the same clean-up runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+_RAISE_AGAIN_S = 5.0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, delivered like Ctrl-C so that the same clean-up runs."""
+
+
+def arm_signals() -> None:
+    """Makes SIGTERM raise like Ctrl-C. Called again after Ray has started, which installs a handler of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def _raise_terminated(number: int, frame: object) -> None:
+    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost.
+
+    From here on finalisers are not heard: of a lost termination, or of an object that was being built when it came.
+    """
+    sys.unraisablehook = lambda unraisable: None
+    signal.signal(signal.SIGALRM, _raise_terminated)
+    signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_S)
+    raise Terminated
+
+
+def heed_signal() -> None:
+    """The interruption has arrived where it is handled: it is not raised again."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
