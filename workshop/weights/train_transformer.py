@@ -93,7 +93,7 @@ BASE = (
     Phase(NUM_DRAWINGS, 800, 32, CLIPS, peak=0.7, without=0.25),
     Phase(NUM_DRAWINGS, 2000, 32, CLIPS),
 )
-STAGE1 = (Phase(1, 300, 64, FRAMES, floor=0.5), Phase(NUM_DRAWINGS, 1600, 32, CLIPS, peak=0.7))
+STAGE1 = (Phase(1, 300, 64, FRAMES, floor=0.5), Phase(NUM_DRAWINGS, 1200, 32, CLIPS, peak=0.7))
 RECIPES = {
     "base": Recipe(BASE, with_references=False),
     "stage1": Recipe(STAGE1, with_references=True, aligned=True),
