@@ -59,7 +59,7 @@ class TrainingConfig(Section):
     lora_rank: Count | None = None
     """Train adapters of this rank (peft) and the projectors, over frozen weights; None trains all weights."""
     lora_alpha: Count | None = None
-    """Adapters count ``lora_alpha / lora_rank``; None is the rank."""
+    """Adapters are scaled by ``lora_alpha / lora_rank``. None: alpha is the rank."""
     lora_targets: tuple[LoraTarget, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Linear layers of each block, of both attentions and of the feed-forward, that get an adapter."""
     context_parallel: Count = 1

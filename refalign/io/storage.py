@@ -376,7 +376,7 @@ def _remote_info(location: str) -> Any:
 
 @contextmanager
 def translated_errors(location: str) -> Iterator[None]:
-    """Says what an operating system's or an object store's error means for a run: this file's fault, or nobody's turn."""
+    """An error of the operating system or an object store as DataError (this file is bad) or BackendUnavailable (try later)."""
     try:
         yield
     except FileNotFoundError as error:

@@ -29,7 +29,7 @@ def digest_work(*described: Any) -> str:
 def adopt_parts(step: Step, wanted: Collection[str]) -> dict[str, list[str]]:
     """Lets a step refer to parts of earlier versions and returns these parts' names with their work.
 
-    A step that has made parts of its own adopts no more: its plan is made of what was left then.
+    Once a step has made parts of its own, nothing more is adopted.
 
     Args:
         wanted: digests of all work that is planned.

@@ -1,4 +1,4 @@
-"""The alias ``champion``: moved forward on evidence, moved back on demand, by one hand at a time.
+"""Moves the alias ``champion`` of a registered model, forward and back; one process at a time.
 
 MLflow has no compare-and-set for aliases. What its database does refuse is a second registered model of one name, so an empty
 model ``<name>.promotion`` is the lock; its creation names the holder.

@@ -160,7 +160,7 @@ def test_never_listed_a_quote_that_is_not_closed_names_its_line(tmp_path):
     assert [source.caption for source in sources[:2]] == ['one\ntwo "quoted"', "with, comma"]
     assert sources[2].reason == "BAD_ROW" and "3 cells, expected 2" in sources[2].message
     file.write_text("path,caption,caption\na.mp4,1,2\n")
-    with pytest.raises(ConfigError, match="two columns are called 'caption'"):
+    with pytest.raises(ConfigError, match="column 'caption' occurs twice; rename one"):
         list_sources(InputConfig(), file)
 
 

@@ -64,7 +64,7 @@ def iter_opens2v(
             except DataError as error:
                 yield refuse(name, error)
             except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-                yield refuse(name, DataError("BAD_ANNOTATION", f"the entry lacks or spoils {error}"))
+                yield refuse(name, DataError("BAD_ANNOTATION", f"a field is missing or has a wrong value: {error!r}"))
 
 
 def load_annotation(name: str, at: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def load_annotation(name: str, at: dict[str, Any]) -> dict[str, Any]:
     except DataError as error:
         raise DataError(error.reason, f"{name}: {error}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise DataError("BAD_ANNOTATION", f"{name}: the entry lacks or spoils {error!r}") from error
+        raise DataError("BAD_ANNOTATION", f"{name}: a field is missing or has a wrong value: {error!r}") from error
     return entry
 
 

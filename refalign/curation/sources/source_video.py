@@ -102,20 +102,25 @@ def read_text(said: dict[str, Any], key: str, default: str) -> str:
     return text if text.strip() else default
 
 
+def _read_time(value: Any, what: str) -> float:
+    try:
+        time_s = float(value)
+    except (TypeError, ValueError, OverflowError):
+        time_s = math.nan
+    if not math.isfinite(time_s):
+        raise DataError("BAD_SIDECAR", f"{what} is missing or not a number")
+    return time_s
+
+
 def _read_shots(shots: Any) -> tuple[dict[str, Any], ...]:
     if shots is None:
         return ()
     if not isinstance(shots, list | tuple) or not all(isinstance(shot, dict) for shot in shots):
         raise DataError("BAD_SIDECAR", "shots is no list of objects with start_s, end_s and caption")
-    try:
-        read: list[dict[str, Any]] = [
-            {"start_s": float(shot["start_s"]), "end_s": float(shot["end_s"]), "caption": read_text(shot, "caption", "")}
-            for shot in shots
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError("BAD_SIDECAR", f"a shot lacks or spoils {error}") from error
-    if not all(math.isfinite(shot["start_s"]) and math.isfinite(shot["end_s"]) for shot in read):
-        raise DataError("BAD_SIDECAR", "a shot begins or ends at a time that is no number")
+    read: list[dict[str, Any]] = []
+    for number, shot in enumerate(shots):
+        times = {name: _read_time(shot.get(name), f"shots[{number}]: {name}") for name in ("start_s", "end_s")}
+        read.append(times | {"caption": read_text(shot, "caption", "")})
     return tuple(read)
 
 

@@ -159,7 +159,7 @@ def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
 
 def _check_doubled(file: str, names: Sequence[str], wanted: Iterable[str]) -> None:
     if doubled := [name for name in wanted if list(names).count(name) > 1]:
-        raise ConfigError(f"--input {file}: two columns are called {doubled[0]!r}; which one holds is anybody's guess.")
+        raise ConfigError(f"--input {file}: column {doubled[0]!r} occurs twice; rename one.")
 
 
 def _check_columns(file: str, names: Iterable[str]) -> None:
