@@ -215,7 +215,7 @@ CASES = {
     "table: two columns of one name": (
         partial(send.first_fault, "a.parquet", hostile.write_doubled_parquet),
         ConfigError,
-        "two columns are called 'path'",
+        "column 'path' occurs twice; rename one",
     ),
     "table: a remote path with ..": (
         partial(send.first_fault, "a.jsonl", '{"path": "s3://films/../../other/a.mp4"}'),
