@@ -45,9 +45,27 @@ def open_client(uri: str) -> Any:
     check_server(uri)
     mlflow = _import_mlflow()
     with one_line_errors(uri):
+        _create_database(uri, mlflow)
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)  # else MLFLOW_REGISTRY_URI could send the model elsewhere than its run
         return mlflow.MlflowClient(uri, uri)
+
+
+def _create_database(uri: str, mlflow: Any) -> None:
+    """Makes a new local database aside and renames it: MLflow refuses one that a kill left without some of its tables."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists() or not path.parent.is_dir():
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    address = f"sqlite:///{aside}"
+    mlflow.MlflowClient(address, address).search_experiments(max_results=1)
+    try:
+        os.link(aside, path)  # not a rename: another process may have made one meanwhile, and works with it
+    except FileExistsError:
+        pass
+    except OSError:  # no links on this file system
+        aside.replace(path)
+    aside.unlink(missing_ok=True)
 
 
 @contextmanager
