@@ -232,7 +232,8 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
         if not plan:
             raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
         announce_size(step, {name: work.size for name, work in plan.items()}, run.config)
-        for version in sorted(self._find_versions(step, plan)):
+        self.versions = sorted(find_referred(step)) if any(work.is_adopted for work in plan.values()) else []
+        for version in self.versions:
             _copy_null_prompt(step, version)
         return plan
 
@@ -244,7 +245,7 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
             commits,
             parts=tuple(plan),
             made_of=(run.step_of(Subjects).folder.name, run.step_of(Pairs).folder.name),
-            versions=tuple(sorted(self._find_versions(step, plan))),
+            versions=tuple(self.versions),
             null_prompt_crc32=_digest_null_prompt(step),
             video=run.config.video,
             models=run.config.models,
@@ -254,9 +255,6 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
         assert manifest.counts["clip"].planned == planned, f"{planned} planned, {manifest.counts} accounted for"
         check_quarantined(manifest.counts, manifest.outcomes, run.config.curation.max_quarantine_fraction)
         return manifest
-
-    def _find_versions(self, step: Step, plan: Mapping[str, ShardWork]) -> set[str]:
-        return find_referred(step) if any(work.is_adopted for work in plan.values()) else set()
 
     def describe(self, manifest: ShardsManifest) -> str:
         train, held_out = manifest.samples["train"], manifest.samples["validation"]

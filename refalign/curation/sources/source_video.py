@@ -43,10 +43,6 @@ class SourceVideo:
         """The caption that holds at a time."""
         return next((shot["caption"] for shot in self.shots if shot["start_s"] <= time_s < shot["end_s"]), self.caption)
 
-    def to_work(self) -> dict[str, Any]:
-        """Plain values for a plan; ``SourceVideo(**work)`` makes it again on a worker."""
-        return asdict(self)
-
     def to_identity(self) -> dict[str, Any]:
         """What the rows made of this video depend on; where its files lie is not part of it."""
         described = {key: value for key, value in asdict(self).items() if key not in ("path", "annotation", "annotation_at")}
