@@ -158,7 +158,9 @@ def describe_run(folder: Path, aside: Path) -> dict[str, Any]:
     described: dict[str, Any] = {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in files}
     dcp_to_torch_save(checkpoint, aside)
     described |= {f"{checkpoint.name}: {name}": digest for name, digest in _digest_tensors(torch.load(aside))}
-    described["state.json"] = json.loads((checkpoint / "state.json").read_text())
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["files"] = sorted(state["files"])  # not their digests: torch writes the folder's name into ``.metadata``
+    described["state.json"] = state
     records = read_records(folder / FILE_NAME)
     described["steps"] = [record["step"] for record in records]
     for record in records:
