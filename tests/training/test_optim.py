@@ -54,7 +54,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     gradients = {name: torch.randn_like(each) for name, each in module.named_parameters()}
     for name, each in module.named_parameters():
         each.grad = gradients[name].clone()
-    optimizer = make_optimizer(module, make_config("none", optimizer="muon", weight_decay=0.1).training)
+    optimizer = make_optimizer(module, make_config("none", optimizer={"name": "muon", "weight_decay": 0.1}).training)
     set_learning_rate(optimizer, 1e-2)
     optimizer.step()
     for name, each in module.named_parameters():
