@@ -39,13 +39,13 @@ ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("driver", "rank", "node")
 DATA_STEPS = ("subjects", "pairs", "shards")
 TWO_RANKS = {
-    "training.num_workers": 2,
+    "training.parallel.ranks": 2,
     "training.micro_batch": 4,
-    "training.checkpoint_every": 3,
-    "training.ema_decay": 0.9,
+    "training.checkpoint.every": 3,
+    "training.optimizer.ema_decay": 0.9,
     "training.stages.0.steps": 24,
     "training.stages.1.steps": 12,
-    "cluster.worker_cpus": 1,
+    "cluster.train.cpus": 1,
 }
 """float32, sharded over both ranks; two stages."""
 _ATTEMPT_TIMEOUT_S = 3600  # without a step or an end; a node that is slow to come back holds the ranks up
@@ -205,7 +205,7 @@ def run_chaos(
     moments: list[dict[str, Any]] = []
     seconds = rounds = 0
     # A single rank must be on the node that dies.
-    with local_cluster(folder / "cluster", head_cpus=settings.get("training.num_workers", 1) - 1, nodes=1) as cluster:
+    with local_cluster(folder / "cluster", head_cpus=settings.get("training.parallel.ranks", 1) - 1, nodes=1) as cluster:
         if undisturbed is None:
             undisturbed = folder / "undisturbed"
             for step in DATA_STEPS:

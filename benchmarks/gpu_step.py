@@ -97,7 +97,7 @@ def make_step(config: RunConfig, models: TrainedModels, batch: Batch, schedule: 
     def step() -> None:
         output = train_step(models, batch, schedule, objective=config.objective, global_batch_size=1)
         output.terms.total.backward()
-        clip_gradients(models, config.training.clip_grad_norm)
+        clip_gradients(models, config.training.optimizer.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

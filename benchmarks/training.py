@@ -29,7 +29,7 @@ from PIL import Image
 from recording import describe_machine, write_result
 from safetensors.torch import save
 
-from refalign.config import RunConfig
+from refalign.config import RunConfig, set_values
 from refalign.config.presets import load_preset
 from refalign.models.loading import load_grid
 from refalign.shards.encode import FrozenEncoders, ReferencePicture, make_reference
@@ -92,7 +92,7 @@ def take_bare_step(run: Run, step: int, batches: list[Batch]) -> None:
     for batch in batches:
         options: dict[str, Any] = {"objective": run.config.objective, "global_batch_size": training.global_batch}
         train_step(run.models, batch, run.schedule, **options).terms.total.backward()
-    clip_gradients(run.models, training.clip_grad_norm)
+    clip_gradients(run.models, training.optimizer.clip_grad_norm)
     set_learning_rate(run.optimizer, learning_rate_at(locate_step(training, step), training))
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -143,7 +143,7 @@ def compare_launchers(config: RunConfig, shards: Path, turns: int) -> dict[str, 
     from refalign.pipeline.ray_data import connect
     from refalign.training.launch import launch_on_ray, make_settings
 
-    config = config.model_copy(update={"training": config.training.model_copy(update={"num_workers": 2, "micro_batch": 4})})
+    config = set_values(config, {"training.parallel.ranks": 2, "training.micro_batch": 4})
     steps: dict[str, list[float]] = {"torchrun": [], "ray": []}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with tempfile.TemporaryDirectory() as work, connect(config.cluster):
@@ -181,8 +181,8 @@ def main() -> None:
     machine = describe_machine()
     config = load_preset("toy_from_base")
     stage = config.training.stages[0].model_copy(update={"steps": arguments.rounds + WARM_UP})
-    never = {"validate_every": 10**6, "checkpoint_every": 10**6, "stages": (stage,)}
-    config = config.model_copy(update={"training": config.training.model_copy(update=never)})
+    never = {"training.validation.every": 10**6, "training.checkpoint.every": 10**6}
+    config = set_values(config, {**never, "training.stages": (stage,)})
     encoders = FrozenEncoders(config)
     clips = [make_clip(config, number) for number in range(SAMPLES)]
     with tempfile.TemporaryDirectory() as work:

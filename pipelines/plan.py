@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--kept", type=share, default=1, help="share of the clips that is left after curation")
     parser.add_argument("--gpu", default="H100", help="kind of GPU")
     parser.add_argument("--gpu-memory-gib", type=positive, default=80, help="memory of one")
-    parser.add_argument("--gpus", type=int, help="how many; default: training.num_workers")
+    parser.add_argument("--gpus", type=int, help="how many; default: training.parallel.ranks")
     parser.add_argument("--price", type=amount, help="of a GPU-hour")
     parser.add_argument("--mfu", type=share, default=0.3, help="share of its peak that is used; an assumption")
     parser.add_argument("--detector-fps", type=positive, default=50, help="frames per second and GPU; an assumption")

@@ -1,6 +1,9 @@
+import functools
+
 import pytest
 
-from refalign.config import apply_overrides, make_fingerprint
+from refalign.config import apply_overrides, make_fingerprint, set_values
+from refalign.config.overrides import NEW_NAMES
 from refalign.config.presets import PRESETS, load_preset, toy, toy_from_base
 from refalign.errors import ConfigError
 
@@ -29,7 +32,7 @@ def test_overrides_reach_nested_fields_and_list_items():
         ("training.stages.9.steps=1", "stages.9"),
         ("video.fps=fast", "video.fps"),
         ("training.global_batch=7", "training.micro_batch=8"),
-        ("training.drop_text=0.95", "drop_text + drop_references"),
+        ("training.dropout.text=0.95", "dropout.text + references"),
         ("seed", "section.field=value"),
         ("curation.min_confidence=3", "less than or equal to 1"),
     ],
@@ -43,19 +46,28 @@ def test_a_wrong_setting_is_one_line_that_names_it(override, said):
 
 
 def test_an_elastic_run_can_go_on_with_every_number_of_ranks_it_allows():
-    wide = ["training.num_workers=4", "training.micro_batch=1"]
-    assert apply_overrides(toy(), [*wide, "training.global_batch=12", "training.min_workers=1"]).training.min_workers == 1
-    with pytest.raises(ConfigError, match=r"min_workers=2: training\.global_batch=8 does not divide over 3 ranks "):
-        apply_overrides(toy(), [*wide, "training.min_workers=2"])
-    with pytest.raises(ConfigError, match=r"min_workers=5 is above training\.num_workers=4"):
-        apply_overrides(toy(), [*wide, "training.min_workers=5"])
+    wide = ["training.parallel.ranks=4", "training.micro_batch=1"]
+    elastic = apply_overrides(toy(), [*wide, "training.global_batch=12", "training.parallel.min_ranks=1"])
+    assert elastic.training.parallel.min_ranks == 1
+    with pytest.raises(ConfigError, match=r"min_ranks=2: training\.global_batch=8 does not divide over 3 ranks "):
+        apply_overrides(toy(), [*wide, "training.parallel.min_ranks=2"])
+    with pytest.raises(ConfigError, match=r"min_ranks=5 is above training\.parallel\.ranks=4"):
+        apply_overrides(toy(), [*wide, "training.parallel.min_ranks=5"])
+
+
+@pytest.mark.parametrize(("old", "new"), list(NEW_NAMES.items()))
+def test_an_old_name_is_refused_with_the_new_one(old: str, new: str):
+    with pytest.raises(ConfigError, match=rf"^{old} is called {new} now\.$"):
+        apply_overrides(toy(), [f"{old}=1"])
+    value = functools.reduce(getattr, new.split("."), toy())
+    assert set_values(toy(), {new: value}) == toy()
 
 
 def test_ranks_that_share_samples_count_once_in_the_batch():
-    shared = ["training.num_workers=4", "training.context_parallel=2", "training.global_batch=8"]
-    assert apply_overrides(toy(), [*shared, "training.micro_batch=4"]).training.context_parallel == 2
-    with pytest.raises(ConfigError, match=r"num_workers=4 is not a multiple of training\.context_parallel=3"):
-        apply_overrides(toy(), [*shared, "training.micro_batch=4", "training.context_parallel=3"])
+    shared = ["training.parallel.ranks=4", "training.parallel.context=2", "training.global_batch=8"]
+    assert apply_overrides(toy(), [*shared, "training.micro_batch=4"]).training.parallel.context == 2
+    with pytest.raises(ConfigError, match=r"ranks=4 is not a multiple of training\.parallel\.context=3"):
+        apply_overrides(toy(), [*shared, "training.micro_batch=4", "training.parallel.context=3"])
     with pytest.raises(ConfigError, match=r"global_batch=8 is not a multiple of"):
         apply_overrides(toy(), [*shared, "training.micro_batch=8"])
 

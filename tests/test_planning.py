@@ -100,7 +100,7 @@ def test_larger_gpus_are_needed_in_no_larger_number():
     config = load_preset(LARGE)
     counts = [make_plan(config, DATA, Machines(memory_gib=size))["gpus_at_least"] for size in (60, 80, 141, 180)]
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
-    adapters = apply_overrides(config, ["training.lora_rank=32"])
+    adapters = apply_overrides(config, ["training.lora.rank=32"])
     assert make_plan(adapters, DATA, Machines())["gpus_at_least"] <= counts[1]
 
 
@@ -117,7 +117,7 @@ REFUSED = {
     "no memory": (DATA, replace(A100, memory_gib=0), "--gpu-memory-gib 0"),
     "a price below nothing": (DATA, replace(A100, price=-1), "--price -1"),
     "GPUs that do not divide the batch": (DATA, replace(A100, gpus=3), "--gpus 3: .*possible are 1, 2, 4, 8"),
-    "GPUs that are too small": (DATA, replace(A100, memory_gib=8), r"a rank needs .* Try .*lora_rank"),
+    "GPUs that are too small": (DATA, replace(A100, memory_gib=8), r"a rank needs .* Try .*lora\.rank"),
 }
 
 

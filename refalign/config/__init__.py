@@ -4,30 +4,46 @@ Presets (`refalign.config.presets`) fill it; ``--set section.field=value`` chang
 others are properties here or in `refalign.geometry.Grid`, never fields.
 """
 
-from refalign.config.cluster import ClusterConfig, PoolConfig, TrackingConfig
+from refalign.config.cluster import ClusterConfig, PoolConfig, ProcessConfig, TrackingConfig
 from refalign.config.data import CurationConfig, InputConfig, PairsConfig, QualityConfig, ShardsConfig, StorageConfig, VideoConfig
 from refalign.config.evaluation import EvaluationConfig, GateConfig, SamplingSettings
 from refalign.config.models import ModelsConfig
 from refalign.config.objective import ObjectiveConfig
-from refalign.config.overrides import apply_overrides, check_config, describe_problems, make_fingerprint
+from refalign.config.overrides import apply_overrides, check_config, describe_problems, make_fingerprint, set_values
 from refalign.config.run import RunConfig
 from refalign.config.section import Count, Fraction, Positive, Scale, Section
-from refalign.config.training import LoraTarget, StageConfig, TrainingConfig
+from refalign.config.training import (
+    CheckpointConfig,
+    DropoutConfig,
+    LoraConfig,
+    LoraTarget,
+    OptimizerConfig,
+    ParallelConfig,
+    StageConfig,
+    TrainingConfig,
+    ValidationConfig,
+)
 
 __all__ = [
+    "CheckpointConfig",
     "ClusterConfig",
     "Count",
     "CurationConfig",
+    "DropoutConfig",
     "EvaluationConfig",
     "Fraction",
     "GateConfig",
     "InputConfig",
+    "LoraConfig",
     "LoraTarget",
     "ModelsConfig",
     "ObjectiveConfig",
+    "OptimizerConfig",
     "PairsConfig",
+    "ParallelConfig",
     "PoolConfig",
     "Positive",
+    "ProcessConfig",
     "QualityConfig",
     "RunConfig",
     "SamplingSettings",
@@ -38,9 +54,11 @@ __all__ = [
     "StorageConfig",
     "TrackingConfig",
     "TrainingConfig",
+    "ValidationConfig",
     "VideoConfig",
     "apply_overrides",
     "check_config",
     "describe_problems",
     "make_fingerprint",
+    "set_values",
 ]

@@ -10,13 +10,18 @@ from refalign.config.section import Count, Positive, Section
 from refalign.io.untrusted import holds_password
 
 
-class PoolConfig(Section):
+class ProcessConfig(Section):
+    """What Ray reserves for one process: an actor, or a training rank."""
+
     cpus: Positive = 1.0
-    """CPUs of one actor."""
+    """CPUs of one process."""
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs of one actor; fractions share a device."""
+    """GPUs of one process; fractions share a device."""
     resources: dict[str, Positive] = {}
-    """Custom Ray resources of one actor, which place it on the nodes that offer them."""
+    """Custom Ray resources of one process, which place it on the nodes that offer them."""
+
+
+class PoolConfig(ProcessConfig):
     min_actors: Count = 1
     """Actors that are kept while there is work."""
     max_actors: Count = 1
@@ -32,12 +37,8 @@ class ClusterConfig(Section):
     """Actors that encode."""
     evaluate: PoolConfig = PoolConfig()
     """Actors that make and score videos."""
-    worker_cpus: Positive = 1.0
-    """CPUs of one training rank."""
-    worker_gpus: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs of one training rank."""
-    worker_resources: dict[str, Positive] = {}
-    """Custom Ray resources of one training rank."""
+    train: ProcessConfig = ProcessConfig()
+    """Training ranks."""
     threads: Count = 2
     """Compute threads of each actor and rank."""
 

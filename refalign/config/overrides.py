@@ -4,14 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 
 from refalign.config.run import RunConfig
 from refalign.errors import ConfigError
 from refalign.io.untrusted import hide_secrets, parse_json
+
+_MOVED = {
+    "cluster.train": {"worker_cpus": "cpus", "worker_gpus": "gpus", "worker_resources": "resources"},
+    "training.checkpoint": {
+        "async_checkpoints": "asynchronous",
+        "checkpoint_every": "every",
+        "keep_best": "keep_best",
+        "keep_checkpoints": "keep",
+        "on_damaged_checkpoint": "on_damaged",
+    },
+    "training.dropout": {"drop_both": "both", "drop_references": "references", "drop_text": "text"},
+    "training.lora": {"lora_alpha": "alpha", "lora_rank": "rank", "lora_targets": "targets"},
+    "training.optimizer": {name: name for name in ("clip_grad_norm", "ema_decay", "warmup_steps", "weight_decay")},
+    "training.parallel": {
+        "context_parallel": "context",
+        "max_restarts": "max_restarts",
+        "min_workers": "min_ranks",
+        "num_workers": "ranks",
+        "shards_per_replica": "shards_per_replica",
+    },
+    "training.validation": {
+        "gradient_norms_every": "gradient_norms_every",
+        "validate_every": "every",
+        "validation_samples": "samples",
+    },
+}
+"""Group -> names that its settings had one level up -> their names in it."""
+NEW_NAMES = {
+    f"{group.rpartition('.')[0]}.{old}": f"{group}.{new}" for group, names in _MOVED.items() for old, new in names.items()
+}
 
 
 def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
@@ -22,7 +52,7 @@ def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     Raises:
         ConfigError: the text is no assignment, the key is unknown, or the value is refused.
     """
-    tree = config.model_dump(mode="json")
+    values: dict[str, JsonValue] = {}
     for text in overrides:
         key, found, raw = text.partition("=")
         if not found:
@@ -31,7 +61,23 @@ def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
             value = parse_json(raw)
         except ValueError:
             value = raw
-        _assign(tree, key.strip(), value)
+        values[key.strip()] = value
+    return set_values(config, values)
+
+
+def set_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Returns ``config`` with other values, by dotted name: ``{"training.checkpoint.every": 10}``.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is refused.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        if key in NEW_NAMES:
+            raise ConfigError(f"{key} is called {NEW_NAMES[key]} now.")
+        if key == "training.optimizer" and isinstance(value, str):
+            raise ConfigError("training.optimizer is a group now; set training.optimizer.name.")
+        _assign(tree, key, value)
     return check_config(tree)
 
 

@@ -6,19 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from refalign.config import (
+    CheckpointConfig,
     ClusterConfig,
     CurationConfig,
     EvaluationConfig,
-    InputConfig,
     ModelsConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     PairsConfig,
+    ParallelConfig,
     PoolConfig,
+    ProcessConfig,
     RunConfig,
     ShardsConfig,
     StageConfig,
     TrainingConfig,
+    ValidationConfig,
     VideoConfig,
+    set_values,
 )
 from refalign.errors import ConfigError
 
@@ -34,9 +39,9 @@ _NEGATIVE_PROMPT = (
 def toy() -> RunConfig:
     """The embedded default: drawn videos, tiny models of the real classes, and a short stage 2 after the shipped stage 1."""
     config = toy_from_base()
-    _, stage2 = config.training.stages
-    training = config.training.model_copy(update={"stages": (stage2,), "start_from": str(_TOY_WEIGHTS / "stage1")})
-    return config.model_copy(update={"training": training})
+    return set_values(
+        config, {"training.stages": config.training.stages[1:], "training.start_from": str(_TOY_WEIGHTS / "stage1")}
+    )
 
 
 def toy_from_base() -> RunConfig:
@@ -70,51 +75,47 @@ def toy_from_base() -> RunConfig:
             ),
             global_batch=8,
             micro_batch=8,
-            warmup_steps=5,
-            checkpoint_every=20,
-            validate_every=20,
+            optimizer=OptimizerConfig(warmup_steps=5),
+            checkpoint=CheckpointConfig(every=20),
+            validation=ValidationConfig(every=20),
         ),
         evaluation=EvaluationConfig(
             num_inference_steps=20, guidance_scale=2.5, reference_guidance_scale=4.0, judge="refalign.toy.verdict:judge_video"
         ),
         # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
-        cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, worker_cpus=0.5, threads=1),
+        cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, train=ProcessConfig(cpus=0.5), threads=1),
     )
 
 
 def toy_tiny() -> RunConfig:
     """`toy_from_base` with few videos and few steps: the end-to-end test."""
-    config = toy_from_base()
-    training = config.training.model_copy(
-        update={
-            "stages": (
+    return set_values(
+        toy_from_base(),
+        {
+            "input.world_videos": 18,
+            "training.stages": (
                 StageConfig(name="stage1", steps=16, learning_rate=1e-3),
                 StageConfig(name="stage2", steps=8, learning_rate=5e-4, cross_pair_fraction=1.0),
             ),
-            "checkpoint_every": 8,
-            "validate_every": 8,
-        }
-    )
-    return config.model_copy(
-        update={
-            "input": InputConfig(world_videos=18),
-            "training": training,
-            "evaluation": config.evaluation.model_copy(update={"num_samples": 2, "num_inference_steps": 6}),
-        }
+            "training.checkpoint.every": 8,
+            "training.validation.every": 8,
+            "evaluation.num_samples": 2,
+            "evaluation.num_inference_steps": 6,
+        },
     )
 
 
 def wan2_1_1_3b() -> RunConfig:
     """The paper's 1.3B recipe at 480 x 832, 81 frames."""
-    return _wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", num_workers=8)
+    return _wan("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", ranks=8)
 
 
 def wan2_1_14b() -> RunConfig:
     """The paper's 14B recipe at 480 x 832, 81 frames."""
-    return _wan("Wan-AI/Wan2.1-T2V-14B-Diffusers", num_workers=64)
+    return _wan("Wan-AI/Wan2.1-T2V-14B-Diffusers", ranks=64)
 
 
-def _wan(base: str, *, num_workers: int) -> RunConfig:
+def _wan(base: str, *, ranks: int) -> RunConfig:
     return RunConfig(
         models=ModelsConfig(base=base, vision_encoder=_DINOV3_L, detector="yolo11x-seg.pt", encoder_dtype="bfloat16"),
         video=VideoConfig(height_px=480, width_px=832, num_frames=81, fps=25.0),
@@ -126,15 +127,14 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
                 StageConfig(name="stage1", steps=20_000, learning_rate=5e-5),
                 StageConfig(name="stage2", steps=5_000, learning_rate=1e-5, cross_pair_fraction=1.0),
             ),
-            global_batch=num_workers,
+            global_batch=ranks,
             micro_batch=1,
-            num_workers=num_workers,
+            parallel=ParallelConfig(ranks=ranks),
             precision="bfloat16",
             activation_checkpointing="full",
-            ema_decay=0.999,
-            checkpoint_every=500,
-            validate_every=500,
-            validation_samples=32,
+            optimizer=OptimizerConfig(ema_decay=0.999),
+            checkpoint=CheckpointConfig(every=500),
+            validation=ValidationConfig(every=500, samples=32),
         ),
         evaluation=EvaluationConfig(num_samples=32, negative_prompt=_NEGATIVE_PROMPT),
         cluster=ClusterConfig(
@@ -142,8 +142,7 @@ def _wan(base: str, *, num_workers: int) -> RunConfig:
             pairs=PoolConfig(cpus=4.0, max_actors=16),
             shards=PoolConfig(cpus=4.0, gpus=1.0, max_actors=64),
             evaluate=PoolConfig(cpus=4.0, gpus=1.0, max_actors=64),
-            worker_cpus=8.0,
-            worker_gpus=1.0,
+            train=ProcessConfig(cpus=8.0, gpus=1.0),
             threads=4,
         ),
     )

@@ -69,8 +69,8 @@ class ModelSizes:
             projectors={"none": 0, "repa": 1}.get(objective.alignment, objective.alignment_blocks),
             projector_widths=(width, *hidden, vision_width),
             vision_width=vision_width,
-            lora_rank=config.training.lora_rank,
-            lora_targets=config.training.lora_targets,
+            lora_rank=config.training.lora.rank,
+            lora_targets=config.training.lora.targets,
         )
 
     @property

@@ -1,12 +1,12 @@
 """How much memory a rank needs at its fullest moment, from sizes alone, and whether that fits.
 
-With n trained parameters over S shards (``training.shards_per_replica``, else all ranks), c bytes of the compute type, B samples
+With n trained parameters over S shards (``shards_per_replica``, else all ranks), c bytes of the compute type, B samples
 of a forward pass, N tokens of a sample of which V are its video's, L text tokens, D and F the widths of model and feed-forward:
 
     weights       4 n / S        float32 master copies; under LoRA the frozen weights, c each, too
     gradients     4 n / S
     moments       8 n / S        AdamW; 2 n / S with ``adamw8bit``
-    average       4 n / S        with ``training.ema_decay``
+    average       4 n / S        with ``training.optimizer.ema_decay``
     gathered      under FSDP: two blocks and what is around them in the compute type (one computing, one on its way), and
                   one block's gradients in the compute type and in float32 on their way to their owners
     activations   per block what autograd keeps: B c D (a N + b V + g L) + B c 2 N F, see `_KEPT`; or with recomputation the
@@ -88,20 +88,20 @@ def estimate_memory(
         device_type: "cpu" or "cuda", which keep different tensors.
     """
     compute = 4 if training.precision == "float32" else 2
-    shards = training.shards_per_replica or num_ranks
+    shards = training.parallel.shards_per_replica or num_ranks
     owned = 4 * model.trained_parameters / shards
     is_sharded = num_ranks > 1 or compute == 2
     block, around = model.block_parameters + model.block_adapters, model.outer_parameters + model.projector_parameters
     trained = model.block_adapters if model.lora_rank else block
     gathered = (2 * compute * block + compute * around + (compute + 4) * trained) if is_sharded else 0
-    context = training.context_parallel
+    context = training.parallel.context
     dealt = replace(each, video_tokens=each.video_tokens // context, reference_tokens=each.reference_tokens // context)
     kept, one_block = _kept_by_blocks(model, dealt, training.activation_checkpointing, compute, device_type)
     head = _kept_by_head(model, each, training, compute)
     backward = each.samples * dealt.tokens * (2 * model.ffn * compute + 2 * model.width * 4)
     accumulates = training.global_batch * context // num_ranks > 1
-    moments = owned * (0.5 if training.optimizer == "adamw8bit" else 2)
-    average = owned if training.ema_decay else 0
+    moments = owned * (0.5 if training.optimizer.name == "adamw8bit" else 2)
+    average = owned if training.optimizer.ema_decay else 0
     start = kept + one_block + head + (owned if accumulates else 0)
     end = owned + max(one_block, kept / model.layers)
     staged = owned + moments + average if device_type == "cpu" else 0
@@ -186,13 +186,13 @@ def check_memory(
         advice.append("training.precision=bfloat16")
     if training.micro_batch > 1:
         advice.append(f"training.micro_batch={training.micro_batch // 2}")
-    if training.shards_per_replica and training.shards_per_replica < num_ranks:
-        advice.append("training.shards_per_replica=null")
-    if training.ema_decay:
-        advice.append("training.ema_decay=0")
-    if training.lora_rank is None:
-        advice.append("training.lora_rank=32")
-    advice.append(f"more ranks than {num_ranks} (training.num_workers)")
+    if training.parallel.shards_per_replica and training.parallel.shards_per_replica < num_ranks:
+        advice.append("training.parallel.shards_per_replica=null")
+    if training.optimizer.ema_decay:
+        advice.append("training.optimizer.ema_decay=0")
+    if training.lora.rank is None:
+        advice.append("training.lora.rank=32")
+    advice.append(f"more ranks than {num_ranks} (training.parallel.ranks)")
     raise ConfigError(
         f"a rank needs {estimate.describe()}; its {'GPU' if device_type == 'cuda' else 'share of the host'} has "
         f"{describe_bytes(available_bytes)}, of which {describe_bytes(usable)} can be used. Try {', or '.join(advice)}."

@@ -80,7 +80,7 @@ class Machines:
         mfu: share of the peak that training and the vision encoder reach; recomputed operations do not count.
         detector_fps: frames of a clip that the detector sees per second and GPU.
         vae_megapixels: millions of pixels (frames x height x width) that the VAE encodes per second and GPU.
-        gpus: training ranks; None is ``training.num_workers``.
+        gpus: training ranks; None is ``training.parallel.ranks``.
         price: of a GPU-hour, in any currency; None leaves the cost out.
     """
 
@@ -122,7 +122,7 @@ def make_plan(config: RunConfig, data: DataSet, machines: Machines) -> dict[str,
     transformer, vision = _load_sizes(config)
     model = ModelSizes.of(transformer, config, vision["hidden_size"])
     encoder = EncoderSizes.of(vision)
-    gpus = machines.gpus or config.training.num_workers
+    gpus = machines.gpus or config.training.parallel.ranks
     fewest, estimate = _find_ranks(config, model, encoder, machines, gpus)
     hours = _count_hours(config, data, machines, model, encoder)
     total = sum(hours.values())
@@ -208,7 +208,7 @@ def _possible_ranks(config: RunConfig) -> list[int]:
     """Numbers of ranks over which the global batch divides, in micro-batches."""
     training = config.training
     groups = training.global_batch // training.micro_batch
-    return [training.context_parallel * ranks for ranks in range(1, groups + 1) if groups % ranks == 0]
+    return [training.parallel.context * ranks for ranks in range(1, groups + 1) if groups % ranks == 0]
 
 
 def _find_ranks(

@@ -49,7 +49,7 @@ class TokenSplit(WholeTokens):
         """
         if tokens.shape[1] % self.size:
             raise GeometryError(
-                f"{tokens.shape[1]} tokens cannot be dealt to training.context_parallel={self.size} ranks; take a divisor of the "
+                f"{tokens.shape[1]} tokens cannot be dealt to training.parallel.context={self.size} ranks; take a divisor of the "
                 "tokens of a frame."
             )
         return tokens.chunk(self.size, dim=1)[self.rank]

@@ -47,7 +47,7 @@ def add_lora(
         from peft import LoraConfig
     except ImportError as error:
         raise ConfigError(
-            f"training.lora_rank needs peft, which cannot be imported ({error}); install it, or set training.lora_rank=null."
+            f"training.lora.rank needs peft, which cannot be imported ({error}); install it, or set training.lora.rank=null."
         ) from error
     transformer.requires_grad_(False)
     torch.manual_seed(seed)

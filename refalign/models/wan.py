@@ -110,7 +110,7 @@ class RefAlignTransformer(WanTransformer3DModel):
         split = TokenSplit(group)
         if self.config.num_attention_heads % split.size:
             raise GeometryError(
-                f"{self.config.num_attention_heads} heads cannot be dealt to training.context_parallel={split.size} ranks."
+                f"{self.config.num_attention_heads} heads cannot be dealt to training.parallel.context={split.size} ranks."
             )
         self.token_split = split
         for block in self.blocks:

@@ -8,7 +8,7 @@ from refalign.models.loading import identify_model
 from refalign.pipeline.stage import Inputs, Run, Stage
 from refalign.pipeline.steps import Step
 from refalign.stages.shards import Shards
-from refalign.training.earlier import KNOBS, describe_earlier, find_earlier, go_on_from
+from refalign.training.earlier import decisive_settings, describe_earlier, find_earlier, go_on_from
 from refalign.training.launch import TrainManifest, run_training
 from refalign.training.records import FILE_NAME, UNSENT, read_records
 
@@ -24,7 +24,7 @@ class Train(Stage[TrainManifest]):
 
     def find_inputs(self, run: Run) -> Inputs:
         config, start = run.config, run.config.training.start_from
-        settings = config.training.model_dump(mode="json", exclude=set(KNOBS))
+        settings = decisive_settings(config.training.model_dump(mode="json"))
         base = identify_model(config.models.base, config.models.base_revision, parts=("transformer",))
         data = (run.manifest_of(Shards).digest, run.step_of(Shards).fingerprint, base)
         return Inputs((settings, config.objective, config.seed, *data, *([identify_model(start)] if start else [])))

@@ -152,21 +152,21 @@ def count_validation_samples(index: ShardIndex, training: TrainingConfig, num_ra
     """Samples of a validation: as configured, at most all of them, and a multiple of the ranks (repeats fill up)."""
     if not len(index):
         return 0
-    wanted = min(training.validation_samples, len(index))
+    wanted = min(training.validation.samples, len(index))
     return -(-wanted // num_ranks) * num_ranks
 
 
 def make_draw(seed: int, position: int, training: TrainingConfig) -> Draw:
     """What is drawn for the sample at ``position``.
 
-    One uniform r decides the dropout: text below ``drop_text``, references in the next ``drop_references``, both in the
-    next ``drop_both``.
+    One uniform r decides the dropout: text below ``dropout.text``, references in the next ``drop_references``, both in the
+    next ``dropout.both``.
     """
     words = random_words(seed, "draw", position, 3 + 2 * _MAX_SUBJECTS)
     r, level, *choices = ((int(word) >> 11) * 2.0**-53 for word in words[1:])
-    text_end = training.drop_text
-    references_end = text_end + training.drop_references
-    both_end = references_end + training.drop_both
+    text_end = training.dropout.text
+    references_end = text_end + training.dropout.references
+    both_end = references_end + training.dropout.both
     return Draw(
         timestep_index=int(level * NUM_TIMESTEPS),
         keep_text=not (r < text_end or references_end <= r < both_end),
@@ -184,7 +184,7 @@ def make_validation_draw(seed: int, number: int, count: int, training: TrainingC
     return Draw(
         timestep_index=int((number + 0.5) / count * NUM_TIMESTEPS),
         keep_text=True,
-        keep_references=training.drop_references + training.drop_both < 1,
+        keep_references=training.dropout.references + training.dropout.both < 1,
         choices=((1.0, 0.0),) * _MAX_SUBJECTS,
         noise_seed=int(random_words(seed, "validate", number, 1)[0]) >> 1,
     )

@@ -71,7 +71,7 @@ def check_checkpoints(config: RunConfig, folder: Path) -> str:
     from refalign.training.checkpoint import find_intact
     from refalign.training.models import Ranks
 
-    fall_back = config.training.on_damaged_checkpoint == "fall_back"
+    fall_back = config.training.checkpoint.on_damaged == "fall_back"
     found = find_intact(folder / "checkpoints", Ranks(0, 1, torch.device("cpu")), fall_back=fall_back)
     return f"{found.name} is whole; the run resumes from it" if found else "none; the run starts at its first step"
 

@@ -176,7 +176,7 @@ def find_intact(folder: Path, ranks: Ranks, *, fall_back: bool) -> Path | None:
             return checkpoint
         if not fall_back:
             raise ArtifactError(
-                f"{fault}. Restore it, delete {checkpoint}, or set training.on_damaged_checkpoint=fall_back to resume from the "
+                f"{fault}. Restore it, delete {checkpoint}, or set training.checkpoint.on_damaged=fall_back to resume from the "
                 "checkpoint before it."
             )
         faults.append(fault)

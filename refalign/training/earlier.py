@@ -17,24 +17,19 @@ from refalign.training.records import FILE_NAME, truncate_records
 LAUNCH_FILE = "launch.json"
 KNOBS = frozenset(
     {
-        "num_workers",
-        "min_workers",
         "micro_batch",
-        "max_restarts",
-        "keep_checkpoints",
-        "checkpoint_every",
-        "keep_best",
-        "on_damaged_checkpoint",
-        "async_checkpoints",
         "activation_checkpointing",
         "compile",
-        "shards_per_replica",
-        "gradient_norms_every",
-        "validate_every",
-        "validation_samples",
+        "checkpoint",
+        "validation",
+        "parallel.ranks",
+        "parallel.min_ranks",
+        "parallel.max_restarts",
+        "parallel.shards_per_replica",
     }
 )
 """Settings that change how training runs, not what it computes: a run may go on under others."""
+_GROUPS = frozenset({"lora", "parallel", "optimizer", "dropout"})
 _SHOWN = 5
 
 
@@ -96,16 +91,20 @@ def describe_earlier(earlier: Earlier) -> str:
     )
 
 
+def decisive_settings(training: dict[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of those settings of a plain ``training`` section that are not `KNOBS`."""
+    plain = {}
+    for name, value in training.items():
+        inner = {f"{name}.{below}": each for below, each in value.items()} if name in _GROUPS and isinstance(value, dict) else {}
+        plain |= inner or {name: value}
+    return {f"training.{name}": value for name, value in plain.items() if not {name, name.partition(".")[0]} & KNOBS}
+
+
 def _describe(config: dict[str, Any], shards: Path) -> dict[str, Any]:
-    """The settings that decide a training's result, one level deep; stages are compared by themselves."""
-    training = {name: value for name, value in config["training"].items() if name not in KNOBS and name != "stages"}
-    plain = {f"training.{name}": value for name, value in training.items()}
+    """The settings that decide a training's result."""
+    plain = decisive_settings(config["training"])
     plain |= {f"objective.{name}": value for name, value in config["objective"].items()}
-    return (
-        plain
-        | {"seed": config["seed"], "models.base": config["models"]["base"], "shards": shards.name}
-        | {"training.stages": config["training"]["stages"]}
-    )
+    return plain | {"seed": config["seed"], "models.base": config["models"]["base"], "shards": shards.name}
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

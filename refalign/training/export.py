@@ -49,8 +49,8 @@ def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Em
         for leftover in (aside, target):
             shutil.rmtree(leftover, ignore_errors=True)
         transformer = _below(weights, "transformer.")
-        if config.training.lora_rank is not None:
-            lora = config.training.lora
+        if config.training.lora.rank is not None:
+            lora = config.training.lora.arguments
             save_lora(folder / LORA, transformer, **lora)
             transformer = merge_lora(transformer, lora["alpha"] / lora["rank"])
         _save_transformer(aside / "transformer", models.transformer, transformer, models.compute_dtype)

@@ -94,7 +94,7 @@ def run_training(
         launch: how ranks are started; None is `launch_on_ray`.
 
     Raises:
-        RefAlignError: of the kind the ranks met, or that ranks were lost more often than ``training.max_restarts``.
+        RefAlignError: of the kind the ranks met, or that ranks were lost more often than ``training.parallel.max_restarts``.
     """
     from refalign.training.preflight import check_before_start  # torch
 
@@ -163,8 +163,8 @@ def launch_on_ray(settings: Settings, config: RunConfig, work: RankWork = train_
         _raise_recorded(failure)
         reason = " ".join(str(error).split())[-400:]
         raise RefAlignError(
-            f"{folder}: ranks were lost more than training.max_restarts={config.training.max_restarts} times (last: {reason}). "
-            "Run the same command again to resume from the newest checkpoint."
+            f"{folder}: ranks were lost more than training.parallel.max_restarts={config.training.parallel.max_restarts} times "
+            f"(last: {reason}). Run the same command again to resume from the newest checkpoint."
         ) from error
     _raise_recorded(failure)
     shutil.rmtree(folder / "ray", ignore_errors=True)
@@ -187,10 +187,10 @@ def _make_trainer(settings: Settings, config: RunConfig, work: RankWork) -> Any:
     if not watches:
         # Nobody announces the loss of the only node: one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    cluster, training = config.cluster, config.training
-    uses_gpu = cluster.worker_gpus > 0
-    resources = {"CPU": cluster.worker_cpus} | ({"GPU": cluster.worker_gpus} if uses_gpu else {}) | cluster.worker_resources
-    ranks = (training.min_workers, training.num_workers) if training.min_workers else training.num_workers
+    process, parallel = config.cluster.train, config.training.parallel
+    uses_gpu = process.gpus > 0
+    resources = {"CPU": process.cpus} | ({"GPU": process.gpus} if uses_gpu else {}) | process.resources
+    ranks = (parallel.min_ranks, parallel.ranks) if parallel.min_ranks else parallel.ranks
     return TorchTrainer(
         _ray_worker,
         train_loop_config=settings | {"watches_preemption": watches, "work": work},
@@ -199,7 +199,7 @@ def _make_trainer(settings: Settings, config: RunConfig, work: RankWork) -> Any:
         run_config=TrainRunConfig(
             name="ray",
             storage_path=settings["folder"],
-            failure_config=FailureConfig(max_failures=training.max_restarts),
+            failure_config=FailureConfig(max_failures=parallel.max_restarts),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -215,7 +215,7 @@ def _ray_worker(settings: Settings) -> dict[str, Any]:
         return train_worker(settings, _ask_ray if settings["watches_preemption"] else None, settings["work"])
     except RefAlignError as error:
         write_json(failure, error.to_record())
-        if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["num_workers"] == 1:
+        if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["parallel"]["ranks"] == 1:
             return {}  # no rank is left waiting for this one, so that there is no need to end the group by force
         raise
 
@@ -278,7 +278,7 @@ def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shar
         stages=[stage.name for stage in config.training.stages],
         loss=summarize_records(records, LossTerms._fields),
         validation={name.removeprefix("validation/"): ends for name, ends in summarize_records(records, validation).items()},
-        weights="average" if config.training.ema_decay else "last",
+        weights="average" if config.training.optimizer.ema_decay else "last",
         seconds=round(seconds, 1),
         steps_s=round(busy_s, 1),
         data_wait_fraction=wait_s / (busy_s + wait_s),

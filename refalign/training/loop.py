@@ -96,7 +96,7 @@ def train(
     Every rank of the process group calls it; without a process group it is a run of one rank.
 
     Args:
-        config: the recipe; ``training.num_workers`` is not read here, the process group decides.
+        config: the recipe; ``training.parallel.ranks`` is not read here, the process group decides.
         shards: folder of the finished shards step.
         folder: the run's folder, seen by all ranks; gets ``checkpoints/``, ``metrics.jsonl`` and ``export/``.
         log: called on the first rank with (step, numbers) after every step.
@@ -144,10 +144,10 @@ def _advance(run: Run, step: int, batches: Prefetcher[list[Batch]], *, is_last: 
     training = run.config.training
     record = take_step(run, step, batches.next())
     record |= {"data_wait_s": batches.wait_s, "data_wait_share": batches.wait_s / (batches.wait_s + record["step_s"])}
-    if step % training.validate_every == 0 or is_last:
+    if step % training.validation.every == 0 or is_last:
         record |= validate(run)
     _publish(run, record, log)
-    if step % training.checkpoint_every == 0 or is_last or run.must_stop:
+    if step % training.checkpoint.every == 0 or is_last or run.must_stop:
         _save(run, record.get("validation/total"))
     if run.must_stop and not is_last:
         run.checkpointer.wait()
@@ -160,7 +160,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     Raises:
         ArtifactError: see `train`.
     """
-    ranks = Ranks.current(config.training.context_parallel)
+    ranks = Ranks.current(config.training.parallel.context)
     check_batch_size(config.training, ranks.size)
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
@@ -191,14 +191,14 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
         models=models,
         schedule=schedule,
         optimizer=make_optimizer(models, config.training),
-        ema=Ema(models, config.training.ema_decay) if config.training.ema_decay else None,
+        ema=Ema(models, config.training.optimizer.ema_decay) if config.training.optimizer.ema_decay else None,
         meter=Meter(sizes, schedule.timesteps, ranks.device),
         checkpointer=Checkpointer(
             folder / "checkpoints",
             ranks,
-            keep=config.training.keep_checkpoints,
-            keep_best=config.training.keep_best,
-            asynchronous=config.training.async_checkpoints,
+            keep=config.training.checkpoint.keep,
+            keep_best=config.training.checkpoint.keep_best,
+            asynchronous=config.training.checkpoint.asynchronous,
         ),
         vision=vision,
     )
@@ -220,7 +220,7 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
     norms = _split_norms(run, step, batches)
     terms, sums = zip(*(_backward(run, batch) for batch in batches), strict=True)
     clip = clip_apart if run.config.objective.stop_gradient else clip_gradients
-    grad_norm = clip(run.models, training.clip_grad_norm)
+    grad_norm = clip(run.models, training.optimizer.clip_grad_norm)
     # A sum with one NaN is NaN on every rank: this one collective is also the agreement on finiteness.
     told = sums[0].new_tensor([run.is_told()])
     summed = run.ranks.sum(torch.cat([torch.stack(terms).sum(0), torch.stack(sums).sum(0), told]))
@@ -265,7 +265,7 @@ def _backward(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _split_norms(run: Run, step: int, batches: list[Batch]) -> dict[str, float]:
-    every = run.config.training.gradient_norms_every
+    every = run.config.training.validation.gradient_norms_every
     if not every or step % every:
         return {}
 
@@ -289,7 +289,7 @@ def validate(run: Run) -> dict[str, float]:
 
 def _resume(run: Run) -> None:
     training = run.config.training
-    fall_back = training.on_damaged_checkpoint == "fall_back"
+    fall_back = training.checkpoint.on_damaged == "fall_back"
     checkpoint = find_intact(run.folder / "checkpoints", run.ranks, fall_back=fall_back)
     if checkpoint is not None:
         state = check_resumable(checkpoint, **_data_order(run))

@@ -102,14 +102,14 @@ class TrainedModels(nn.Module):
     def spread(self, config: RunConfig, ranks: Ranks) -> TrainedModels:
         """Moves to the device; FSDP2 over more than one rank: each block by itself, then what is left around them.
 
-        With ``training.shards_per_replica`` ranks form groups that share one copy of the weights, and groups are replicas.
+        With ``parallel.shards_per_replica`` ranks form groups that share one copy of the weights, and groups are replicas.
         One rank stays a plain module in float32. With bfloat16 even one rank is sharded (it needs a process group), so
         that master weights in float32 and computing in bfloat16 are the same code at every size.
 
         Raises:
-            ConfigError: ``training.shards_per_replica`` does not divide the ranks.
+            ConfigError: ``training.parallel.shards_per_replica`` does not divide the ranks.
         """
-        mesh = _make_mesh(config.training.shards_per_replica, ranks)
+        mesh = _make_mesh(config.training.parallel.shards_per_replica, ranks)
         if ranks.context > 1:
             rows = init_device_mesh(ranks.device.type, (ranks.data_size, ranks.context), mesh_dim_names=("data", "context"))
             self.transformer.split_tokens(rows["context"].get_group())
@@ -145,7 +145,7 @@ def _make_mesh(shards: int | None, ranks: Ranks) -> DeviceMesh | None:
         return None
     if ranks.size % shards:
         raise ConfigError(
-            f"training.shards_per_replica={shards} does not divide {ranks.size} ranks; best are the ranks of a machine."
+            f"training.parallel.shards_per_replica={shards} does not divide {ranks.size} ranks; best are the ranks of a machine."
         )
     return init_device_mesh(ranks.device.type, (ranks.size // shards, shards), mesh_dim_names=("replicate", "shard"))
 
@@ -197,9 +197,9 @@ def _choose_trained(transformer: RefAlignTransformer, config: RunConfig) -> None
     """All weights, or adapters over frozen ones."""
     training = config.training
     transformer.train().requires_grad_(True)
-    if training.lora_rank is not None:
+    if training.lora.rank is not None:
         dtype = getattr(torch, training.precision)
-        add_lora(transformer, **training.lora, seed=config.seed, frozen_dtype=dtype)
+        add_lora(transformer, **training.lora.arguments, seed=config.seed, frozen_dtype=dtype)
 
 
 def _make_projectors(config: RunConfig, transformer: RefAlignTransformer, vision_width: int) -> Projectors:

@@ -118,11 +118,11 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
     """
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     parameters = list(named.values())
-    options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": training.weight_decay}
+    options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": training.optimizer.weight_decay}
     on_gpu = all(parameter.is_cuda for parameter in parameters)
-    if training.optimizer == "adamw8bit":
+    if training.optimizer.name == "adamw8bit":
         return _make_adamw8bit(parameters, options)
-    if training.optimizer == "muon":
+    if training.optimizer.name == "muon":
         is_matrix = {name: ".blocks." in name and each.ndim == 2 for name, each in named.items()}
         matrices, others = ([each for name, each in named.items() if is_matrix[name] is kind] for kind in (True, False))
         optimizer = Muon(matrices, others, **options)
@@ -133,7 +133,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
         optimizer = torch.optim.AdamW(parameters, fused=on_gpu, **options)
     for parameter in parameters:
         optimizer.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device if on_gpu and training.optimizer == "adamw" else "cpu"),
+            "step": torch.zeros((), device=parameter.device if on_gpu and training.optimizer.name == "adamw" else "cpu"),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
@@ -145,8 +145,8 @@ def _make_adamw8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> 
         AdamW8bit = importlib.import_module("torchao.optim").AdamW8bit  # noqa: N806 - a class
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"training.optimizer=adamw8bit needs torchao, which cannot be imported ({error}); install it, or set "
-            "training.optimizer=adamw."
+            f"training.optimizer.name=adamw8bit needs torchao, which cannot be imported ({error}); install it, or set "
+            "training.optimizer.name=adamw."
         ) from error
     # It takes the learning rate as a tensor, so that a change of it compiles nothing again.
     optimizer = AdamW8bit(parameters, **options)
@@ -170,7 +170,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 def learning_rate_at(place: StepPlace, training: TrainingConfig) -> float:
     """Linear warm-up over the first ``warmup_steps`` of a stage to its peak; then the stage's schedule."""
-    stage, warmup = place.stage, training.warmup_steps
+    stage, warmup = place.stage, training.optimizer.warmup_steps
     if place.step_in_stage <= warmup:
         return stage.learning_rate * place.step_in_stage / warmup
     if stage.schedule == "constant":

@@ -117,10 +117,10 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
             f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of "
             f"{patch_height} x {patch_width}."
         )
-    context = config.training.context_parallel
+    context = config.training.parallel.context
     if grid % context or transformer["num_attention_heads"] % context:
         raise ConfigError(
-            f"training.context_parallel={context} must divide the {grid} tokens of a frame and the "
+            f"training.parallel.context={context} must divide the {grid} tokens of a frame and the "
             f"{transformer['num_attention_heads']} heads of {config.models.base}."
         )
     objective = config.objective
@@ -141,9 +141,9 @@ def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
     Raises:
         ConfigError: it does not.
     """
-    context = training.context_parallel
+    context = training.parallel.context
     if num_ranks % context or training.global_batch % (num_ranks // context):
-        shared = f", of which {context} share each sample (training.context_parallel)" if context > 1 else ""
+        shared = f", of which {context} share each sample (training.parallel.context)" if context > 1 else ""
         raise ConfigError(
             f"training.global_batch={training.global_batch} does not divide over {num_ranks} ranks{shared}; "
             "start another number of ranks (the global batch of a run cannot change)."
@@ -184,5 +184,5 @@ def estimate_for(
 def _estimate_disk_bytes(config: RunConfig, transformer: Path, model: ModelSizes) -> int:
     """Checkpoints (what is trained, two moments, perhaps an average) and the export, from the size of the weight files."""
     weights = sum(path.stat().st_size for path in transformer.glob("*.safetensors"))
-    copies = (3 + bool(config.training.ema_decay)) * (config.training.keep_checkpoints + 1)
+    copies = (3 + bool(config.training.optimizer.ema_decay)) * (config.training.checkpoint.keep + 1)
     return int(weights * (1 + copies * model.trained_parameters / model.parameters))

@@ -15,8 +15,8 @@ from tests.e2e.conftest import ROOT
 
 PLACED = {
     **{f"cluster.{pool}.resources": '{"curation": 0.1}' for pool in ("subjects", "pairs", "shards", "evaluate")},
-    "cluster.worker_resources": '{"training": 0.1}',
-    "training.checkpoint_every": 2,
+    "cluster.train.resources": '{"training": 0.1}',
+    "training.checkpoint.every": 2,
 }
 """Settings that send actors to one node and ranks to another; none of them changes a byte of the output."""
 

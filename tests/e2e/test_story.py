@@ -140,7 +140,9 @@ def test_single_steps_that_find_all_done_say_where_all_is(story, tmp_path):
     copy = tmp_path / "out"
     shutil.copytree(output, copy, ignore=shutil.ignore_patterns("mlflow*", "mlruns*"))
     for step in ("subjects", "pairs", "shards"):
-        done = run(f"pipelines/{step}.py", "--preset", "toy_tiny", "--output", str(copy), "--set", "training.ema_decay=0.9")
+        done = run(
+            f"pipelines/{step}.py", "--preset", "toy_tiny", "--output", str(copy), "--set", "training.optimizer.ema_decay=0.9"
+        )
         assert done.returncode == 0 and f"{step}: done before, skipped" in done.stdout, done.stderr[-2000:]
     (partial,) = copy.glob("runs/*/summary.json")
     folders = json.loads(partial.read_text())["folders"]

@@ -4,13 +4,13 @@ import pytest
 from chaos_training import copy_data, find_run, load_records, run_chaos, start, watch
 from local_cluster import local_cluster
 
-ONE_RANK = {"training.num_workers": 1, "training.checkpoint_every": 2}
+ONE_RANK = {"training.parallel.ranks": 1, "training.checkpoint.every": 2}
 ELASTIC = {
-    "training.num_workers": 2,
-    "training.min_workers": 1,
+    "training.parallel.ranks": 2,
+    "training.parallel.min_ranks": 1,
     "training.micro_batch": 4,
-    "training.checkpoint_every": 3,
-    "cluster.worker_cpus": 1,
+    "training.checkpoint.every": 3,
+    "cluster.train.cpus": 1,
 }
 
 

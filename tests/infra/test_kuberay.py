@@ -154,8 +154,8 @@ def test_the_job_fits_its_cluster():
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         sizes[name] = [(float(limits["cpu"]), float(limits["nvidia.com/gpu"]))] * group["replicas"]
-    ranks = sum(min(cpus // config.cluster.worker_cpus, gpus // config.cluster.worker_gpus) for cpus, gpus in sizes["train"])
-    assert ranks >= config.training.num_workers
+    ranks = sum(min(cpus // config.cluster.train.cpus, gpus // config.cluster.train.gpus) for cpus, gpus in sizes["train"])
+    assert ranks >= config.training.parallel.ranks
     for pool in (config.cluster.subjects, config.cluster.shards):
         fitting = sum(min(cpus // pool.cpus, gpus // pool.gpus) for cpus, gpus in sizes["train"] + sizes["curate"])
         assert fitting >= pool.max_actors

@@ -76,8 +76,8 @@ def test_the_launcher_file_is_valid():
 def test_the_launcher_has_room_for_the_recipe():
     config = load_run("python pipelines/full.py --preset wan2_1_1_3b")
     resources = load_yaml("ray/cluster.yaml")["available_node_types"]["train"]["resources"]
-    assert resources["GPU"] >= config.cluster.worker_gpus * config.training.num_workers
-    assert resources["CPU"] >= config.cluster.worker_cpus * config.training.num_workers
+    assert resources["GPU"] >= config.cluster.train.gpus * config.training.parallel.ranks
+    assert resources["CPU"] >= config.cluster.train.cpus * config.training.parallel.ranks
 
 
 def test_the_slurm_script_is_bash_and_its_flags_exist():

@@ -17,6 +17,7 @@ from refalign.config import (
     ClusterConfig,
     ModelsConfig,
     ObjectiveConfig,
+    ProcessConfig,
     RunConfig,
     StageConfig,
     TrainingConfig,
@@ -148,24 +149,24 @@ def write_base(folder: Path, *, num_layers: int = 2, seed: int = 0) -> Path:
 
 
 def make_config(base: Path | str, **training: Any) -> RunConfig:
-    """A recipe of two short stages for the tiny model; ``training`` replaces fields of its training section."""
-    recipe = {
+    """A recipe of two short stages for the tiny model; ``training`` replaces settings of its training section."""
+    recipe: dict[str, Any] = {
         "stages": (
             StageConfig(name="stage1", steps=4, learning_rate=2e-3),
             StageConfig(name="stage2", steps=3, learning_rate=1e-3, cross_pair_fraction=1.0),
         ),
         "global_batch": 4,
         "micro_batch": 4,
-        "warmup_steps": 2,
-        "checkpoint_every": 2,
-        "keep_checkpoints": 10,
-        "validate_every": 3,
-        "validation_samples": 4,
+        "optimizer": {"warmup_steps": 2},
+        "checkpoint": {"every": 2, "keep": 10},
+        "validation": {"every": 3, "samples": 4},
     }
+    for name, value in training.items():
+        recipe[name] = recipe.get(name, {}) | value if isinstance(value, dict) else value
     return RunConfig(
         models=ModelsConfig(base=str(base), vision_encoder="none", detector="none", max_text_tokens=6),
         video=VideoConfig(height_px=64, width_px=64, num_frames=5, fps=8.0),
         objective=ObjectiveConfig(alignment_blocks=2),
-        training=TrainingConfig(**recipe | training),
-        cluster=ClusterConfig(worker_cpus=0.5, threads=1),
+        training=TrainingConfig(**recipe),
+        cluster=ClusterConfig(train=ProcessConfig(cpus=0.5), threads=1),
     )

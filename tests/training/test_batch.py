@@ -130,7 +130,7 @@ def test_ranks_get_equally_many_forward_passes_whatever_the_buckets(num_ranks: i
 
 def test_dropped_text_becomes_the_null_prompt(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "shards", train=4, validation=0)
-    config = make_config("none", drop_text=1.0, drop_references=0.0, drop_both=0.0)
+    config = make_config("none", dropout={"text": 1.0, "references": 0.0, "both": 0.0})
     batch = BatchMaker(ShardIndex.open(shards, "train"), config).make_step(1)[0]
     assert not batch.prompt_embeds.any() and batch.alignment_mask.all()
     null_prompt = torch.full((1, batch.prompt_embeds.shape[2]), 0.5)
@@ -149,11 +149,11 @@ def test_validation_is_fixed_and_spreads_over_noise_levels(shards: Path) -> None
 
 def test_pictures_have_their_own_size_where_no_reference_is_kept(tmp_path: Path) -> None:
     index = ShardIndex.open(write_shards(tmp_path / "pictures", pictures=True), "train")
-    dropped = make_config("none", global_batch=4, drop_references=1.0, drop_text=0.0, drop_both=0.0)
+    dropped = make_config("none", global_batch=4, dropout={"references": 1.0, "text": 0.0, "both": 0.0})
     (batch,) = BatchMaker(index, dropped).make_step(1)
     assert batch.reference_pixels is not None and batch.reference_pixels.shape == (4, 1, 64, 64, 3)
     assert not batch.reference_pixels.any() and not batch.alignment_mask.any()
-    kept = make_config("none", global_batch=4, drop_references=0.0, drop_both=0.0)
+    kept = make_config("none", global_batch=4, dropout={"references": 0.0, "both": 0.0})
     for batch in BatchMaker(index, kept).make_step(1):
         assert batch.reference_pixels is not None and batch.reference_pixels.shape[2:] == (64, 64, 3)
         assert batch.reference_pixels.any() and batch.alignment_mask.all()

@@ -130,7 +130,7 @@ def test_overwritten_bytes_are_noticed_wherever_they_are(tmp_path: Path, capsys)
         start = rng.randrange(len(whole))
         damaged = whole[:start] + bytes(255 - byte for byte in whole[start : start + 400]) + whole[start + 400 :]
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=rf"{path.name}: damaged.*on_damaged_checkpoint=fall_back"):
+        with pytest.raises(ArtifactError, match=rf"{path.name}: damaged.*checkpoint.on_damaged=fall_back"):
             find_intact(tmp_path, ALONE, fall_back=False)
         assert find_intact(tmp_path, ALONE, fall_back=True) == first
         assert f"{path.name}: damaged" in capsys.readouterr().err
@@ -179,7 +179,7 @@ def wait_for_step(step: int, folder: Path) -> None:
 def test_sigterm_to_one_of_two_ranks_saves_and_ends_both_with_143(base: Path, shards: Path, tmp_path: Path) -> None:
     """The processes torchrun would start, with their environment, so that each one's exit code is seen."""
     stages = (StageConfig(name="only", steps=150, learning_rate=1e-3),)
-    keep = {"micro_batch": 2, "checkpoint_every": 1000, "validate_every": 1000}
+    keep = {"micro_batch": 2, "checkpoint": {"every": 1000}, "validation": {"every": 1000}}
     settings = make_settings(make_config(base, stages=stages, **keep), shards, tmp_path / "run")
     (tmp_path / "launch.json").write_text(json.dumps(settings))
     with socket.socket() as free:
@@ -215,7 +215,7 @@ def test_in_one_process_sigterm_takes_its_course_after_the_checkpoint(base: Path
         raise Told
 
     stages = (StageConfig(name="only", steps=500, learning_rate=1e-3),)
-    config = make_config(base, stages=stages, checkpoint_every=1000, validate_every=1000)
+    config = make_config(base, stages=stages, checkpoint={"every": 1000}, validation={"every": 1000})
 
     def tell() -> None:
         wait_for_step(3, tmp_path)

@@ -22,7 +22,7 @@ from refalign.training.loop import Run, start_run, take_step
 
 @pytest.fixture()
 def run(base: Path, shards: Path, tmp_path: Path) -> Run:
-    run = start_run(make_config(base, ema_decay=0.5), shards, tmp_path)
+    run = start_run(make_config(base, optimizer={"ema_decay": 0.5}), shards, tmp_path)
     take_step(run, 1, run.maker.make_step(1))
     return run
 

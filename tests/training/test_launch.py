@@ -32,7 +32,7 @@ def run(config: RunConfig, output: Path, shards: Path) -> tuple[dict[str, Any], 
 
 
 def test_the_manifest_says_what_happened(base: Path, shards: Path, tmp_path: Path) -> None:
-    manifest, folder = run(make_config(base, ema_decay=0.5), tmp_path, shards)
+    manifest, folder = run(make_config(base, optimizer={"ema_decay": 0.5}), tmp_path, shards)
     lines = read_records(folder / "metrics.jsonl")
     assert (manifest["steps"], manifest["samples"], manifest["stages"]) == (7, 28, ["stage1", "stage2"])
     assert manifest["loss"]["total"] == {"first": lines[1]["total"], "last": lines[-1]["total"]}
@@ -61,18 +61,22 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
 
     The third run has replicas of one rank each, recomputes, and measures the terms' gradients: none of it changes a number.
     """
-    config = make_config(base, ema_decay=0.5, micro_batch=2)
+    config = make_config(base, optimizer={"ema_decay": 0.5}, micro_batch=2)
     train_worker(make_settings(config, shards, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "resumed")
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / step)
-    knobs = {"shards_per_replica": 1, "activation_checkpointing": "selective", "gradient_norms_every": 2}
-    replicated = make_config(base, ema_decay=0.5, micro_batch=2, **knobs)
+    knobs = {
+        "parallel": {"shards_per_replica": 1},
+        "activation_checkpointing": "selective",
+        "validation": {"gradient_norms_every": 2},
+    }
+    replicated = make_config(base, optimizer={"ema_decay": 0.5}, micro_batch=2, **knobs)
     # And one in which two ranks share the tokens of each sample; those of the video end on the first or on the second.
     stages = (StageConfig(name="only", steps=20, learning_rate=2e-3, cross_pair_fraction=0.5),)
     odd = {"stages": stages, "global_batch": 3, "micro_batch": 3}  # three samples cannot be dealt to two ranks
     train_worker(make_settings(make_config(base, **odd), shards, tmp_path / "whole"))
-    split = make_config(base, **odd, num_workers=2, context_parallel=2, activation_checkpointing="full")
+    split = make_config(base, **odd, parallel={"ranks": 2, "context": 2}, activation_checkpointing="full")
     muon = make_config(base, optimizer="muon", micro_batch=2)  # its matrices are gathered for their update
     train_worker(make_settings(muon, shards, tmp_path / "one-muon"))
     launches = []
@@ -134,7 +138,7 @@ def test_a_longer_constant_schedule_goes_on_from_the_shorter_one(base: Path, sha
     """The last stage grows from 3 to 5 steps: the result is that of 5 steps at once."""
 
     def with_steps(count: int, **changes: Any) -> RunConfig:
-        config = make_config(base, ema_decay=0.5, **changes)
+        config = make_config(base, optimizer={"ema_decay": 0.5}, **changes)
         *first, last = config.training.stages
         stages = (*first, last.model_copy(update={"steps": count}))
         return config.model_copy(update={"training": config.training.model_copy(update={"stages": stages})})
@@ -144,7 +148,7 @@ def test_a_longer_constant_schedule_goes_on_from_the_shorter_one(base: Path, sha
         step.folder.mkdir(parents=True)
         return step
 
-    shorter, longer = with_steps(3), with_steps(5, validate_every=2)
+    shorter, longer = with_steps(3), with_steps(5, validation={"every": 2})
     _, old = run(shorter, tmp_path / "grown", shards)
     step = prepare(longer, tmp_path / "grown")
     (earlier,) = find_earlier(step.folder, longer, shards)
@@ -164,7 +168,7 @@ def test_a_training_says_how_it_differs_from_an_earlier_one(base: Path, shards: 
     config = make_config(base)
     changed = [
         ({"stages": (config.training.stages[0],)}, "training.stages: 2 -> 1 stages"),
-        ({"weight_decay": 0.5}, "training.weight_decay: 0.01 -> 0.5"),
+        ({"optimizer": {"weight_decay": 0.5}}, "training.optimizer.weight_decay: 0.01 -> 0.5"),
         (
             {"stages": (config.training.stages[0].model_copy(update={"learning_rate": 0.1}), config.training.stages[1])},
             "training.stages.0.learning_rate: 0.002 -> 0.1",

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from make_shards import make_config, write_shards
 
-from refalign.config import StageConfig
+from refalign.config import StageConfig, set_values
 from refalign.errors import ArtifactError
 from refalign.pipeline.steps import Step
 from refalign.training.check import check_training
@@ -47,8 +47,10 @@ def kill_a_rank_after(step: int, path: Path, killed: list[int]) -> None:
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.heavy)])
 def test_a_killed_rank_leaves_the_curve_of_an_unbroken_run(num_workers: int, base: Path, shards: Path, tmp_path: Path) -> None:
     stages = (StageConfig(name="only", steps=40, learning_rate=1e-3),)
-    config = make_config(base, stages=stages, num_workers=num_workers, micro_batch=2, checkpoint_every=5, validate_every=40)
-    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"worker_cpus": 0.25})})
+    config = make_config(
+        base, stages=stages, parallel={"ranks": num_workers}, micro_batch=2, checkpoint={"every": 5}, validation={"every": 40}
+    )
+    config = set_values(config, {"cluster.train.cpus": 0.25})
     step = Step.make(tmp_path, "train", config)
     killed: list[int] = []
     waiting = (12, step.folder / "metrics.jsonl", killed)

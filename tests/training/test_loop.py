@@ -47,7 +47,7 @@ def load_export(folder: Path) -> bytes:
 
 @pytest.fixture()
 def config(base: Path) -> RunConfig:
-    return make_config(base, ema_decay=0.5)
+    return make_config(base, optimizer={"ema_decay": 0.5})
 
 
 def test_a_stop_gradient_run_ends_with_the_transformer_of_a_run_without_alignment(
@@ -56,7 +56,7 @@ def test_a_stop_gradient_run_ends_with_the_transformer_of_a_run_without_alignmen
     """Clipped hard, so that the projectors' gradients would show in the Transformer if they were clipped together."""
     exports = {}
     for alignment, stopped in (("none", False), ("reference_alignment", True), ("reference_alignment", False)):
-        config = make_config(base, clip_grad_norm=0.01)
+        config = make_config(base, optimizer={"clip_grad_norm": 0.01})
         objective = config.objective.model_copy(update={"alignment": alignment, "stop_gradient": stopped})
         folder = tmp_path / f"{alignment}-{stopped}"
         train(config.model_copy(update={"objective": objective}), shards=shards, folder=folder)
@@ -66,7 +66,7 @@ def test_a_stop_gradient_run_ends_with_the_transformer_of_a_run_without_alignmen
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(base: Path, shards: Path, tmp_path: Path, optimizer: str) -> None:
-    config = make_config(base, ema_decay=0.5, optimizer=optimizer)
+    config = make_config(base, optimizer={"ema_decay": 0.5, "name": optimizer})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, shards=shards, folder=whole)["resumed_from"] == 0
     # Before any checkpoint; inside the first stage; between the stages; inside the second.
@@ -121,7 +121,13 @@ def test_a_line_holds_what_a_reader_needs(config: RunConfig, shards: Path, tmp_p
 def test_loss_falls_on_fixed_noise_and_noise_levels(base: Path, shards: Path, tmp_path: Path) -> None:
     stages = (StageConfig(name="only", steps=120, learning_rate=5e-3),)
     config = make_config(
-        base, stages=stages, global_batch=8, micro_batch=8, warmup_steps=5, validate_every=120, checkpoint_every=120
+        base,
+        stages=stages,
+        global_batch=8,
+        micro_batch=8,
+        optimizer={"warmup_steps": 5},
+        validation={"every": 120},
+        checkpoint={"every": 120},
     )
     train(config, shards=shards, folder=tmp_path)
     before, after = (line for line in load_lines(tmp_path) if "validation/total" in line)
@@ -131,7 +137,7 @@ def test_loss_falls_on_fixed_noise_and_noise_levels(base: Path, shards: Path, tm
 
 
 def test_old_checkpoints_are_removed(base: Path, shards: Path, tmp_path: Path) -> None:
-    train(make_config(base, keep_checkpoints=2), shards=shards, folder=tmp_path)
+    train(make_config(base, checkpoint={"keep": 2}), shards=shards, folder=tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000006", "step-000007"]
 
 
@@ -159,7 +165,7 @@ def test_resuming_refuses_what_would_change_the_data_order(config: RunConfig, ba
     with pytest.raises(Stop):
         train(config, shards=shards, folder=tmp_path, log=stop_at(3))
     with pytest.raises(ArtifactError, match=r"cannot resume.*global_batch was 4, now 8"):
-        train(make_config(base, ema_decay=0.5, global_batch=8), shards=shards, folder=tmp_path)
+        train(make_config(base, optimizer={"ema_decay": 0.5}, global_batch=8), shards=shards, folder=tmp_path)
     other = write_shards(tmp_path / "other", digest="d2")
     with pytest.raises(ArtifactError, match=r"shard_digest was 'd1', now 'd2'"):
         train(config, shards=other, folder=tmp_path)
@@ -234,7 +240,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
 
 def test_a_cosine_stage_falls_from_its_peak_to_a_hundredth() -> None:
     stage = StageConfig(name="only", steps=10, learning_rate=1.0, schedule="cosine")
-    training = make_config("none", stages=(stage,), warmup_steps=2).training
+    training = make_config("none", stages=(stage,), optimizer={"warmup_steps": 2}).training
     rates = [learning_rate_at(locate_step(training, step), training) for step in range(1, 11)]
     assert rates[:2] == [0.5, 1.0] and rates[-1] == pytest.approx(0.01)
     assert all(after < before for before, after in zip(rates[1:-1], rates[2:], strict=True))

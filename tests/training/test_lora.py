@@ -24,7 +24,7 @@ from refalign.training.launch import make_settings, train_worker
 from refalign.training.loop import start_run, take_step, train
 from refalign.training.records import read_records
 
-LORA = {"lora_rank": 2, "lora_alpha": 6}
+LORA = {"lora": {"rank": 2, "alpha": 6}}
 
 
 class Stop(Exception):
@@ -33,7 +33,7 @@ class Stop(Exception):
 
 @pytest.fixture()
 def config(base: Path) -> RunConfig:
-    return make_config(base, ema_decay=0.5, **LORA)
+    return make_config(base, optimizer={"ema_decay": 0.5}, **LORA)
 
 
 def make_inputs() -> dict[str, torch.Tensor]:
@@ -118,7 +118,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config: RunConfig, s
 
 def test_all_kinds_of_layers_can_have_adapters(base: Path, shards: Path, tmp_path: Path) -> None:
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-    config = make_config(base, lora_rank=3, lora_targets=targets)
+    config = make_config(base, lora={"rank": 3, "targets": targets})
     export = train(config, shards=shards, folder=tmp_path)["export"]
     adapters = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     assert len(adapters) == 2 * 2 * (2 * 4 + 2)
@@ -129,13 +129,13 @@ def test_all_kinds_of_layers_can_have_adapters(base: Path, shards: Path, tmp_pat
 
 
 def test_a_layer_that_can_have_none_is_refused(base: Path) -> None:
-    with pytest.raises(ConfigError, match=r"training\.lora_targets\.0.*'patch_embedding'"):
-        apply_overrides(make_config(base), ['training.lora_targets=["patch_embedding"]'])
+    with pytest.raises(ConfigError, match=r"training\.lora\.targets\.0.*'patch_embedding'"):
+        apply_overrides(make_config(base), ['training.lora.targets=["patch_embedding"]'])
 
 
 def test_without_peft_the_message_says_what_to_do(config: RunConfig, shards: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigError, match=r"lora_rank needs peft.*or set training\.lora_rank=null"):
+    with pytest.raises(ConfigError, match=r"lora\.rank needs peft.*or set training\.lora\.rank=null"):
         start_run(config, shards, tmp_path)
 
 

@@ -18,7 +18,7 @@ from refalign.training.measures import SUMS, Meter, bin_of, pass_of
 from refalign.training.models import build_models
 from refalign.training.step import train_step
 
-KEEP_ALL = {"drop_text": 0.0, "drop_references": 0.0, "drop_both": 0.0}
+KEEP_ALL = {"dropout": {"text": 0.0, "references": 0.0, "both": 0.0}}
 
 
 @pytest.mark.parametrize("alignment", ["none", "reference_alignment"])
@@ -42,7 +42,7 @@ def test_devices_are_known_by_their_names() -> None:
 
 
 def test_loss_by_quarter_and_histogram_are_of_the_samples_drawn(base: Path, shards: Path, tmp_path: Path) -> None:
-    config = make_config(base, global_batch=20, micro_batch=4, ema_decay=0.5)
+    config = make_config(base, global_batch=20, micro_batch=4, optimizer={"ema_decay": 0.5})
     run = start_run(config, shards, tmp_path)
     batches = run.maker.make_step(1)
     index = torch.cat([batch.timestep_index for batch in batches])
@@ -71,7 +71,9 @@ def test_a_quarter_nobody_drew_is_left_out() -> None:
 def test_each_terms_gradient_is_measured_and_the_step_stays_the_same(base: Path, shards: Path, tmp_path: Path) -> None:
     results = []
     for every in (0, 2):
-        run = start_run(make_config(base, gradient_norms_every=every, global_batch=8), shards, tmp_path / str(every))
+        run = start_run(
+            make_config(base, validation={"gradient_norms_every": every}, global_batch=8), shards, tmp_path / str(every)
+        )
         records = [take_step(run, step, run.maker.make_step(step)) for step in (1, 2)]
         results.append((records, [parameter.detach().clone() for parameter in run.models.parameters()]))
     (plain, weights), (measured, same_weights) = results

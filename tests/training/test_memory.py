@@ -59,18 +59,18 @@ def measure_peak(config: RunConfig, shards: Path, folder: Path) -> int:
 @pytest.mark.parametrize(
     ("width", "layers", "size", "frames", "settings"),
     [
-        (64, 3, 16, 3, {"ema_decay": 0.5}),
-        (128, 4, 16, 3, {"ema_decay": 0.5, "activation_checkpointing": "selective"}),
+        (64, 3, 16, 3, {"optimizer": {"ema_decay": 0.5}}),
+        (128, 4, 16, 3, {"optimizer": {"ema_decay": 0.5}, "activation_checkpointing": "selective"}),
         (128, 4, 16, 3, {"precision": "bfloat16"}),
-        (256, 6, 8, 4, {"ema_decay": 0.5, "activation_checkpointing": "full", "precision": "bfloat16"}),
-        (128, 4, 16, 3, {"ema_decay": 0.5, "lora_rank": 8}),
-        (128, 4, 16, 3, {"ema_decay": 0.5, "lora_rank": 8, "activation_checkpointing": "selective"}),
+        (256, 6, 8, 4, {"optimizer": {"ema_decay": 0.5}, "activation_checkpointing": "full", "precision": "bfloat16"}),
+        (128, 4, 16, 3, {"optimizer": {"ema_decay": 0.5}, "lora": {"rank": 8}}),
+        (128, 4, 16, 3, {"optimizer": {"ema_decay": 0.5}, "lora": {"rank": 8}, "activation_checkpointing": "selective"}),
         (
             256,
             4,
             16,
             3,
-            {"precision": "bfloat16", "lora_rank": 16, "lora_targets": ("to_q", "to_k", "ffn.net.0.proj", "ffn.net.2")},
+            {"precision": "bfloat16", "lora": {"rank": 16, "targets": ("to_q", "to_k", "ffn.net.0.proj", "ffn.net.2")}},
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_the_estimate_is_within_15_percent_of_the_measured_peak(
         monkeypatch.setattr(make_shards, name, value)
     base = write_base(tmp_path / "base", width, layers)
     shards = write_shards(tmp_path / "shards")
-    keep = {"drop_references": 0.0, "drop_both": 0.0}
+    keep = {"dropout": {"references": 0.0, "both": 0.0}}
     config = make_config(base, global_batch=8, micro_batch=2, **keep, **settings)
     index = ShardIndex.open(shards, "train")
     transformer = json.loads((base / "transformer" / "config.json").read_text())
@@ -101,7 +101,7 @@ def write_encoder(folder: Path, width: int, layers: int) -> Path:
 def test_the_estimate_knows_the_vision_encoder_where_targets_are_computed(base: Path, tmp_path: Path) -> None:
     """An encoder that takes most of the memory, and counts only where it is loaded."""
     shards = {name: write_shards(tmp_path / name, pictures=name == "pictures") for name in ("pictures", "tokens")}
-    config = make_config(base, global_batch=8, micro_batch=4, drop_references=0.0, drop_both=0.0)
+    config = make_config(base, global_batch=8, micro_batch=4, dropout={"references": 0.0, "both": 0.0})
     models = config.models.model_copy(update={"vision_encoder": str(write_encoder(tmp_path / "encoder", 192, 4))})
     config = config.model_copy(update={"models": models})
     transformer = json.loads((base / "transformer" / "config.json").read_text())
@@ -116,7 +116,7 @@ def test_the_estimate_knows_the_vision_encoder_where_targets_are_computed(base: 
 
 
 @pytest.mark.parametrize("alignment", ["none", "reference_alignment"])
-@pytest.mark.parametrize("lora", [{}, {"lora_rank": 3}, {"lora_rank": 2, "lora_targets": ("to_k", "ffn.net.0.proj")}])
+@pytest.mark.parametrize("lora", [{}, {"lora": {"rank": 3}}, {"lora": {"rank": 2, "targets": ("to_k", "ffn.net.0.proj")}}])
 def test_parameters_are_counted_without_building_the_model(lora: dict, alignment: str, base: Path) -> None:
     config = make_config(base, **lora)
     config = config.model_copy(update={"objective": config.objective.model_copy(update={"alignment": alignment})})
@@ -140,15 +140,15 @@ def estimate_1_3b(num_ranks: int = 8, **training) -> MemoryEstimate:
 def test_what_takes_the_space_follows_the_settings() -> None:
     plain, selective, full = (estimate_1_3b(activation_checkpointing=mode) for mode in ("none", "selective", "full"))
     assert plain.activations > 2 * selective.activations > 4 * full.activations
-    assert estimate_1_3b(ema_decay=0.9).average == plain.weights
+    assert estimate_1_3b(optimizer={"ema_decay": 0.9}).average == plain.weights
     assert estimate_1_3b(16).weights == plain.weights / 2
-    assert estimate_1_3b(16, shards_per_replica=8).weights == plain.weights
-    assert estimate_1_3b(optimizer="adamw8bit").moments == plain.moments / 4
+    assert estimate_1_3b(16, parallel={"shards_per_replica": 8}).weights == plain.weights
+    assert estimate_1_3b(optimizer={"name": "adamw8bit"}).moments == plain.moments / 4
     assert 1.41e9 < WAN_1_3B.parameters - WAN_1_3B.projector_parameters < 1.43e9
 
 
 def test_a_run_that_cannot_fit_is_refused_with_advice() -> None:
-    training = make_config("none", micro_batch=2, ema_decay=0.5).training
+    training = make_config("none", micro_batch=2, optimizer={"ema_decay": 0.5}).training
     estimate = replace(estimate_1_3b(), peak=90e9)
     check_memory(estimate, 100e9, training, num_ranks=2, device_type="cuda")
     with pytest.raises(ConfigError, match=r"a rank needs 83\.8 GiB .*; its GPU has 89\.4 GiB, of which 82\.3 GiB") as caught:

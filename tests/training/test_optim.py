@@ -15,8 +15,8 @@ from refalign.training.optim import make_optimizer, orthogonalise, set_learning_
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is here")
 def test_adamw8bit_without_torchao_says_what_to_do() -> None:
-    training = make_config("none", optimizer="adamw8bit").training
-    with pytest.raises(ConfigError, match=r"optimizer=adamw8bit needs torchao.*install it, or set training\.optimizer=adamw"):
+    training = make_config("none", optimizer={"name": "adamw8bit"}).training
+    with pytest.raises(ConfigError, match=r"name=adamw8bit needs torchao.*install it, or set training\.optimizer\.name=adamw"):
         make_optimizer(torch.nn.Linear(2, 2), training)
 
 
@@ -24,7 +24,7 @@ def test_adamw8bit_without_torchao_says_what_to_do() -> None:
 def test_adamw8bit_learns_and_is_saved_like_adamw() -> None:
     torch.manual_seed(0)
     module, data = torch.nn.Linear(64, 64), torch.randn(32, 64)
-    optimizer = make_optimizer(module, make_config("none", optimizer="adamw8bit").training)
+    optimizer = make_optimizer(module, make_config("none", optimizer={"name": "adamw8bit"}).training)
     names = {name for state in optimizer.state.values() for name in state}
     assert names == {"step", "exp_avg", "exp_avg_sq"}
     losses = []
@@ -54,7 +54,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     gradients = {name: torch.randn_like(each) for name, each in module.named_parameters()}
     for name, each in module.named_parameters():
         each.grad = gradients[name].clone()
-    optimizer = make_optimizer(module, make_config("none", optimizer="muon", weight_decay=0.1).training)
+    optimizer = make_optimizer(module, make_config("none", optimizer={"name": "muon", "weight_decay": 0.1}).training)
     set_learning_rate(optimizer, 1e-2)
     optimizer.step()
     for name, each in module.named_parameters():

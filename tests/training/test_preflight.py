@@ -53,12 +53,10 @@ def test_more_aligned_blocks_than_blocks_are_refused(base: Path, shards: Path, t
 
 def test_tokens_or_heads_that_ranks_cannot_share_are_refused(base: Path, shards: Path, tmp_path: Path) -> None:
     for ranks in (3, 4):  # 16 tokens of a frame, 2 heads
-        config = make_config(base, global_batch=12, num_workers=ranks, context_parallel=ranks)
-        with pytest.raises(
-            ConfigError, match=rf"context_parallel={ranks} must divide the 16 tokens of a frame and the 2 heads of"
-        ):
+        config = make_config(base, global_batch=12, parallel={"ranks": ranks, "context": ranks})
+        with pytest.raises(ConfigError, match=rf"context={ranks} must divide the 16 tokens of a frame and the 2 heads of"):
             check_before_start(config, shards, tmp_path / "run")
-    check_before_start(make_config(base, num_workers=2, context_parallel=2), shards, tmp_path / "run")
+    check_before_start(make_config(base, parallel={"ranks": 2, "context": 2}), shards, tmp_path / "run")
 
 
 def test_repa_says_what_the_shards_lack(base: Path, shards: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from refalign.training.blocks import prepare_blocks
 from refalign.training.models import TrainedModels, build_models
 from refalign.training.step import train_step
 
-KEEP_ALL = {"drop_text": 0.0, "drop_references": 0.0, "drop_both": 0.0}
+KEEP_ALL = {"dropout": {"text": 0.0, "references": 0.0, "both": 0.0}}
 
 
 def make_models(config: RunConfig) -> TrainedModels:
@@ -66,7 +66,7 @@ def test_two_by_four_accumulated_is_eight(base: Path, shards: Path) -> None:
 
 
 def test_dropped_references_contribute_nothing_and_still_count(base: Path, shards: Path) -> None:
-    config = make_config(base, global_batch=8, micro_batch=8, drop_text=0.0, drop_references=1.0, drop_both=0.0)
+    config = make_config(base, global_batch=8, micro_batch=8, dropout={"text": 0.0, "references": 1.0, "both": 0.0})
     models = make_models(config)
     terms, gradients = run(models, config, shards)
     assert terms["alignment"] == terms["pull"] == terms["push"] == terms["scored_fraction"] == 0

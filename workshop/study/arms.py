@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from refalign.config import RunConfig, StageConfig
+from refalign.config import CheckpointConfig, OptimizerConfig, RunConfig, StageConfig, ValidationConfig
 
 PRIMARY = (
     "Unspoken fidelity: the share of hidden attributes (what no prompt says) that the judge reads as the references have them, "
@@ -189,13 +189,9 @@ def make_config(base: RunConfig, job: Job, budget: Budget, start: str) -> RunCon
         "stages": (stage,),
         "global_batch": budget.batch,
         "micro_batch": budget.batch,
-        "warmup_steps": min(50, budget.steps // 4),
-        "ema_decay": 0.99 if budget.steps >= 200 else 0.5,
-        "checkpoint_every": budget.every,
-        "keep_checkpoints": budget.steps // budget.every + 1,
-        "keep_best": False,
-        "validate_every": budget.every,
-        "validation_samples": 2 * budget.batch,
+        "optimizer": OptimizerConfig(warmup_steps=min(50, budget.steps // 4), ema_decay=0.99 if budget.steps >= 200 else 0.5),
+        "checkpoint": CheckpointConfig(every=budget.every, keep=budget.steps // budget.every + 1, keep_best=False),
+        "validation": ValidationConfig(every=budget.every, samples=2 * budget.batch),
     }
     return base.model_copy(
         update={

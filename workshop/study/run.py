@@ -120,7 +120,7 @@ def mixed_precision() -> Iterator[None]:
 
 def _load_averages(models: Any, config: RunConfig, checkpoint: Path) -> dict[str, str]:
     """Fills ``models`` with the averages of a checkpoint; returns digests of its weights before averaging."""
-    ema = Ema(models, config.training.ema_decay)
+    ema = Ema(models, config.training.optimizer.ema_decay)
     load_checkpoint(checkpoint, models, None, ema)
     digest = digest_weights(dict(models.transformer.named_parameters()))
     parameters = dict(models.named_parameters())

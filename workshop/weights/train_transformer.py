@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from refalign.config import ObjectiveConfig, StageConfig, TrainingConfig
+from refalign.config import ObjectiveConfig, OptimizerConfig, StageConfig, TrainingConfig
 from refalign.config.presets import load_preset
 from refalign.generation.settings import write_export_settings
 from refalign.models.projector import Projectors
@@ -198,7 +198,9 @@ def prepare(name: str, work: Path, weights: Path) -> tuple[TrainingState, Course
     vision_width = json.loads((weights / "dinov3" / "config.json").read_text())["hidden_size"]
     models = build(recipe, weights, vision_width, objective)
     stage = StageConfig(name=name, steps=1, learning_rate=PEAK)
-    optimizer = make_optimizer(models, TrainingConfig(stages=(stage,), global_batch=1, micro_batch=1, optimizer="muon"))
+    optimizer = make_optimizer(
+        models, TrainingConfig(stages=(stage,), global_batch=1, micro_batch=1, optimizer=OptimizerConfig(name="muon"))
+    )
     set_learning_rate(optimizer, PEAK)
     return TrainingState(models, [optimizer], decay=AVERAGE_DECAY), Course(recipe, models, objective, work, weights)
 
