@@ -28,12 +28,11 @@ class Placement:
 
     Attributes:
         scale: of the largest size that fits, in (0, 1].
-        x, y: share of the free room that lies left of it and above it; .5 centres.
+        place: share of the free room that lies left of it and above it; .5 centres.
     """
 
     scale: float = 1.0
-    x: float = 0.5
-    y: float = 0.5
+    place: tuple[float, float] = (0.5, 0.5)
 
 
 def augment(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Placement]:
@@ -45,7 +44,8 @@ def augment(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image
     colour = _tint(picture, rng)
     turned = _warp(colour, _draw_corners(picture.width, picture.height, rng))
     box = turned.getchannel("A").getbbox()
-    return turned.crop(box) if box else picture, Placement(float(rng.uniform(*SCALE)), *rng.uniform(0, 1, 2).tolist())
+    scale, left, above = rng.uniform(*SCALE), *rng.uniform(0, 1, 2)
+    return turned.crop(box) if box else picture, Placement(float(scale), (float(left), float(above)))
 
 
 def _tint(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
