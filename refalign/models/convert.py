@@ -58,14 +58,7 @@ def official_name(name: str) -> str:
 def convert_official(source: str | Path, folder: str | Path, *, num_attention_heads: int | None = None) -> str:
     """Writes ``folder/transformer``, which stock diffusers opens, and ``folder/projectors.safetensors`` if there are any.
 
-    Args:
-        source, num_attention_heads: as of `load_official`.
-
-    Returns:
-        One line that describes the weights.
-
-    Raises:
-        ArtifactError: as `load_official`; nothing is written then.
+    Arguments and errors are those of `load_official`; nothing is written after an error. Returns one line about the weights.
     """
     transformer, projectors = load_official(source, num_attention_heads=num_attention_heads)
     transformer.save_pretrained(Path(folder) / "transformer", max_shard_size=_MAX_FILE_BYTES)
@@ -131,11 +124,7 @@ def _read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _infer_config(weights: Mapping[str, Tensor], num_attention_heads: int | None, origin: str) -> dict[str, object]:
-    """The diffusers configuration that the shapes imply.
-
-    Raises:
-        ArtifactError: a tensor that tells a size is missing, or the width does not divide into heads.
-    """
+    """The diffusers configuration that the shapes imply."""
     try:
         width, in_channels = weights["patch_embedding.weight"].shape[:2]
         heads = num_attention_heads or width // _HEAD_WIDTH
@@ -172,11 +161,7 @@ def _block_indices(names: Iterable[str], part: str) -> list[int]:
 
 
 def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:
-    """Refuses weights that are not the expected ones.
-
-    Raises:
-        ArtifactError: naming the first few of each kind of fault.
-    """
+    """Refuses weights that are not the expected ones, naming the first few of each kind of fault."""
     both = sorted(found.keys() & expected.keys())
     faults = {
         "missing": sorted(expected.keys() - found.keys()),

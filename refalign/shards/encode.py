@@ -25,17 +25,11 @@ from refalign.shards.sample import FRAME_TOKENS, TARGETS, pack_pictures, pack_to
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """One letterboxed reference.
+    """One letterboxed reference."""
 
-    Attributes:
-        pixels: uint8 [H, W, 3], on white.
-        foreground: float [P], share of the subject in each token's patch.
-        content: float [P], share of each patch that is not the white of the letterbox.
-    """
-
-    pixels: np.ndarray
-    foreground: np.ndarray
-    content: np.ndarray
+    pixels: np.ndarray  # uint8 [H, W, 3], on white
+    foreground: np.ndarray  # float [P], share of the subject in each token's patch
+    content: np.ndarray  # float [P], share of each patch that is not the white of the letterbox
 
 
 def make_reference(

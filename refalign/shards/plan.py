@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from refalign.config import ShardsConfig
 from refalign.errors import SchemaError
@@ -33,26 +33,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard. All is empty for an adopted part, which an earlier version made.
+    """One shard. There is nothing to do for an adopted part, which an earlier version made."""
 
-    Attributes:
-        digests: one for each clip, of all that its sample is made of.
-        clips: in order.
-        pairs: of the clips.
-        references: number of pictures that are stored.
-        files: parts of CLIP rows that hold the clips and those that references are from.
-        videos: where the clips' videos lie now, by id.
-    """
-
-    split: str = ""
-    digests: list[str] = field(default_factory=list)
-    clips: list[str] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-    references: int = 0
-    caption_bytes: int = 0
-    files: list[str] = field(default_factory=list)
-    videos: dict[str, str] = field(default_factory=dict)
-    is_adopted: bool = False
+    split: str
+    digests: list[str]  # one for each clip, of all that its sample is made of
+    clips: list[str]  # in order
+    pairs: list[Pair]  # of the clips
+    references: int  # pictures that are stored
+    caption_bytes: int
+    files: list[str]  # parts of CLIP rows that hold the clips and those that references are from
+    videos: dict[str, str]  # where the clips' videos lie now, by id
+    is_adopted: bool
 
     @property
     def size(self) -> ShardSize:
@@ -76,10 +67,8 @@ def plan_shards(
     Clips of one video are adjacent, so that a shard decodes a video once.
 
     Args:
-        subjects, pairs: the finished steps.
         step: of the shards, if they are to be made. Parts of earlier versions stand for some of the clips
-            (`refalign.pipeline.reuse.adopt_parts`), parts that a takedown deleted keep their other clips, and the rest is cut
-            into new shards.
+            (`refalign.pipeline.reuse.adopt_parts`), and parts that a takedown deleted keep their other clips.
         locations: where each video of the present input lies, by its id.
 
     Raises:

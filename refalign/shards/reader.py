@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -85,11 +86,7 @@ class ShardIndex:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ShardIndex:
-        """Reads the commits of ``split``; a split without samples gives an index of length 0.
-
-        Args:
-            folder: a finished shards step.
-            split: "train" or "validation".
+        """Reads the commits of ``split`` in a finished shards step; a split without samples gives an index of length 0.
 
         Raises:
             ArtifactError: the step is unfinished, or a shard is missing, damaged or of another size than was committed.
@@ -120,19 +117,11 @@ class ShardIndex:
         return Sample(entry.key, tensors, checked)
 
     def read_many(self, indices: Sequence[int]) -> list[Sample]:
-        """Samples in the given order, several read at once: one reader alone leaves most of a disk or network idle.
-
-        Raises:
-            ArtifactError, SchemaError: as `read`.
-        """
+        """As `read`, several at once: one reader alone leaves most of a disk or network idle."""
         return in_parallel(self.read, indices)
 
     def load_null_prompt(self) -> Tensor | None:
-        """Embedding of the empty prompt, ``[L, D]``, which replaces a dropped text; None where none was written.
-
-        Raises:
-            ArtifactError: the file is damaged.
-        """
+        """Embedding of the empty prompt, ``[L, D]``, which replaces a dropped text; None if none was written."""
         location = join(Step.open(self.folder).location, NULL_PROMPT_NAME)
         if find_size(location) is None:
             return None
@@ -171,27 +160,16 @@ class Prefetcher(Generic[Item]):
 
     def __init__(self, make: Callable[[int], Item], first: int, last: int, *, depth: int = 2) -> None:
         self.wait_s = 0.0
-        self._make, self._numbers = make, iter(range(first, last + 1))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self._made: deque[Future[Item]] = deque()
-        for _ in range(depth + 1):
-            self._start_one()
-
-    def _start_one(self) -> None:
-        for number in self._numbers:
-            self._made.append(self._thread.submit(self._make, number))
-            return
+        self._todo = (self._thread.submit(make, number) for number in range(first, last + 1))
+        self._made: deque[Future[Item]] = deque(islice(self._todo, depth + 1))
 
     def next(self) -> Item:
-        """The next item; ``wait_s`` then holds the seconds this call waited.
-
-        Raises:
-            BaseException: whatever ``make`` raised for this item.
-        """
+        """The next item, or whatever ``make`` raised for it; ``wait_s`` then holds the seconds this call waited."""
         start_s = time.perf_counter()
         item = self._made.popleft().result()
         self.wait_s = time.perf_counter() - start_s
-        self._start_one()
+        self._made.extend(islice(self._todo, 1))
         return item
 
     def close(self) -> None:
@@ -200,10 +178,8 @@ class Prefetcher(Generic[Item]):
 
 
 def random_words(seed: int, purpose: str, number: int, count: int) -> np.ndarray:
-    """``count`` uniform 64-bit words that depend on the arguments alone: the source of every draw of training.
-
-    Raw words: numpy promises that they never change, which it does not of `numpy.random.Generator`'s draws.
-    """
+    """``count`` uniform 64-bit words that depend on the arguments alone: the source of every draw of training."""
+    # numpy promises that raw words never change, which it does not of a Generator's draws.
     key = [seed, int.from_bytes(purpose.encode()[:8])]
     return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
 
@@ -215,14 +191,12 @@ def permute(size: int, seed: int, epoch: int, purpose: str = "order") -> np.ndar
 
 
 def view_tensors(data: UInt8[np.ndarray, "N"]) -> dict[str, Tensor]:
-    """Tensors over the bytes of a safetensors file, which are not copied: they live as long as one of them does.
+    """Tensors over the bytes of a safetensors file (https://github.com/huggingface/safetensors#format), without copying them.
 
     The library's own reader of bytes copies every tensor, which costs a third of the rate of a disk.
 
     Raises:
         ValueError, KeyError, TypeError: the bytes are no safetensors file.
-
-    Source: the format's description, https://github.com/huggingface/safetensors#format.
     """
     header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if header_end > len(data):

@@ -30,7 +30,7 @@ _SCALE = "_scale"
 
 
 class ReferenceInfo(TypedDict):
-    """Where a reference picture is from. ``variant`` numbers augmented views."""
+    """Where a reference picture is from."""
 
     subject_index: int
     subject_id: str
@@ -40,7 +40,7 @@ class ReferenceInfo(TypedDict):
     class_name: str
     box_xyxy_px: list[float]
     score: float
-    variant: NotRequired[int]
+    variant: NotRequired[int]  # of augmented views
 
 
 class SampleInfo(TypedDict):
@@ -70,15 +70,11 @@ class Sample:
 def check_sample(
     tensors: dict[str, Tensor], info: Mapping[str, Any], *, where: str, shape: tuple[int, ...], num_subjects: int
 ) -> SampleInfo:
-    """Returns ``info`` if the tensors are the declared ones and agree with it and with the index.
+    """Returns ``info`` if the tensors are the declared ones and agree with it and with the index; else a `SchemaError`.
 
     Args:
         where: names the sample in messages.
-        shape: Z T h w of the latents, from the index.
-        num_subjects: from the index.
-
-    Raises:
-        SchemaError: names the sample and what disagrees.
+        shape, num_subjects: from the index.
     """
     declared = SAMPLE_TENSORS | (_STORED if has_targets(tensors) else _COMPUTED)
     missing = [name for name in declared if name not in tensors]

@@ -40,21 +40,15 @@ class Totals:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSample(Totals):
-    """What a commit says of one sample.
-
-    Attributes:
-        shape: Z T h w of the latents.
-        reference_clips: the other clips that its references are from.
-        members: by extension.
-    """
+    """What a commit says of one sample."""
 
     key: str
     clip_id: str
     source_group: str
-    shape: list[int]
+    shape: list[int]  # Z T h w of the latents
     subjects: int
-    reference_clips: list[str] = field(default_factory=list)
-    members: dict[str, Member] = field(default_factory=dict)
+    reference_clips: list[str]  # the other clips that its references are from
+    members: dict[str, Member] = field(default_factory=dict)  # by extension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +75,7 @@ def add_up(parts: Sequence[Totals]) -> Totals:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> dict[str, dict[str, Member]]:
-    """Writes samples, each a key and its members by extension, sorted within the sample.
-
-    Returns:
-        Where each member is, by key and extension.
-    """
+    """Writes samples, each a key and its members by extension; returns where each member is, in the same form."""
     with open_tar(path) as tar:
         return {key: add_sample(tar, key, members) for key, members in samples}
 
@@ -96,7 +86,7 @@ def open_tar(path: Path) -> tarfile.TarFile:
 
 
 def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> dict[str, Member]:
-    """Appends one sample and returns where each of its members is."""
+    """Appends one sample, its members sorted by extension, and returns where each of them is."""
     assert "." not in key, f"key {key!r} has a dot"
     found = {}
     for extension, data in sorted(members.items()):

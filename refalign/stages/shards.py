@@ -48,26 +48,21 @@ from refalign.stages.subjects import Subjects
 
 if TYPE_CHECKING:  # both import torch
     from refalign.shards.encode import ReferencePicture
-    from refalign.shards.sample import ReferenceInfo, SampleInfo
+    from refalign.shards.sample import ReferenceInfo
 
 ClipRow = dict[str, Any]
 """A row of `CLIP_SCHEMA`."""
 _COMMITS = TypeAdapter(list[ShardCommit])
+_SAID = ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
+"""Columns that a sample's JSON repeats (`refalign.shards.sample.SampleInfo`)."""
 _MAX_SHEETS = 3
 
 
 class ShardsManifest(PartsManifest):
-    """What was encoded.
+    """What was encoded; totals as of `refalign.shards.writer.Totals`."""
 
-    Attributes:
-        digest: names the data set by content.
-        samples: by split.
-        cut_prompts: captions longer than ``models.max_text_tokens``.
-        null_prompt_crc32: of the empty prompt's embedding.
-    """
-
-    digest: str
-    samples: dict[str, int]
+    digest: str  # names the data set by content
+    samples: dict[str, int]  # by split
     references: int
     cross_references: int
     cut_prompts: int = 0
@@ -93,8 +88,7 @@ class ShardsWorker:
     def make_part(self, step: Step, name: str, work: ShardWork) -> dict[str, Any]:
         """Encodes the clips of one shard, writes the tar and returns the commit with the byte index.
 
-        Raises:
-            BackendUnavailable: the input is gone as a whole; nothing is stored.
+        Nothing is stored if the input is gone as a whole (`BackendUnavailable`).
         """
         from safetensors.torch import save
 
@@ -129,11 +123,7 @@ class ShardsWorker:
     def _iter_frames(
         self, rows: Sequence[ClipRow], locations: Mapping[str, str], journal: Journal
     ) -> Iterator[tuple[str, np.ndarray | DataError]]:
-        """Frames of each clip, one decode pass per video; none of a video that workers died on.
-
-        Raises:
-            BackendUnavailable: the input is gone as a whole.
-        """
+        """Frames of each clip, one decode pass per video, or why there are none."""
         by_video: dict[str, list[ClipRow]] = defaultdict(list)
         for row in rows:
             by_video[row["video_id"]].append(row)
@@ -195,18 +185,7 @@ class ShardsWorker:
 
         infos, pictures = [info for info, _ in references], [picture for _, picture in references]
         tensors = self.encoders.encode(frames, row["caption"], pictures)
-        info: SampleInfo = {
-            "clip_id": row["clip_id"],
-            "video_id": row["video_id"],
-            "caption": row["caption"],
-            "license": row["license"],
-            "consent": row["consent"],
-            "source_group": row["source_group"],
-            "start_s": row["start_s"],
-            "fps": row["fps"],
-            "split": split,
-            "references": infos,
-        }
+        info = {name: row[name] for name in _SAID} | {"split": split, "references": infos}
         shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
         sheet = make_contact_sheet([frames[shown], [picture.pixels for picture in pictures]], SHEET_PX)
         members = {
