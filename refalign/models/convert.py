@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from refalign.errors import ArtifactError
 from refalign.models.loading import load_model_config, load_tensors
@@ -103,14 +103,13 @@ def load_official(path: str | Path, *, num_attention_heads: int | None = None) -
     if prefix is None:
         raise ArtifactError(f"{path}: no {anchor} in it, so these are not the weights of a Wan Transformer.")
     weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    extra = {name.replace(".input_mlp.", "."): weights.pop(name) for name in list(weights) if ".input_mlp." in name}
+    projectors = Projectors.from_state_dict(extra, str(path)) if extra else None
     with torch.device("meta"):
         transformer = RefAlignTransformer(**_infer_config(weights, num_attention_heads, str(path)))
-        projectors = _infer_projectors(weights, transformer.config.num_layers)
-    models: list[nn.Module] = [transformer] if projectors is None else [transformer, projectors]
-    expected = {official_name(name): weight for model in models for name, weight in model.state_dict().items()}
-    _check(weights, expected, str(path))
-    for model in models:
-        model.load_state_dict({name: weights[official_name(name)] for name in model.state_dict()}, assign=True)
+    names = {name: official_name(name) for name in transformer.state_dict()}
+    _check(weights, {names[name]: weight for name, weight in transformer.state_dict().items()}, str(path))
+    transformer.load_state_dict({name: weights[names[name]] for name in names}, assign=True)
     transformer.rope = transformer.make_rope()
     return transformer, projectors
 
@@ -127,6 +126,7 @@ def _infer_config(weights: Mapping[str, Tensor], num_attention_heads: int | None
     """The diffusers configuration that the shapes imply."""
     try:
         width, in_channels = weights["patch_embedding.weight"].shape[:2]
+        blocks = (re.match(r"blocks\.(\d+)\.self_attn\.", name) for name in weights)
         heads = num_attention_heads or width // _HEAD_WIDTH
         if heads < 1 or width % heads:
             raise ArtifactError(f"{origin}: width {width} does not divide into {heads} heads; give num_attention_heads.")
@@ -139,25 +139,11 @@ def _infer_config(weights: Mapping[str, Tensor], num_attention_heads: int | None
             "text_dim": weights["text_embedding.0.weight"].shape[1],
             "freq_dim": weights["time_embedding.0.weight"].shape[1],
             "ffn_dim": len(weights["blocks.0.ffn.0.weight"]),
-            "num_layers": 1 + max(_block_indices(weights, "self_attn")),
+            "num_layers": 1 + max(int(match[1]) for match in blocks if match),
             "cross_attn_norm": "blocks.0.norm3.weight" in weights,
         }
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{origin}: a Wan Transformer's {error} is not in it; the download is incomplete.") from error
-
-
-def _infer_projectors(weights: Mapping[str, Tensor], num_layers: int) -> Projectors | None:
-    indices = _block_indices(weights, "input_mlp")
-    names = [f"blocks.{min(indices, default=num_layers)}.input_mlp.proj.{layer}.weight" for layer in (0, 2)]
-    if not weights.keys() >= set(names):
-        return None
-    first, last = (weights[name].shape for name in names)
-    return Projectors(indices, (first[1], first[0], last[0]))
-
-
-def _block_indices(names: Iterable[str], part: str) -> list[int]:
-    matches = (re.match(rf"blocks\.(\d+)\.{part}\.", name) for name in names)
-    return sorted({int(match[1]) for match in matches if match})
 
 
 def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:

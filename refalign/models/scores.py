@@ -48,19 +48,19 @@ class TextImageScorer:
     def embed_images(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N E"]:
         """L2-normalised embeddings."""
         inputs = self._image_processor(list(images), return_tensors="pt", input_data_format="channels_last")
-        return self._normalise(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.device)))
+        return _normalise(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.device)))
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Float[Tensor, "E"]:
         """L2-normalised embedding; longer texts are cut at what the model takes."""
         inputs = self._tokenizer([text], return_tensors="pt", **self._text_length).to(self.model.device)
         known = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        return self._normalise(self.model.get_text_features(**known))[0]
+        return _normalise(self.model.get_text_features(**known))[0]
 
-    @staticmethod
-    def _normalise(features: Any) -> Tensor:
-        pooled = features if isinstance(features, Tensor) else features.pooler_output
-        return nn.functional.normalize(pooled.float(), dim=-1)
+
+def _normalise(features: Any) -> Tensor:
+    pooled = features if isinstance(features, Tensor) else features.pooler_output
+    return nn.functional.normalize(pooled.float(), dim=-1)
 
 
 def load_aesthetic_head(path: Path, width: int) -> nn.Module:

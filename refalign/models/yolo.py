@@ -124,7 +124,6 @@ def load_detector(
     """
     check_detector(source, needs_masks=needs_masks)
     prepare_ultralytics()
-    _check_safe_load()
     path = Path(source).expanduser()
     yolo, own_size_px = _open_folder(path) if path.is_dir() else (_open_weights(str(source)), _IMAGE_SIZE_PX)
     check_task(source, str(yolo.task), needs_masks=needs_masks)
@@ -133,9 +132,12 @@ def load_detector(
 
 
 def prepare_ultralytics() -> None:
-    """Keeps ultralytics from fetching, installing and reporting by itself; call it before the first import of ultralytics.
+    """Imports ultralytics such that it neither fetches, installs nor reports by itself, nor runs code that a file brings.
 
-    What is already set in the environment stays, except the variable that keeps files from running code.
+    What is already set in the environment stays, except ``ULTRALYTICS_SAFE_LOAD``.
+
+    Raises:
+        ArtifactError: it was imported before without that variable, which it reads at import.
     """
     # A .pt file is a pickle and a model.yaml may hold an expression: with this, only ultralytics' and torch's own classes are
     # built from them. Not to be switched off from outside.
@@ -145,10 +147,6 @@ def prepare_ultralytics() -> None:
     os.environ.setdefault("YOLO_VERBOSE", "false")
     folder = os.environ.setdefault("YOLO_CONFIG_DIR", f"{tempfile.gettempdir()}/refalign-ultralytics-{os.getuid()}")
     Path(folder).mkdir(parents=True, exist_ok=True)
-
-
-def _check_safe_load() -> None:
-    """Refuses an ultralytics that was imported before `prepare_ultralytics` set the variable, which is read at import."""
     from ultralytics.utils import SAFE_LOAD
 
     if not SAFE_LOAD:

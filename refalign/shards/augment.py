@@ -12,27 +12,19 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 BRIGHTNESS = (0.9, 1.1)
-TINT = 0.05
-"""Largest relative change of a colour channel."""
-MAX_BLUR = 1.5
-"""Of a Gaussian, as a thousandth of the picture's long side."""
+TINT = 0.05  # largest relative change of a colour channel
+MAX_BLUR = 1.5  # of a Gaussian, as a thousandth of the picture's long side
 TURN_DEG, SHEAR_DEG = 45.0, 10.0
 PERSPECTIVE, PERSPECTIVE_CHANCE, FLIP_CHANCE = 0.3, 0.5, 0.5
-SCALE = (0.7, 1.0)
-"""Of the largest size that fits."""
+SCALE = (0.7, 1.0)  # of the largest size that fits
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture is put on its white canvas.
+    """Where a picture is put on its white canvas."""
 
-    Attributes:
-        scale: of the largest size that fits, in (0, 1].
-        place: share of the free room that lies left of it and above it; .5 centres.
-    """
-
-    scale: float = 1.0
-    place: tuple[float, float] = (0.5, 0.5)
+    scale: float = 1.0  # of the largest size that fits, in (0, 1]
+    place: tuple[float, float] = (0.5, 0.5)  # share of the free room that lies left of it and above it
 
 
 def augment(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Placement]:

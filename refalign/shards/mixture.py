@@ -21,15 +21,10 @@ _CHUNK = 4096  # positions whose groups are drawn at once
 
 @dataclass(frozen=True)
 class Mixture(SampleOrder):
-    """The order in which groups of samples come up in the shares of their weights.
+    """The order in which groups of samples come up in the shares of their weights."""
 
-    Attributes:
-        members: of each group, the indices of its samples.
-        weights: of the groups, above 0.
-    """
-
-    members: tuple[np.ndarray, ...]
-    weights: tuple[float, ...]
+    members: tuple[np.ndarray, ...]  # of each group, the indices of its samples
+    weights: tuple[float, ...]  # of the groups, above 0
 
     def index_at(self, position: int) -> int:
         chunk, place = divmod(position, _CHUNK)

@@ -173,7 +173,8 @@ class ShardsWorker:
                 if not count:
                     references.append((info, make_reference(view["crop_png"], *sizes_px)))
                 for variant in range(count):
-                    rng = np.random.default_rng(_seed_of(clip_id, view["subject_id"], variant))
+                    seed = hashlib.sha256(f"{clip_id}/{view['subject_id']}/{variant}".encode()).digest()[:8]
+                    rng = np.random.default_rng(int.from_bytes(seed))
                     references.append(({**info, "variant": variant}, make_reference(view["crop_png"], *sizes_px, rng)))
         return references
 
@@ -281,11 +282,6 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
         run.tracker.log_dataset(self.name, name="shards", folder=step.folder, digest=manifest.digest)
         for name, picture in iter_contact_sheets(step, manifest.parts, _MAX_SHEETS):
             run.tracker.log_image(self.name, decode_image(picture), f"contact_sheets/{name}.png")
-
-
-def _seed_of(*names: object) -> int:
-    """A number that depends on the names alone, for the draws of one augmented view."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8])
 
 
 @lru_cache(maxsize=4)
