@@ -1,4 +1,4 @@
-"""Context parallelism: the tokens of one sample dealt to several ranks, attention as in DeepSpeed-Ulysses (arXiv 2309.14509).
+"""Context parallelism: the tokens of one sample split over several ranks, attention as in DeepSpeed-Ulysses (arXiv 2309.14509).
 
 Between attentions every rank has an equal run of the tokens, [B, n, D] of [B, N, D]. For self-attention an all-to-all gives it
 all tokens of its share of the heads, so that plain SDPA serves; another one takes the results back. As references follow the
@@ -68,7 +68,7 @@ class TokenSplit(WholeTokens):
 
 
 class SplitAttention:
-    """Processor of a Wan self-attention over dealt tokens; the parameters stay the attention's own."""
+    """Processor of a Wan self-attention over split tokens, with the attention's own parameters."""
 
     def __init__(self, split: TokenSplit) -> None:
         self.split = split

@@ -1,4 +1,4 @@
-"""What a detector's files are, found out without building a model: before a run starts, in milliseconds."""
+"""What a detector's files are, found out in milliseconds, before a run starts, without building a model."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor  # slow to import; the driver reads configs without it
 
 ENCODERS = ("vae", "text_encoder", "tokenizer")
-"""The frozen parts of a base model, which shards are made with."""
+"""Subfolders of a base model with its frozen parts."""
 
 
 def looks_local(source: str) -> bool:
@@ -94,7 +94,7 @@ def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revi
     given = {"subfolder": subfolder, "revision": revision}
     kwargs |= {name: value for name, value in given.items() if value}
     has_weights = hasattr(cls, "load_state_dict")
-    if not has_weights:  # the Auto classes: unless it is said, they ask at the terminal whether a folder's own code may run
+    if not has_weights:  # the Auto classes: without this they ask at the terminal whether to run a folder's own code
         kwargs["trust_remote_code"] = False
     if has_weights or hasattr(cls, "from_config"):
         kwargs["use_safetensors"] = True  # a .bin file is a pickle

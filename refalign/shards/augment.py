@@ -1,6 +1,6 @@
-"""Other views of a reference: turned, sheared, seen from aside, softened and tinted, but never cropped.
+"""Other views of a reference: turned, sheared, in perspective, blurred and tinted, but never cropped.
 
-Against copy-paste: where every reference is a cut-out of the very clip, a model learns to paste it.
+If every reference were a cut-out of the clip itself, a model would learn to paste it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def augment(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image
     """Another view of an RGBA cut-out and a place for it; equal generators give equal bytes.
 
     Source: the published stage-1 recipe (blur, colour, flip, shear 10 deg, rotation 45 deg, perspective .3 at .5, scale,
-    translation). Its order is not known; here geometry is one resampling, so that nothing is softened twice.
+    translation). Its order is not published. Here all geometry is one resampling, so that nothing is blurred twice.
     """
     colour = _tint(picture, rng)
     turned = _warp(colour, _draw_corners(picture.width, picture.height, rng))

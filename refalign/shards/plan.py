@@ -113,7 +113,7 @@ def plan_shards(
 
 
 def count_views(subject_id: str, config: ShardsConfig) -> int:
-    """Augmented views of a reference that are stored, 0 where it is stored as it is: scenes are shown upright."""
+    """How many augmented views of a reference are stored; 0: it is stored as it is, as scenes are, which stay upright."""
     return 0 if is_scene(subject_id) else config.augmented_references
 
 

@@ -53,8 +53,8 @@ if TYPE_CHECKING:  # both import torch
 ClipRow = dict[str, Any]
 """A row of `CLIP_SCHEMA`."""
 _COMMITS = TypeAdapter(list[ShardCommit])
-_SAID = ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
-"""Columns that a sample's JSON repeats (`refalign.shards.sample.SampleInfo`)."""
+_COPIED = ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
+"""Columns that a sample's JSON copies (`refalign.shards.sample.SampleInfo`)."""
 _MAX_SHEETS = 3
 
 
@@ -186,7 +186,7 @@ class ShardsWorker:
 
         infos, pictures = [info for info, _ in references], [picture for _, picture in references]
         tensors = self.encoders.encode(frames, row["caption"], pictures)
-        info = {name: row[name] for name in _SAID} | {"split": split, "references": infos}
+        info = {name: row[name] for name in _COPIED} | {"split": split, "references": infos}
         shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
         sheet = make_contact_sheet([frames[shown], [picture.pixels for picture in pictures]], SHEET_PX)
         members = {
