@@ -272,11 +272,9 @@ def _load_entries(step: Step, name: str) -> list[Entry]:
     for entry in entries:
         if not all(0 <= offset <= offset + size <= commit.size_bytes for offset, size, _ in entry.members.values()):
             raise ArtifactError(f"{commit_path}: not a shard commit ({entry.key} lies outside of the file); {_WAY_OUT}.")
-    found = find_size(shard)
-    if found is None:
-        raise ArtifactError(f"{shard}: this shard is missing; {_WAY_OUT}.")
-    if found != commit.size_bytes:
-        raise ArtifactError(f"{shard}: {found} bytes, {commit.size_bytes} were committed; {_WAY_OUT}.")
+    if (found := find_size(shard)) != commit.size_bytes:
+        fault = "this shard is missing" if found is None else f"{found} bytes, {commit.size_bytes} were committed"
+        raise ArtifactError(f"{shard}: {fault}; {_WAY_OUT}.")
     return entries
 
 
