@@ -88,7 +88,7 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
         spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
         with bare.timing("decode"):
             (frames,) = read_clips(row["video_path"], [spec], config.video, config.curation)
-        references = [make_reference(subject["crop_png"], *sizes, {}) for subject in row["subjects"]]
+        references = [make_reference(subject["crop_png"], *sizes) for subject in row["subjects"]]
         encoders.encode(frames, row["caption"], references)
     total = time.perf_counter() - began
     with bare.timing("decode"):  # the decode pass of the subjects step is inside its loop; this one stands for it

@@ -53,12 +53,11 @@ def make_clip(config: RunConfig, number: int) -> Clip:
     video = config.video
     frames = draw.integers(0, 256, (video.num_frames, video.height_px, video.width_px, 3), dtype=np.uint8)
     token_px, pictures = load_grid(config.models).token_px, []
-    for subject in range(REFERENCES):
+    for _ in range(REFERENCES):
         crop = Image.fromarray(draw.integers(0, 256, (40, 40, 4), dtype=np.uint8), "RGBA")
         path = Path(tempfile.gettempdir()) / f"crop-{os.getpid()}.png"
         crop.save(path)
-        info = {"subject_index": subject, "subject_id": f"{number}-{subject}", "kind": "in_pair", "clip_id": str(number)}
-        pictures.append(make_reference(path.read_bytes(), video.height_px, video.width_px, token_px, info))
+        pictures.append(make_reference(path.read_bytes(), video.height_px, video.width_px, token_px))
         path.unlink()
     return frames, f"a blue creature number {number} walks over a field", pictures
 
@@ -72,7 +71,9 @@ def write_shards(folder: Path, clips: list[Clip], encoders: FrozenEncoders) -> P
         for number, (frames, caption, pictures) in enumerate(clips):
             tensors = encoders.encode(frames, caption, pictures)
             shapes[f"s{number:03d}"] = list(tensors["latents"].shape)
-            info = json.dumps({"references": [picture.info for picture in pictures]}).encode()
+            said = {"kind": "in_pair", "clip_id": str(number)}
+            infos = [{"subject_index": place, "subject_id": f"{number}-{place}", **said} for place in range(REFERENCES)]
+            info = json.dumps({"references": infos}).encode()
             yield f"s{number:03d}", {"safetensors": save(tensors), "json": info, "jpg": bytes(1000)}
 
     path = folder / "parts" / "train-000000.tar"

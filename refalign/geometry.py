@@ -1,12 +1,11 @@
 """Letterboxing and the grids of latents and tokens; numpy and PIL only.
 
 One token covers the same square on both sides of the alignment: VAE stride x Transformer patch = vision patch (8 x 2 = 16 px for
-Wan2.1). This is what makes token i and target i the same place, and ``Grid.check_vision`` holds it when models are loaded.
+Wan2.1). So token i and target i are the same place. ``Grid.check_vision`` checks this when models are loaded.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +25,12 @@ def letterbox(
     scale: float = 1.0,
     place: tuple[float, float] = (0.5, 0.5),
 ) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
-    """Fits an image into a size without cropping or distorting it, on white.
+    """Fits an image into a size without cropping or distorting it, on white; returns pixels, and where white was added.
 
     Args:
         image: any PIL image, or an RGB or RGBA array; transparency becomes white.
         scale: size, relative to the largest that fits; at most 1.
         place: share of the free room that lies left of it and above it; (.5, .5) centres.
-
-    Returns:
-        The pixels, and a mask that is True where white was added.
 
     Raises:
         GeometryError: the image has no pixels.
@@ -59,17 +55,11 @@ def letterbox(
 
 @dataclass(frozen=True)
 class Grid:
-    """How a video lies on latents and tokens; the defaults are Wan2.1's.
+    """How a video lies on latents and tokens; the defaults are Wan2.1's."""
 
-    Attributes:
-        stride_px: pixels per latent cell, in height and width.
-        stride_frames: pixel frames per latent frame, after the first.
-        patch: latent cells per token, in height and width.
-    """
-
-    stride_px: int = 8
-    stride_frames: int = 4
-    patch: int = 2
+    stride_px: int = 8  # pixels per latent cell, in height and width
+    stride_frames: int = 4  # pixel frames per latent frame, after the first
+    patch: int = 2  # latent cells per token, in height and width
 
     @classmethod
     def of(cls, vae_config: Mapping[str, Any], transformer_config: Mapping[str, Any]) -> Grid:
@@ -111,34 +101,22 @@ class Grid:
         return mask_px.reshape(rows, self.token_px, columns, self.token_px).mean((1, 3), dtype=np.float32).ravel()
 
     def check(self, height_px: int, width_px: int, num_frames: int) -> None:
-        """Checks that a video can be put on the grid.
-
-        Raises:
-            GeometryError: height or width is not a multiple of a token's side, or frames are not 1 more than a multiple of
-                the VAE's stride; the message names the nearest sizes that are.
-        """
-        wanted = {
-            "height": (height_px, self.token_px, 0),
-            "width": (width_px, self.token_px, 0),
-            "num_frames": (num_frames, self.stride_frames, 1),
-        }
+        """Checks that a video can be put on the grid; a `GeometryError` names the nearest sizes that can."""
         faults = []
-        for name, (value, stride, offset) in wanted.items():
-            smallest = offset or stride
-            if value >= smallest and (value - offset) % stride == 0:
-                continue
-            below = max(smallest, math.floor((value - offset) / stride) * stride + offset)
-            rule = f"a multiple of {stride}" if not offset else f"{offset} more than a multiple of {stride}"
-            faults.append(f"{name}={value} is not {rule}; nearest: {below} or {below + stride}")
+        for name, value, stride, offset in (
+            ("height", height_px, self.token_px, 0),
+            ("width", width_px, self.token_px, 0),
+            ("num_frames", num_frames, self.stride_frames, 1),
+        ):
+            below = max(offset or stride, (value - offset) // stride * stride + offset)
+            if value != below:
+                rule = f"{offset} more than a multiple" if offset else "a multiple"
+                faults.append(f"{name}={value} is not {rule} of {stride}; nearest: {below} or {below + stride}")
         if faults:
             raise GeometryError(". ".join(faults) + ".")
 
     def check_vision(self, vision_patch_px: int) -> None:
-        """Checks that a reference has the same tokens in the Transformer and in the vision encoder.
-
-        Raises:
-            GeometryError: the vision encoder's patch is not a token's side.
-        """
+        """Raises a `GeometryError` if the vision encoder's patch is not a token's side: tokens and targets must be one place."""
         if vision_patch_px != self.token_px:
             raise GeometryError(
                 f"VAE stride {self.stride_px} x Transformer patch {self.patch} = {self.token_px} px per token, "

@@ -72,7 +72,7 @@ def choose_samples(shards_folder: Path, subjects_folder: Path, *, count: int, se
     return samples, split
 
 
-_Entry = dict[str, Any]
+_Entry = Any
 
 
 def _choose_references(entries: list[_Entry]) -> list[tuple[_Entry, _Entry | None]]:

@@ -1,8 +1,8 @@
-"""Context parallelism: the tokens of one sample dealt to several ranks, attention as in DeepSpeed-Ulysses (arXiv 2309.14509).
+"""Context parallelism: the tokens of one sample split over several ranks, attention as in DeepSpeed-Ulysses (arXiv 2309.14509).
 
 Between attentions every rank has an equal run of the tokens, [B, n, D] of [B, N, D]. For self-attention an all-to-all gives it
-all tokens of its share of the heads, so that plain SDPA serves, and another one takes the results back. As references follow the
-video, a rank's video tokens are its first ones: what is special about references needs one number per rank and no mask.
+all tokens of its share of the heads, so that plain SDPA serves; another one takes the results back. As references follow the
+video, a rank's video tokens are its first ones, and their number is all that a block needs to know.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class WholeTokens:
     """One rank has all tokens of its samples."""
 
     def take(self, tokens: Float[Tensor, "B N *rest"]) -> Float[Tensor, "B n *rest"]:
-        """This rank's run of the tokens."""
+        """This rank's run of the tokens. Raises a `GeometryError` if N is not a multiple of the ranks."""
         return tokens
 
     def count(self, first: int, total: int) -> int:
@@ -42,11 +42,6 @@ class TokenSplit(WholeTokens):
         self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
 
     def take(self, tokens: Float[Tensor, "B N *rest"]) -> Float[Tensor, "B n *rest"]:
-        """This rank's run of the tokens.
-
-        Raises:
-            GeometryError: N is not a multiple of the ranks.
-        """
         if tokens.shape[1] % self.size:
             raise GeometryError(
                 f"{tokens.shape[1]} tokens cannot be dealt to training.parallel.context={self.size} ranks; take a divisor of the "
@@ -73,7 +68,7 @@ class TokenSplit(WholeTokens):
 
 
 class SplitAttention:
-    """Processor of a Wan self-attention over dealt tokens; the parameters stay the attention's own."""
+    """Processor of a Wan self-attention over split tokens, with the attention's own parameters."""
 
     def __init__(self, split: TokenSplit) -> None:
         self.split = split

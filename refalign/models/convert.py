@@ -1,30 +1,28 @@
-"""Official RefAlign / DiffSynth weights to a diffusers folder and back, one shard in memory at a time.
+"""Official RefAlign and DiffSynth weights to a diffusers folder and back.
 
-Keys, shapes and the model's configuration are read from the files' headers; anything missing, unexpected or of another
-shape is refused before a byte is written. Projectors (``blocks.N.input_mlp``) are optional: released weights lack them.
+Weights are mapped into memory and written one file at a time. The configuration is read from the tensors' shapes. Anything
+missing, unexpected or of another shape is refused before a byte is written. Projectors (``blocks.N.input_mlp``) are optional:
+released weights have none.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from refalign.errors import ArtifactError
-from refalign.models.loading import load_model_config
+from refalign.models.loading import load_model_config, load_tensors
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer
 
 PROJECTORS_FILE = "projectors.safetensors"
-_WEIGHTS_NAME = "diffusion_pytorch_model"
-_MAX_SHARD_BYTES = 5 * 10**9
+_MAX_FILE_BYTES = 5 * 10**9
 _HEAD_WIDTH = 128
 _PATCH = (1, 2, 2)
 
@@ -51,40 +49,28 @@ _OFFICIAL_NAMES = (
 
 
 def official_name(name: str) -> str:
-    """The official name of a diffusers parameter, or of a parameter of ``Projectors``."""
+    """The official name of a parameter of diffusers' Wan or of ``Projectors``."""
     for ours, theirs in _OFFICIAL_NAMES:
         name = name.replace(ours, theirs)
     return name
 
 
 def convert_official(source: str | Path, folder: str | Path, *, num_attention_heads: int | None = None) -> str:
-    """Writes ``folder/transformer`` (opens in stock diffusers) and ``folder/projectors.safetensors`` if there are any.
+    """Writes ``folder/transformer``, which stock diffusers opens, and ``folder/projectors.safetensors`` if there are any.
 
-    Args:
-        source: a safetensors file, or a folder of them.
-        folder: created if needed.
-        num_attention_heads: None assumes heads of 128, as in every released Wan.
-
-    Returns:
-        One line for people: what the weights turned out to be.
-
-    Raises:
-        ArtifactError: files are unreadable, or keys are missing, unexpected or of another shape.
+    Arguments and errors are those of `load_official`; nothing is written after an error. Returns one line about the weights.
     """
-    checkpoint = _Checkpoint(source)
-    transformer, projectors, names = _match_official(checkpoint, num_attention_heads)
-    target = Path(folder) / "transformer"
-    target.mkdir(parents=True, exist_ok=True)
-    _write_shards(checkpoint, {names[name]: name for name in transformer.state_dict()}, target, _WEIGHTS_NAME)
-    transformer.save_config(target)
+    transformer, projectors = load_official(source, num_attention_heads=num_attention_heads)
+    transformer.save_pretrained(Path(folder) / "transformer", max_shard_size=_MAX_FILE_BYTES)
     if projectors is not None:
-        weights = {name: checkpoint.read(names[name]) for name in projectors.state_dict()}
-        save_file(weights, Path(folder) / PROJECTORS_FILE)
-    return _describe(transformer, projectors)
+        projectors.save(Path(folder) / PROJECTORS_FILE)
+    billions = sum(weight.numel() for weight in transformer.parameters()) / 1e9
+    aligned = f"projectors of blocks {projectors.block_indices}" if projectors else "no projectors (needed only to train on)"
+    return f"{transformer.config.num_layers} layers of width {transformer.width}, {billions:.2f} billion parameters, {aligned}"
 
 
 def convert_to_official(folder: str | Path, target: str | Path) -> None:
-    """Writes a diffusers folder, and its projectors if it has any, as official safetensors into the folder ``target``.
+    """Writes the Transformer of a diffusers folder, and its projectors if it has any, as official files into ``target``.
 
     Raises:
         ArtifactError: ``folder`` has no Transformer, or its weights do not fit its config.
@@ -93,102 +79,54 @@ def convert_to_official(folder: str | Path, target: str | Path) -> None:
     config = {name: value for name, value in load_model_config(str(source.absolute())).items() if not name.startswith("_")}
     with torch.device("meta"):
         transformer = RefAlignTransformer(**config)
-    checkpoint = _Checkpoint(source)
-    expected = {name: tuple(weight.shape) for name, weight in transformer.state_dict().items()}
-    _check_shapes(checkpoint, expected, origin=str(source))
-    extra: dict[str, Tensor] = {}
+    weights = _read_weights(source)
+    _check(weights, transformer.state_dict(), str(source))
     if (Path(folder) / PROJECTORS_FILE).is_file():
-        extra = {official_name(name): each for name, each in Projectors.load(Path(folder) / PROJECTORS_FILE).state_dict().items()}
+        weights |= Projectors.load(Path(folder) / PROJECTORS_FILE).state_dict()
     Path(target).mkdir(parents=True, exist_ok=True)
-    _write_shards(checkpoint, {name: official_name(name) for name in expected}, Path(target), "model", extra)
+    official = {official_name(name): weight for name, weight in weights.items()}
+    save_torch_state_dict(official, target, max_shard_size=_MAX_FILE_BYTES)
 
 
 def load_official(path: str | Path, *, num_attention_heads: int | None = None) -> tuple[RefAlignTransformer, Projectors | None]:
-    """Builds the Transformer and, if the file has them, the projectors from official weights, in the file's dtype.
+    """Builds the Transformer and, if the files have them, the projectors from official weights, in the files' dtype.
 
     Args:
         path: a safetensors file, or a folder of them.
-        num_attention_heads: None assumes heads of 128.
+        num_attention_heads: None: heads of 128 channels, as in every released Wan.
 
     Raises:
-        ArtifactError: as in ``convert_official``.
+        ArtifactError: a file is unreadable, or keys are missing, unexpected or of another shape.
     """
-    checkpoint = _Checkpoint(path)
-    transformer, projectors, names = _match_official(checkpoint, num_attention_heads)
-    for model in (transformer, projectors):
-        if model is not None:
-            weights = {name: checkpoint.read(names[name]) for name in model.state_dict()}
-            model.load_state_dict(weights, assign=True)
-            model.requires_grad_()
+    weights, anchor = _read_weights(path), "patch_embedding.weight"
+    prefix = next((name.removesuffix(anchor) for name in weights if name.endswith(anchor)), None)
+    if prefix is None:
+        raise ArtifactError(f"{path}: no {anchor} in it, so these are not the weights of a Wan Transformer.")
+    weights = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    extra = {name.replace(".input_mlp.", "."): weights.pop(name) for name in list(weights) if ".input_mlp." in name}
+    projectors = Projectors.from_state_dict(extra, str(path)) if extra else None
+    with torch.device("meta"):
+        transformer = RefAlignTransformer(**_infer_config(weights, num_attention_heads, str(path)))
+    names = {name: official_name(name) for name in transformer.state_dict()}
+    _check(weights, {names[name]: weight for name, weight in transformer.state_dict().items()}, str(path))
+    transformer.load_state_dict({name: weights[names[name]] for name in names}, assign=True)
     transformer.rope = transformer.make_rope()
     return transformer, projectors
 
 
-def _describe(transformer: RefAlignTransformer, projectors: Projectors | None) -> str:
-    config = transformer.config
-    billions = sum(weight.numel() for weight in transformer.parameters()) / 1e9
-    aligned = f"projectors of blocks {projectors.block_indices}" if projectors else "no projectors (needed only to train on)"
-    return f"{config.num_layers} layers of width {transformer.width}, {billions:.2f} billion parameters, {aligned}"
+def _read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of all in a folder; their bytes are read when they are used."""
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
+    if not files or not all(file.is_file() for file in files):
+        raise ArtifactError(f"{path}: no safetensors file there; give a .safetensors file or a folder of them.")
+    return {name: weight for file in files for name, weight in load_tensors(file).items()}
 
 
-class _Checkpoint:
-    """Names, shapes and dtypes of the tensors in one or several safetensors files; tensors are read one at a time."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.origin = str(path)
-        files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else [Path(path)]
-        if not files or not all(file.is_file() for file in files):
-            raise ArtifactError(f"{path}: no safetensors file there; give a .safetensors file or a folder of them.")
-        self._files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        for file in files:
-            try:
-                with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118  # a safetensors file is no dict
-                        self._files[name] = file
-                        tensor = opened.get_slice(name)
-                        self.shapes[name], self.dtypes[name] = tuple(tensor.get_shape()), tensor.get_dtype()
-            except (SafetensorError, OSError) as error:
-                raise ArtifactError(f"{file}: not a readable safetensors file ({error}); download it again.") from error
-
-    def num_bytes(self, name: str) -> int:
-        return math.prod(self.shapes[name]) * int(re.sub(r"\D", "", self.dtypes[name].split("_")[0])) // 8
-
-    def read(self, name: str) -> Tensor:
-        with safe_open(self._files[name], "pt") as opened:
-            return opened.get_tensor(name)
-
-
-def _match_official(
-    checkpoint: _Checkpoint, num_attention_heads: int | None
-) -> tuple[RefAlignTransformer, Projectors | None, dict[str, str]]:
-    """Meta-device models of the configuration the shapes imply, and for each of their parameters its name in the file."""
-    anchor = "patch_embedding.weight"
-    prefix = next((name.removesuffix(anchor) for name in checkpoint.shapes if name.endswith(anchor)), None)
-    if prefix is None:
-        raise ArtifactError(f"{checkpoint.origin}: no {anchor} in it, so these are not the weights of a Wan Transformer.")
-    shapes = {name.removeprefix(prefix): shape for name, shape in checkpoint.shapes.items()}
-    with torch.device("meta"):
-        transformer = RefAlignTransformer(**_infer_config(shapes, num_attention_heads, checkpoint.origin))
-        projectors = _infer_projectors(shapes, transformer.config.num_layers)
-    expected = {official_name(name): tuple(weight.shape) for name, weight in transformer.state_dict().items()}
-    names = {name: prefix + official_name(name) for name in transformer.state_dict()}
-    if projectors is not None:
-        expected |= {official_name(name): tuple(weight.shape) for name, weight in projectors.state_dict().items()}
-        names |= {name: prefix + official_name(name) for name in projectors.state_dict()}
-    _check_shapes(checkpoint, {prefix + name: shape for name, shape in expected.items()}, origin=checkpoint.origin)
-    return transformer, projectors, names
-
-
-def _infer_config(shapes: dict[str, tuple[int, ...]], num_attention_heads: int | None, origin: str) -> dict:
-    """The diffusers configuration that the shapes imply.
-
-    Raises:
-        ArtifactError: a tensor that tells a size is missing, or the width does not divide into heads.
-    """
+def _infer_config(weights: Mapping[str, Tensor], num_attention_heads: int | None, origin: str) -> dict[str, object]:
+    """The diffusers configuration that the shapes imply."""
     try:
-        width, in_channels = shapes["patch_embedding.weight"][:2]
+        width, in_channels = weights["patch_embedding.weight"].shape[:2]
+        blocks = (re.match(r"blocks\.(\d+)\.self_attn\.", name) for name in weights)
         heads = num_attention_heads or width // _HEAD_WIDTH
         if heads < 1 or width % heads:
             raise ArtifactError(f"{origin}: width {width} does not divide into {heads} heads; give num_attention_heads.")
@@ -197,86 +135,36 @@ def _infer_config(shapes: dict[str, tuple[int, ...]], num_attention_heads: int |
             "num_attention_heads": heads,
             "attention_head_dim": width // heads,
             "in_channels": in_channels,
-            "out_channels": shapes["head.head.weight"][0] // math.prod(_PATCH),
-            "text_dim": shapes["text_embedding.0.weight"][1],
-            "freq_dim": shapes["time_embedding.0.weight"][1],
-            "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-            "num_layers": 1 + max(_block_indices(shapes, "self_attn")),
-            "cross_attn_norm": "blocks.0.norm3.weight" in shapes,
+            "out_channels": len(weights["head.head.weight"]) // math.prod(_PATCH),
+            "text_dim": weights["text_embedding.0.weight"].shape[1],
+            "freq_dim": weights["time_embedding.0.weight"].shape[1],
+            "ffn_dim": len(weights["blocks.0.ffn.0.weight"]),
+            "num_layers": 1 + max(int(match[1]) for match in blocks if match),
+            "cross_attn_norm": "blocks.0.norm3.weight" in weights,
         }
     except (KeyError, ValueError) as error:
         raise ArtifactError(f"{origin}: a Wan Transformer's {error} is not in it; the download is incomplete.") from error
 
 
-def _infer_projectors(shapes: dict[str, tuple[int, ...]], num_layers: int) -> Projectors | None:
-    indices = _block_indices(shapes, "input_mlp")
-    first = shapes.get(f"blocks.{min(indices, default=num_layers)}.input_mlp.proj.0.weight")
-    last = shapes.get(f"blocks.{min(indices, default=num_layers)}.input_mlp.proj.2.weight")
-    if first is None or last is None:
-        return None
-    return Projectors(indices, (first[1], first[0], last[0]))
-
-
-def _block_indices(names: Iterable[str], part: str) -> list[int]:
-    matches = (re.match(rf"blocks\.(\d+)\.{part}\.", name) for name in names)
-    return sorted({int(match[1]) for match in matches if match})
-
-
-def _check_shapes(checkpoint: _Checkpoint, expected: dict[str, tuple[int, ...]], *, origin: str) -> None:
-    """Compares what is there with what must be.
-
-    Raises:
-        ArtifactError: naming the first few of each kind of fault.
-    """
-    found = checkpoint.shapes
+def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str) -> None:
+    """Refuses weights that are not the expected ones, naming the first few of each kind of fault."""
+    both = sorted(found.keys() & expected.keys())
     faults = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
         "of another shape": [
-            f"{name} {list(found[name])} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
+            f"{name} {list(found[name].shape)} instead of {list(expected[name].shape)}"
+            for name in both
+            if found[name].shape != expected[name].shape
         ],
+        "not of floating point": [name for name in both if not found[name].is_floating_point()],
     }
-    if not any(faults.values()):
-        return
-    lines = [
-        f"{len(names)} {kind}: {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
+    said = [
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         for kind, names in faults.items()
         if names
     ]
-    raise ArtifactError(
-        f"{origin}: {'; '.join(lines)}. {len(expected)} tensors were expected; download it again, or give the right file."
-    )
-
-
-def _write_shards(
-    checkpoint: _Checkpoint, names: dict[str, str], folder: Path, stem: str, extra: dict[str, Tensor] | None = None
-) -> None:
-    """Copies tensors under new names into shards of at most 5 GB, with diffusers' index if there is more than one."""
-    shards = list(_plan_shards(checkpoint, names))
-    placed: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        weights = {names[name]: checkpoint.read(name) for name in shard}
-        if number == 1:
-            weights |= extra or {}
-        save_file(weights, folder / file, metadata={"format": "pt"})
-        placed |= dict.fromkeys(weights, file)
-    if len(shards) > 1:
-        total = sum(checkpoint.num_bytes(name) for name in names)
-        index = {"metadata": {"total_size": total}, "weight_map": placed}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _plan_shards(checkpoint: _Checkpoint, names: Iterable[str]) -> Iterator[list[str]]:
-    """Groups tensors, in order, so that each group fits one shard."""
-    shard: list[str] = []
-    size = 0
-    for name in names:
-        if shard and size + checkpoint.num_bytes(name) > _MAX_SHARD_BYTES:
-            yield shard
-            shard, size = [], 0
-        shard.append(name)
-        size += checkpoint.num_bytes(name)
-    yield shard
+    if said:
+        raise ArtifactError(
+            f"{origin}: {'; '.join(said)}. {len(expected)} tensors were expected; download it again, or give the right file."
+        )

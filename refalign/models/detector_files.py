@@ -1,4 +1,4 @@
-"""What a detector's files are, found out without building a model: before a run starts, in milliseconds."""
+"""What a detector's files are, found out in milliseconds, before a run starts, without building a model."""
 
 from __future__ import annotations
 
@@ -35,13 +35,11 @@ def check_detector(source: str | Path, *, needs_masks: bool) -> None:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        for name in ("model.yaml", "model.safetensors"):
-            if not (path / name).is_file():
-                raise ArtifactError(
-                    f"{path}: {name} is missing; expected a detector folder with model.yaml and model.safetensors."
-                )
-        return
-    if path.is_file():
+        if missing := [name for name in ("model.yaml", "model.safetensors") if not (path / name).is_file()]:
+            raise ArtifactError(
+                f"{path}: {missing[0]} is missing; expected a detector folder with model.yaml and model.safetensors."
+            )
+    elif path.is_file():
         check_task(source, _find_task(path), needs_masks=needs_masks)
     elif path.suffix != ".pt":
         raise ArtifactError(f"{source}: no such detector folder; {_WANTED}.")
@@ -50,11 +48,7 @@ def check_detector(source: str | Path, *, needs_masks: bool) -> None:
 
 
 def check_task(source: str | Path, task: str, *, needs_masks: bool) -> None:
-    """Refuses a model that finds no objects, or finds boxes where masks are needed.
-
-    Raises:
-        ArtifactError: names the task.
-    """
+    """Refuses a model that finds no objects, or finds boxes where masks are needed."""
     if task not in ("segment", "detect"):
         raise ArtifactError(f"{source}: a model for the task {task!r}; expected 'segment', or 'detect' with curation.crop=box.")
     if needs_masks and task != "segment":

@@ -20,13 +20,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class VisionEncoder:
-    """DINOv3 in evaluation mode and without gradients.
-
-    Attributes:
-        model: the Vision Transformer.
-        patch_size_px: side of the square that one token sees.
-        width: channels of a token (E).
-    """
+    """DINOv3 in evaluation mode and without gradients; a token of ``width`` channels sees ``patch_size_px`` squared."""
 
     def __init__(
         self, model: DINOv3ViTModel, mean: tuple[float, ...] = _IMAGENET_MEAN, std: tuple[float, ...] = _IMAGENET_STD
@@ -40,11 +34,7 @@ class VisionEncoder:
     def from_pretrained(
         cls, source: str, *, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> VisionEncoder:
-        """Loads a folder or a hub id; a local ``preprocessor_config.json`` may give other statistics than ImageNet's.
-
-        Raises:
-            ArtifactError: it is missing, gated or incomplete.
-        """
+        """Loads a folder or a hub id; a local ``preprocessor_config.json`` may give other statistics than ImageNet's."""
         model = load_pretrained(DINOv3ViTModel, source, revision=revision, dtype=dtype)
         preprocessor = Path(source).expanduser() / "preprocessor_config.json"
         try:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refalign.config import ModelsConfig, make_fingerprint
 from refalign.errors import ArtifactError
 from refalign.geometry import Grid
 from refalign.io.storage import digest_sampled
 from refalign.io.untrusted import parse_json_object
+
+if TYPE_CHECKING:
+    from torch import Tensor  # slow to import; the driver reads configs without it
+
+ENCODERS = ("vae", "text_encoder", "tokenizer")
+"""Subfolders of a base model with its frozen parts."""
 
 
 def looks_local(source: str) -> bool:
@@ -19,23 +25,13 @@ def looks_local(source: str) -> bool:
 
 
 def check_local(source: str, setting: str) -> None:
-    """Finds a missing local model before anything is started for it.
-
-    Raises:
-        ArtifactError: ``source`` is a path, and nothing is there.
-    """
+    """Raises an `ArtifactError` if ``source`` is a path where nothing is, before anything is started for it."""
     if looks_local(source) and not Path(source).expanduser().exists():
         raise ArtifactError(f"{setting}={source}: nothing is there; give a folder in the hub's layout, or a hub id.")
 
 
-ENCODERS = ("vae", "text_encoder", "tokenizer")
-"""The frozen parts of a base model, which shards are made with."""
-
-
 def identify_model(source: str, revision: str | None = None, *, parts: Sequence[str] = ()) -> str:
     """What a fingerprint says of a model: the content of a local one, id and revision of a hub's.
-
-    Weights that were trained again in the same folder are another model.
 
     Args:
         parts: subfolders that count; none: all of it.
@@ -49,14 +45,7 @@ def identify_model(source: str, revision: str | None = None, *, parts: Sequence[
 
 
 def load_model_config(source: str, *, subfolder: str | None = None, revision: str | None = None) -> dict[str, Any]:
-    """The ``config.json`` of a model in a local folder or on the hub; no weight is read.
-
-    Args:
-        source, subfolder, revision: as of `load_pretrained`.
-
-    Raises:
-        ArtifactError: it is missing, or the hub cannot be reached.
-    """
+    """The ``config.json`` of a model; arguments and errors are those of `load_pretrained`. No weight is read."""
     if looks_local(source):
         path = Path(source).expanduser() / (subfolder or "") / "config.json"
         if not path.is_file():
@@ -70,13 +59,13 @@ def load_model_config(source: str, *, subfolder: str | None = None, revision: st
     try:
         return parse_json_object(Path(hf_hub_download(source, "config.json", subfolder=subfolder, revision=revision)).read_text())
     except Exception as error:
-        raise ArtifactError(_advice(f"{source}/{subfolder}" if subfolder else source, False, error)) from error
+        raise ArtifactError(_advise(source, subfolder, error)) from error
 
 
 def load_grid(models: ModelsConfig) -> Grid:
-    """The grid of the base model: from a local folder's config files; a hub id's is taken to be Wan2.1's, without asking.
+    """The grid of the base model, from a local folder's config files. For a hub id it is Wan2.1's, and the hub is not asked.
 
-    All published Wan2.1 models have that one, and the encoders of the shards step check the real one.
+    The encoders of the shards step check the real one.
 
     Raises:
         ArtifactError: a config.json is missing or damaged.
@@ -91,41 +80,32 @@ def load_pretrained(cls: Any, source: str, *, subfolder: str | None = None, revi
     """Calls ``cls.from_pretrained`` on a local folder or a hub id.
 
     Args:
-        cls: a transformers, tokenizers or diffusers class with ``from_pretrained``.
         source: an existing local folder, or a hub id such as ``facebook/dinov3-vitl16-pretrain-lvd1689m``.
         subfolder: folder below ``source`` (``vae``, ``transformer`` ... in the diffusers layout).
         revision: hub revision; ignored for local folders.
 
     Raises:
-        ArtifactError: the folder lacks a file or brings its own code or pickles, the hub cannot be reached, or the model is
-            gated.
+        ArtifactError: a file is missing, or is a pickle or code, the hub cannot be reached, or the model is gated.
     """
-    local = Path(source).expanduser()
-    is_local = looks_local(source)
-    if is_local and not (local / (subfolder or "")).is_dir():
-        raise ArtifactError(f"{local / (subfolder or '')}: no such model folder; give a folder in the hub's layout or a hub id.")
-    name = f"{source}/{subfolder}" if subfolder else source
-    if subfolder:
-        kwargs["subfolder"] = subfolder
-    if not is_local and revision:
-        kwargs["revision"] = revision
+    if looks_local(source):
+        source, revision = str(Path(source).expanduser()), None
+        if not (folder := Path(source, subfolder or "")).is_dir():
+            raise ArtifactError(f"{folder}: no such model folder; give a folder in the hub's layout or a hub id.")
+    given = {"subfolder": subfolder, "revision": revision}
+    kwargs |= {name: value for name, value in given.items() if value}
     has_weights = hasattr(cls, "load_state_dict")
-    if not has_weights:  # the Auto classes: unless it is said, they ask at the terminal whether a folder's own code may run
+    if not has_weights:  # the Auto classes: without this they ask at the terminal whether to run a folder's own code
         kwargs["trust_remote_code"] = False
     if has_weights or hasattr(cls, "from_config"):
         kwargs["use_safetensors"] = True  # a .bin file is a pickle
     try:
-        return cls.from_pretrained(str(local) if is_local else source, **kwargs)
+        return cls.from_pretrained(source, **kwargs)
     except Exception as error:
-        raise ArtifactError(_advice(name, is_local, error)) from error
+        raise ArtifactError(_advise(source, subfolder, error)) from error
 
 
-def load_tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file, on the CPU.
-
-    Raises:
-        ArtifactError: it is missing or damaged.
-    """
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, read when they are used; an `ArtifactError` if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -136,15 +116,16 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not a readable safetensors file ({text}); restore it.") from error
 
 
-def _advice(name: str, is_local: bool, error: Exception) -> str:
-    """Turns the hub clients' many exceptions into one line that says what to do."""
+def _advise(source: str, subfolder: str | None, error: Exception) -> str:
+    """One line that says what to do, from the hub clients' many exceptions."""
+    name = f"{source}/{subfolder}" if subfolder else source
+    text = " ".join(str(error).split())[:200]
+    if looks_local(source):
+        return f"{name}: this folder cannot be loaded ({text}); check that it is complete and of the hub's layout."
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     kinds = {type(link).__name__ for link in chain}
-    text = " ".join(str(error).split())[:200]
-    if is_local:
-        return f"{name}: this folder cannot be loaded ({text}); check that it is complete and of the hub's layout."
     if "GatedRepoError" in kinds or "gated" in text.lower():
         return f"{name}: gated on the hub; accept its licence on the model page, then set HF_TOKEN and run again."
     if "RepositoryNotFoundError" in kinds:

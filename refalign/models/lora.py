@@ -34,11 +34,9 @@ def add_lora(
     """Freezes ``transformer`` and gives every layer whose name ends in one of ``targets`` an adapter, which is trained.
 
     Args:
-        rank: of the adapters.
-        alpha: alpha / rank is the factor before B A.
         targets: ends of names, such as ``to_q``.
         seed: of A.
-        frozen_dtype: what the frozen weights are kept in. Nothing is lost where they would be rounded to it in each forward pass.
+        frozen_dtype: of the frozen weights. Nothing is lost if the forward pass would round them to it anyway.
 
     Raises:
         ConfigError: peft is not installed.
@@ -58,7 +56,7 @@ def add_lora(
 
 
 def merge_lora(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The stock Transformer that computes the same: every W + ``scale`` B A, in float32, under W's stock name.
+    """Weights of the stock Transformer that computes the same: every W + ``scale`` B A, in float32, under W's stock name.
 
     Args:
         weights: of a transformer after `add_lora`, by name.
@@ -66,9 +64,9 @@ def merge_lora(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
     """
     merged = {}
     for name, weight in weights.items():
-        module, frozen, kind = name.partition(_FROZEN)
         if name.endswith((_DOWN, _UP)):
             continue
+        module, frozen, kind = name.partition(_FROZEN)
         if frozen and kind == ".weight":
             weight = weight.float() + scale * (weights[module + _UP].float() @ weights[module + _DOWN].float())
         merged[module + kind] = weight
@@ -78,9 +76,7 @@ def merge_lora(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]
 def save_lora(folder: Path, weights: Mapping[str, Tensor], *, rank: int, alpha: int, targets: Sequence[str]) -> None:
     """Writes the adapters alone, under the file name and keys that ``load_lora_weights`` of diffusers expects.
 
-    Args:
-        weights: of a transformer after `add_lora`, by name.
-        rank, alpha, targets: as given to `add_lora`.
+    Args: as of `add_lora` and `merge_lora`.
     """
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 

@@ -35,14 +35,10 @@ class Projector(nn.Module):
 
 
 class Projectors(nn.Module):
-    """One projector per aligned block.
+    """One projector per aligned block, in the order in which the blocks' tokens are passed.
 
     Args:
-        block_indices: the aligned blocks, in the order in which their tokens are passed.
         widths: the Transformer's width, hidden widths, the vision encoder's width.
-        bias: whether the linear layers have one.
-
-    Source: RefAlign's projector is (d, d/2, E) without bias, see ``make_refalign``; REPA's has three layers with bias.
     """
 
     def __init__(self, block_indices: Iterable[int], widths: Sequence[int], *, bias: bool = False) -> None:
@@ -51,14 +47,14 @@ class Projectors(nn.Module):
 
     @classmethod
     def make_refalign(cls, block_indices: Iterable[int], width: int, vision_width: int) -> Projectors:
-        """The published projector: Linear(d, d/2), SiLU, Linear(d/2, E), no bias."""
+        """RefAlign's published projector: Linear(d, d/2), SiLU, Linear(d/2, E), no bias."""
         return cls(block_indices, (width, width // 2, vision_width))
 
     @classmethod
     def make_repa(cls, block_index: int, width: int, vision_width: int) -> Projectors:
-        """REPA's projector: three linear layers with bias and SiLU between them, d -> d -> d -> E.
+        """REPA's projector (arXiv 2410.06940): three linear layers with bias, d -> d -> d -> E, and SiLU between them.
 
-        Source: arXiv 2410.06940, whose hidden width is fixed at 2048; here it is the Transformer's.
+        REPA's hidden width is always 2048; here it is the Transformer's.
         """
         return cls([block_index], (width, width, width, vision_width), bias=True)
 
@@ -74,34 +70,25 @@ class Projectors(nn.Module):
 
         Args:
             tokens: one tensor per block, in the order of ``block_indices``.
-            stop_gradient: control experiment: only the projectors learn, the Transformer feels nothing of the alignment.
+            stop_gradient: a control experiment: no gradient of the alignment reaches the Transformer.
         """
         projectors = zip(self.blocks.values(), tokens, strict=True)
         return tuple(projector(each.detach() if stop_gradient else each) for projector, each in projectors)
 
     def save(self, path: str | Path) -> None:
         """Writes the weights as safetensors; block indices and widths are in the keys and shapes."""
-        weights = {name: weight.detach().contiguous().cpu() for name, weight in self.state_dict().items()}
-        save_file(weights, path)
+        save_file({name: weight.contiguous().cpu() for name, weight in self.state_dict().items()}, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Projectors:
-        """Reads what ``save`` wrote.
-
-        Raises:
-            ArtifactError: the file is missing or not a file of projectors.
-        """
+        """Reads what ``save`` wrote; raises an `ArtifactError` if there is no such file."""
         if not Path(path).is_file():
             raise ArtifactError(f"{path}: no such file of projectors; a folder exported for inference has none.")
         return cls.from_state_dict(load_tensors(Path(path)), str(path))
 
     @classmethod
     def from_state_dict(cls, weights: dict[str, Tensor], origin: str = "state dict") -> Projectors:
-        """Rebuilds projectors of any depth from the names and shapes of their weights.
-
-        Raises:
-            ArtifactError: names or shapes are not those of projectors.
-        """
+        """Rebuilds projectors of any depth from their weights; raises an `ArtifactError` if these are none."""
         matches = [_KEY.fullmatch(name) for name in weights]
         indices = sorted({int(match[1]) for match in matches if match})
         layers = sorted({int(match[2]) for match in matches if match})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,7 @@ from refalign.models.loading import load_pretrained, load_tensors
 
 
 class TextImageScorer:
-    """A frozen model with one embedding space for pictures and texts.
-
-    Attributes:
-        width: channels of an embedding.
-        head: an aesthetic head over the embeddings, or None.
-    """
+    """A frozen model with one embedding space, of ``width`` channels, for pictures and texts; perhaps an aesthetic ``head``."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -32,12 +28,12 @@ class TextImageScorer:
         text = model.config.text_config
         self.width: int = getattr(model.config, "projection_dim", None) or text.projection_size
         # SigLIP was trained on texts padded to full length, CLIP was not and has a mask.
-        self._text_length = {"max_length": text.max_position_embeddings, "truncation": True}
-        self._text_length["padding"] = "max_length" if model.config.model_type.startswith("siglip") else True
+        padding = "max_length" if model.config.model_type.startswith("siglip") else True
+        self._text_length = {"max_length": text.max_position_embeddings, "truncation": True, "padding": padding}
 
     @classmethod
     def from_pretrained(cls, source: str, *, revision: str | None = None, device: torch.device | str = "cpu") -> TextImageScorer:
-        """Loads a folder or a hub id, with its tokenizer and its image processor; always float32, for scores are compared.
+        """Loads a folder or a hub id, always in float32, because scores are compared.
 
         Raises:
             ArtifactError: it is missing, gated or incomplete, or embeds no texts and pictures.
@@ -52,19 +48,19 @@ class TextImageScorer:
     def embed_images(self, images: UInt8[np.ndarray, "N H W 3"]) -> Float[Tensor, "N E"]:
         """L2-normalised embeddings."""
         inputs = self._image_processor(list(images), return_tensors="pt", input_data_format="channels_last")
-        return self._normalise(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.device)))
+        return _normalise(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.model.device)))
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Float[Tensor, "E"]:
         """L2-normalised embedding; longer texts are cut at what the model takes."""
         inputs = self._tokenizer([text], return_tensors="pt", **self._text_length).to(self.model.device)
         known = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        return self._normalise(self.model.get_text_features(**known))[0]
+        return _normalise(self.model.get_text_features(**known))[0]
 
-    @staticmethod
-    def _normalise(features: Any) -> Tensor:
-        pooled = features if isinstance(features, Tensor) else features.pooler_output
-        return nn.functional.normalize(pooled.float(), dim=-1)
+
+def _normalise(features: Any) -> Tensor:
+    pooled = features if isinstance(features, Tensor) else features.pooler_output
+    return nn.functional.normalize(pooled.float(), dim=-1)
 
 
 def load_aesthetic_head(path: Path, width: int) -> nn.Module:
@@ -90,11 +86,7 @@ def load_aesthetic_head(path: Path, width: int) -> nn.Module:
 
 
 def convert_aesthetic_head(source: Path, target: Path) -> None:
-    """Writes the weights of a .pth head as .safetensors. Only tensors are read: what else the pickle holds is refused.
-
-    Raises:
-        ArtifactError: the file is no such head.
-    """
+    """Writes the weights of a .pth head as .safetensors; a pickle that holds anything but tensors is refused."""
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -108,8 +100,11 @@ def convert_aesthetic_head(source: Path, target: Path) -> None:
 
 def _read_layers(state: dict[str, Tensor], where: str) -> list[nn.Linear]:
     """Linear layers in the order of the numbers in their names (``layers.0.weight``, ``layers.2.weight`` ...)."""
-    names = sorted((name for name in state if name.endswith("weight")), key=_number)
-    layers = []
+    numbers = {
+        name: int(found[1]) if (found := re.search(r"(\d+)\.weight$", name)) else 0 for name in state if name.endswith("weight")
+    }
+    names = sorted(numbers, key=lambda name: numbers[name])
+    layers: list[nn.Linear] = []
     for name in names:
         weight, bias = state[name].float(), state.get(name.removesuffix("weight") + "bias")
         if weight.ndim != 2 or bias is None or (layers and layers[-1].out_features != weight.shape[1]):
@@ -117,15 +112,10 @@ def _read_layers(state: dict[str, Tensor], where: str) -> list[nn.Linear]:
         layer = nn.Linear(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": bias.float()})
         layers.append(layer)
-    numbers = [_number(name) for name in names]
-    if not layers or layers[-1].out_features != 1 or any(b - a > 2 for a, b in zip(numbers, numbers[1:])):
+    # Numbers that are more than 2 apart: there was more between two layers than a dropout.
+    if not layers or layers[-1].out_features != 1 or any(numbers[b] - numbers[a] > 2 for a, b in pairwise(names)):
         raise ArtifactError(
             f"{where}: layers {names} are no plain linear head with one score; heads with activations between the layers "
             "(LAION's *-reluMSE) are not supported: give a *-linearMSE one."
         )
     return layers
-
-
-def _number(name: str) -> int:
-    found = re.search(r"(\d+)\.weight$", name)
-    return int(found.group(1)) if found else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,22 +14,17 @@ from refalign.errors import GeometryError
 from refalign.models.loading import load_pretrained
 
 if TYPE_CHECKING:
-    from transformers import UMT5EncoderModel  # slow to import; training pads prompts without it
+    from transformers import PreTrainedTokenizerBase, UMT5EncoderModel  # slow to import; training pads prompts without it
 
 TEXT_TOKENS = 512
 """Tokens of a padded prompt, as Wan2.1 was trained."""
 
 
 class PromptLosses(NamedTuple):
-    """What a text encoder does not see of a prompt.
+    """What a text encoder does not see of a prompt."""
 
-    Attributes:
-        cut_tokens: tokens beyond the longest prompt.
-        unknown: each word, or piece of one, that the tokenizer does not know; "?" where it cannot say which.
-    """
-
-    cut_tokens: int
-    unknown: tuple[str, ...]
+    cut_tokens: int  # beyond the longest prompt
+    unknown: tuple[str, ...]  # words, or pieces of words, that the tokenizer does not know; "?" if it cannot say which
 
     def describe(self) -> str:
         """One line, or nothing."""
@@ -39,31 +34,17 @@ class PromptLosses(NamedTuple):
 
 
 class TextEncoder:
-    """A frozen UMT5 encoder with its tokenizer.
+    """A UMT5 encoder, in evaluation mode and without gradients, with its tokenizer."""
 
-    Attributes:
-        tokenizer: any tokenizer that ``AutoTokenizer`` opens.
-        model: the encoder, in evaluation mode and without gradients.
-    """
-
-    def __init__(self, tokenizer: Any, model: UMT5EncoderModel) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: UMT5EncoderModel) -> None:
         self.tokenizer = tokenizer
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str,
-        *,
-        revision: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        cls, source: str, *, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextEncoder:
-        """Loads ``tokenizer/`` and ``text_encoder/`` of a diffusers-layout folder or hub id.
-
-        Raises:
-            ArtifactError: one of them is missing, gated or incomplete.
-        """
+        """Loads ``tokenizer/`` and ``text_encoder/`` of a diffusers-layout folder or hub id; errors as `load_pretrained`."""
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         tokenizer = load_pretrained(AutoTokenizer, source, subfolder="tokenizer", revision=revision)
@@ -101,11 +82,7 @@ class TextEncoder:
 
 
 def pad_prompt_embeds(prompt_embeds: Sequence[Float[Tensor, "_ D"]], length: int = TEXT_TOKENS) -> Float[Tensor, "B {length} D"]:
-    """Stacks prompts of different lengths, zeros beyond each one's own tokens.
-
-    Raises:
-        GeometryError: a prompt is longer than ``length``.
-    """
+    """Stacks prompts, zeros beyond each one's own tokens; raises a `GeometryError` if one is longer than ``length``."""
     longest = max(len(tokens) for tokens in prompt_embeds)
     if longest > length:
         raise GeometryError(f"a prompt has {longest} tokens, the padded length is {length}; encode with max_tokens={length}.")

@@ -22,43 +22,20 @@ class VideoVAE:
 
     Args:
         model: the autoencoder; it is put into evaluation mode and its gradients are switched off.
-        tiling: encode and decode in overlapping tiles: less memory, slightly other values.
         device: where inputs go; None: where the model is. They differ while the model is offloaded to the CPU.
     """
 
-    def __init__(self, model: AutoencoderKLWan, *, tiling: bool = False, device: torch.device | str | None = None) -> None:
+    def __init__(self, model: AutoencoderKLWan, *, device: torch.device | str | None = None) -> None:
         self.model = convolve_planes(model.eval().requires_grad_(False))
         self.device = torch.device(device) if device is not None else model.device
-        if tiling:
-            self.model.enable_tiling()
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str,
-        *,
-        revision: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        tiling: bool = False,
+        cls, source: str, *, revision: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> VideoVAE:
-        """Loads ``vae/`` of a diffusers-layout folder or hub id.
-
-        Raises:
-            ArtifactError: it is missing, gated or incomplete.
-        """
+        """Loads ``vae/`` of a diffusers-layout folder or hub id; errors as `load_pretrained`."""
         model = load_pretrained(AutoencoderKLWan, source, subfolder="vae", revision=revision, torch_dtype=dtype)
-        return cls(model.to(device), tiling=tiling)
-
-    @property
-    def stride_px(self) -> int:
-        """Pixels per latent cell, in height and width."""
-        return self.model.config["scale_factor_spatial"]
-
-    @property
-    def stride_frames(self) -> int:
-        """Pixel frames per latent frame, after the first."""
-        return self.model.config["scale_factor_temporal"]
+        return cls(model.to(device))
 
     @torch.no_grad()
     def encode(self, frames: UInt8[Tensor, "B F H W 3"]) -> Float[Tensor, "B Z T h w"]:
@@ -68,13 +45,14 @@ class VideoVAE:
             GeometryError: F - 1, H or W is not a multiple of the VAE's stride (the VAE itself would drop the rest).
         """
         _, num_frames, height, width, _ = frames.shape
-        if (num_frames - 1) % self.stride_frames or height % self.stride_px or width % self.stride_px:
+        stride_frames, stride_px = (self.model.config[f"scale_factor_{axis}"] for axis in ("temporal", "spatial"))
+        if (num_frames - 1) % stride_frames or height % stride_px or width % stride_px:
             raise GeometryError(
                 f"{num_frames} frames of {height} x {width} px do not fit the VAE: frames must be 1 more than a multiple "
-                f"of {self.stride_frames}, height and width multiples of {self.stride_px}."
+                f"of {stride_frames}, height and width multiples of {stride_px}."
             )
         pixels = frames.permute(0, 4, 1, 2, 3).to(self.device, self.model.dtype) / 127.5 - 1
-        mean, std = self._statistics()
+        mean, std = self._load_statistics()
         return (self.model.encode(pixels).latent_dist.mode().float() - mean) / std
 
     def encode_images(self, images: UInt8[Tensor, "N H W 3"]) -> Float[Tensor, "N Z h w"]:
@@ -84,23 +62,22 @@ class VideoVAE:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B Z T h w"]) -> UInt8[Tensor, "B F H W 3"]:
         """Frames of normalised latents."""
-        mean, std = self._statistics()
+        mean, std = self._load_statistics()
         raw = latents.to(self.device).float() * std + mean
         pixels = self.model.decode(raw.to(self.model.dtype)).sample.float()
         return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def _load_statistics(self) -> Float[Tensor, "2 Z 1 1 1"]:
+        """Mean and standard deviation of the latents' channels."""
         config = self.model.config
-        values = torch.tensor([config["latents_mean"], config["latents_std"]], device=self.device)
-        mean, std = values[:, :, None, None, None]
-        return mean, std
+        return torch.tensor([config["latents_mean"], config["latents_std"]], device=self.device)[:, :, None, None, None]
 
 
 def convolve_planes(model: Model) -> Model:
-    """Lets Wan's causal convolutions run as two-dimensional ones over stacked frames where their input is on the CPU.
+    """Runs Wan's causal convolutions as two-dimensional ones over stacked frames if their input is on the CPU.
 
-    The numbers are those of the three-dimensional kernels up to rounding, in half the time (toy VAE, one core, encoding and
-    decoding a clip or images). A lone first frame meets the last temporal slice of a kernel only.
+    The numbers are the same up to rounding, in half the time (toy VAE, one core, a clip or images). A lone first frame meets only
+    the last temporal slice of a kernel.
     """
     for module in model.modules():
         if isinstance(module, WanCausalConv3d) and module.kernel_size[0] > 1 and module.stride[0] == 1:

@@ -1,9 +1,9 @@
-"""The detector: any ultralytics ``-seg`` model, or one that finds boxes where they are enough, from a folder or its weights.
+"""The detector: an ultralytics model that finds masks, or boxes where they are enough, from a folder or its weights.
 
 A folder holds ``model.yaml`` (the architecture as ultralytics writes it, plus ``names`` and ``image_size_px``) and
-``model.safetensors``. An open-vocabulary model (YOLOE) finds whatever words it is given: it needs its text encoder once, or the
-words' embeddings from a file (``classes.npz`` in the folder, or ``<name>.npz`` beside ``<name>.pt``), which
-``YOLOE(...).set_classes(words)`` and ``save_prompt_embeddings(file)`` of ultralytics write where there is a network.
+``model.safetensors``. An open-vocabulary model (YOLOE) finds any words. It needs its text encoder once, or the words' embeddings
+from a file: ``classes.npz`` in the folder, or ``<name>.npz`` beside ``<name>.pt``. ``YOLOE(...).set_classes(words)`` and
+``save_prompt_embeddings(file)`` of ultralytics write such a file.
 
 YOLO is licensed under AGPL-3.0: see the project's README for what that means to you.
 """
@@ -25,31 +25,22 @@ from refalign.models.detector_files import check_detector, check_task
 from refalign.models.loading import load_tensors
 
 DEFAULT_MIN_SCORE = 0.25
-DEFAULT_IMAGE_SIZE_PX = 640
-"""The side ultralytics' own weights were trained at."""
-_BATCH_FRAMES = 16
-"""Frames a forward pass; fixed, because another batch size rounds differently."""
+_IMAGE_SIZE_PX = 640  # the side ultralytics' own weights were trained at
+_MAX_OVERLAP = 0.7  # of two boxes with a larger IoU only the better one stays
+_BATCH_FRAMES = 16  # a forward pass; fixed, because another batch size rounds differently
 _MAX_DESCRIPTION_BYTES, _MAX_DESCRIPTION_VALUES = 2**18, 10_000
 """Of model.yaml, aliases counted as often as they are used; the largest published one has 400 values."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What one frame shows, best score first. D detections in a frame of H x W px.
+    """What one frame shows, best score first. D detections in a frame of H x W px."""
 
-    Attributes:
-        boxes_xyxy_px: float32 [D, 4], half-open, pixels of the source frame.
-        scores: float32 [D] in [0, 1].
-        class_names: D names.
-        masks: bool [D, H, W], at the size of the source frame; the boxes, of a model that finds no masks.
-        track_ids: int64 [D], from 1, stable within one call of ``Detector.track``; None from ``Detector.detect``.
-    """
-
-    boxes_xyxy_px: np.ndarray
-    scores: np.ndarray
+    boxes_xyxy_px: np.ndarray  # float32 [D, 4], half-open, pixels of the source frame
+    scores: np.ndarray  # float32 [D] in [0, 1]
     class_names: tuple[str, ...]
-    masks: np.ndarray
-    track_ids: np.ndarray | None = None
+    masks: np.ndarray  # bool [D, H, W], at the size of the source frame; the boxes, of a model that finds no masks
+    track_ids: np.ndarray | None = None  # int64 [D], from 1, stable within one call of ``Detector.track``
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -58,41 +49,20 @@ class Detections:
 class Detector:
     """Finds and follows objects in uint8 RGB frames; the same frames give the same answer."""
 
-    def __init__(
-        self,
-        yolo: Any,
-        *,
-        image_size_px: int,
-        min_score: float,
-        max_overlap: float,
-        device: str,
-        classes: Sequence[str] = (),
-    ):
-        self._yolo = yolo
-        self._classes = [number for number, name in yolo.names.items() if name in classes] if classes else None
-        self._device = device
-        self.image_size_px = image_size_px
-        self.min_score = min_score
-        self.max_overlap = max_overlap
+    def __init__(self, yolo: Any, *, image_size_px: int, min_score: float, device: str, classes: Sequence[str]) -> None:
+        self._yolo, self._device, self._classes = yolo, device, classes
+        self.image_size_px, self.min_score = image_size_px, min_score
         self.class_names: tuple[str, ...] = tuple(yolo.names.values())
 
     def detect(self, frames: np.ndarray) -> list[Detections]:
-        """Detects in each frame alone.
-
-        Args:
-            frames: uint8 [N, H, W, 3], RGB.
-        """
+        """Detects in each of the frames alone, uint8 [N, H, W, 3]."""
         return [_detections(result) for result in self._predict(frames, self.min_score)]
 
     def track(self, frames: np.ndarray, classes: Sequence[str] = ()) -> list[Detections]:
-        """Detects and follows objects through consecutive frames with ultralytics' ByteTrack; no state survives the call.
+        """Follows objects through consecutive frames, uint8 [N, H, W, 3], with ultralytics' ByteTrack.
 
-        Weak detections (down to 0.1) serve to keep a track alive, as ByteTrack means it; detections that belong to no track are
-        left out. Boxes and masks are the detector's own, not the tracker's smoothed ones.
-
-        Args:
-            frames: uint8 [N, H, W, 3], RGB, in order of time.
-            classes: look only for these of ``class_names``; empty takes all.
+        Weak detections (down to 0.1) keep a track alive, as in ByteTrack. Detections without a track are left out. Boxes and
+        masks are the detector's own, not the tracker's smoothed ones. Only ``classes`` are looked for if there are any.
         """
         from ultralytics.trackers.byte_tracker import BYTETracker
         from ultralytics.utils import YAML, IterableSimpleNamespace
@@ -112,17 +82,15 @@ class Detector:
     def _predict(self, frames: np.ndarray, min_score: float, classes: Sequence[str] = ()) -> list[Any]:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise GeometryError(f"frames are {frames.dtype} {list(frames.shape)}; expected uint8 [N, H, W, 3], RGB.")
-        wanted = [number for number, name in self._yolo.names.items() if name in classes] if classes else self._classes
+        wanted = classes or self._classes
         results: list[Any] = []
         for start in range(0, len(frames), _BATCH_FRAMES):
-            # ultralytics takes arrays in OpenCV's order, BGR.
-            batch = [np.ascontiguousarray(frame[..., ::-1]) for frame in frames[start : start + _BATCH_FRAMES]]
             results += self._yolo.predict(
-                batch,
+                [np.ascontiguousarray(frame[..., ::-1]) for frame in frames[start : start + _BATCH_FRAMES]],  # BGR
                 imgsz=self.image_size_px,
                 conf=min_score,
-                iou=self.max_overlap,
-                classes=wanted,
+                iou=_MAX_OVERLAP,
+                classes=[number for number, name in self._yolo.names.items() if name in wanted] if wanted else None,
                 retina_masks=True,
                 device=self._device,
                 verbose=False,
@@ -136,7 +104,6 @@ def load_detector(
     *,
     image_size_px: int | None = None,
     min_score: float = DEFAULT_MIN_SCORE,
-    max_overlap: float = 0.7,
     device: str = "cpu",
     classes: Sequence[str] = (),
     needs_masks: bool = True,
@@ -145,12 +112,10 @@ def load_detector(
 
     Args:
         source: a folder with ``model.yaml`` and ``model.safetensors``, a ``.pt`` file, or the name of published weights such as
-            ``yolo11n-seg.pt``. Named weights are fetched once into ``$YOLO_CONFIG_DIR`` (default: a folder in the system's
-            temporary one).
+            ``yolo11n-seg.pt``, which are fetched once into ``$YOLO_CONFIG_DIR`` (default: below the system's temporary folder).
         image_size_px: side that frames are scaled to; default: the folder's, else 640.
-        min_score: detections below are dropped; in [0, 1].
-        max_overlap: of two boxes with a larger IoU only the better one stays.
-        classes: what to look for; any words for an open-vocabulary model, names it knows for another. Empty: all it knows.
+        min_score: weaker detections are dropped; in [0, 1].
+        classes: what to look for: any words for an open-vocabulary model, known names for another. Empty: all it knows.
         needs_masks: refuse a model that finds boxes only.
 
     Raises:
@@ -159,48 +124,44 @@ def load_detector(
     """
     check_detector(source, needs_masks=needs_masks)
     prepare_ultralytics()
-    if Path(source).expanduser().is_dir():
-        yolo, folder_size_px = _open_folder(Path(source).expanduser())
-    else:
-        yolo, folder_size_px = _open_weights(str(source)), DEFAULT_IMAGE_SIZE_PX
+    path = Path(source).expanduser()
+    yolo, own_size_px = _open_folder(path) if path.is_dir() else (_open_weights(str(source)), _IMAGE_SIZE_PX)
     check_task(source, str(yolo.task), needs_masks=needs_masks)
-    _set_classes(yolo, Path(source).expanduser(), list(classes))
-    return Detector(
-        yolo,
-        image_size_px=image_size_px or folder_size_px,
-        min_score=min_score,
-        max_overlap=max_overlap,
-        device=device,
-        classes=classes,
-    )
+    _set_classes(yolo, path, list(classes))
+    return Detector(yolo, image_size_px=image_size_px or own_size_px, min_score=min_score, device=device, classes=classes)
 
 
 def prepare_ultralytics() -> None:
-    """Keeps ultralytics from fetching, installing and reporting by itself; must run before its first import.
+    """Imports ultralytics such that it neither fetches, installs nor reports by itself, nor runs code that a file brings.
 
-    It reads these variables once, at import. What is already set stays, save the one that keeps files from running code.
+    What is already set in the environment stays, except ``ULTRALYTICS_SAFE_LOAD``.
+
+    Raises:
+        ArtifactError: it was imported before without that variable, which it reads at import.
     """
     # A .pt file is a pickle and a model.yaml may hold an expression: with this, only ultralytics' and torch's own classes are
     # built from them. Not to be switched off from outside.
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "true"
-    defaults = {
-        "YOLO_OFFLINE": "true",
-        "YOLO_AUTOINSTALL": "false",
-        "YOLO_VERBOSE": "false",
-        "YOLO_CONFIG_DIR": str(Path(tempfile.gettempdir()) / f"refalign-ultralytics-{os.getuid()}"),
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    Path(os.environ["YOLO_CONFIG_DIR"]).mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    folder = os.environ.setdefault("YOLO_CONFIG_DIR", f"{tempfile.gettempdir()}/refalign-ultralytics-{os.getuid()}")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    from ultralytics.utils import SAFE_LOAD
+
+    if not SAFE_LOAD:
+        raise ArtifactError(
+            "ultralytics was imported without ULTRALYTICS_SAFE_LOAD=true, and would run code that a detector's file brings; "
+            "set it in the environment, or import refalign.models.yolo first."
+        )
 
 
 def _open_folder(folder: Path) -> tuple[Any, int]:
-    """Builds the model that ``model.yaml`` describes and fills it from ``model.safetensors``."""
+    """Builds the model that ``model.yaml`` describes and fills it from ``model.safetensors``; also its image size in px."""
     from ultralytics import YOLO, YOLOE
 
     description = _load_description(folder / "model.yaml")
     tensors = load_tensors(folder / "model.safetensors")
-    _check_safe_load()
     try:
         # ultralytics tells YOLOE by the file's name, which is fixed here.
         head = str(description["head"][-1][2])
@@ -209,7 +170,7 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
         state = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         yolo.model.load_state_dict(state)
         yolo.model.names = dict(enumerate(map(str, description["names"])))
-        return yolo, int(description.get("image_size_px", DEFAULT_IMAGE_SIZE_PX))
+        return yolo, int(description.get("image_size_px", _IMAGE_SIZE_PX))
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise ArtifactError(
@@ -218,11 +179,7 @@ def _open_folder(folder: Path) -> tuple[Any, int]:
 
 
 def _load_description(path: Path) -> dict[str, Any]:
-    """What ``model.yaml`` says: plain values only, and no more of them than a detector has.
-
-    Raises:
-        ArtifactError: the file is damaged, asks for Python objects, or is a bomb of aliases.
-    """
+    """What ``model.yaml`` says; refused if it is damaged, asks for Python objects, or is a bomb of aliases."""
     import yaml
 
     try:
@@ -242,28 +199,12 @@ def _load_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _check_safe_load() -> None:
-    """ultralytics read the variable when it was first imported, perhaps before `prepare_ultralytics` had set it.
-
-    Raises:
-        ArtifactError: it would evaluate what a model's file says.
-    """
-    from ultralytics.utils import SAFE_LOAD
-
-    if not SAFE_LOAD:
-        raise ArtifactError(
-            "ultralytics was imported without ULTRALYTICS_SAFE_LOAD=true, and would run code that a detector's file brings; "
-            "set it in the environment, or import refalign.models.yolo first."
-        )
-
-
 def _open_weights(source: str) -> Any:
     """Opens a ``.pt`` file, fetching it where only a published name was given."""
     from ultralytics import YOLO
     from ultralytics.utils.downloads import attempt_download_asset
 
     path = Path(source).expanduser()
-    _check_safe_load()
     try:
         if not path.is_file():
             path = Path(attempt_download_asset(Path(os.environ["YOLO_CONFIG_DIR"]) / source, retry=1))
@@ -279,21 +220,17 @@ def _set_classes(yolo: Any, source: Path, classes: list[str]) -> None:
     """Makes ``classes`` the vocabulary of an open-vocabulary model; checks that another one knows them."""
     from ultralytics.nn.tasks import YOLOEModel
 
-    head = yolo.model.model[-1]
-    if not isinstance(yolo.model, YOLOEModel) or hasattr(head, "lrpc"):  # with lrpc its vocabulary is built in
-        unknown = sorted(set(classes) - set(yolo.names.values()))
-        if unknown:
-            some = ", ".join(list(yolo.names.values())[:8])
+    names = list(yolo.names.values())
+    if not isinstance(yolo.model, YOLOEModel) or hasattr(yolo.model.model[-1], "lrpc"):  # with lrpc its vocabulary is built in
+        if unknown := sorted(set(classes) - set(names)):
             raise ArtifactError(
-                f"{source}: does not know the classes {', '.join(unknown)} (it knows {len(yolo.names)}: {some} ...); "
+                f"{source}: does not know the classes {', '.join(unknown)} (it knows {len(names)}: {', '.join(names[:8])} ...); "
                 "change curation.classes, or give an open-vocabulary detector such as yoloe-11l-seg.pt."
             )
-        return
-    if not classes:
-        if getattr(yolo.model, "pe", None) is None:
-            raise ArtifactError(f"{source}: finds what it is told to find; name it in curation.classes, a list of words.")
-        return
-    yolo.set_classes(classes, _embed_classes(yolo, source, classes))
+    elif classes:
+        yolo.set_classes(classes, _embed_classes(yolo, source, classes))
+    elif getattr(yolo.model, "pe", None) is None:
+        raise ArtifactError(f"{source}: finds what it is told to find; name it in curation.classes, a list of words.")
 
 
 def _embed_classes(yolo: Any, source: Path, classes: list[str]) -> Any:
@@ -328,19 +265,11 @@ def _detections(result: Any, track_ids: np.ndarray | None = None) -> Detections:
     """One frame's ultralytics ``Results`` as plain arrays."""
     boxes = result.boxes.cpu().numpy()
     found = boxes.xyxy.astype(np.float32).reshape(-1, 4)
-    masks = _fill(found, *result.orig_shape) if result.masks is None else result.masks.data.cpu().numpy() > 0.5
-    return Detections(
-        boxes_xyxy_px=found,
-        scores=boxes.conf.astype(np.float32),
-        class_names=tuple(result.names[int(number)] for number in boxes.cls),
-        masks=masks,
-        track_ids=track_ids,
-    )
-
-
-def _fill(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes as masks, bool [D, H, W]."""
-    masks = np.zeros((len(boxes), height, width), bool)
-    for mask, (left, top, right, bottom) in zip(masks, np.rint(boxes).astype(int).clip(0), strict=True):
-        mask[top:bottom, left:right] = True
-    return masks
+    if result.masks is not None:
+        masks = result.masks.data.cpu().numpy() > 0.5
+    else:
+        masks = np.zeros((len(found), *result.orig_shape), bool)
+        for mask, (left, top, right, bottom) in zip(masks, np.rint(found).astype(int).clip(0), strict=True):
+            mask[top:bottom, left:right] = True
+    names = tuple(result.names[int(number)] for number in boxes.cls)
+    return Detections(found, boxes.conf.astype(np.float32), names, masks, track_ids)

@@ -1,6 +1,6 @@
-"""Other views of a reference: turned, sheared, seen from aside, softened and tinted, but never cropped.
+"""Other views of a reference: turned, sheared, in perspective, blurred and tinted, but never cropped.
 
-Against copy-paste: where every reference is a cut-out of the very clip, a model learns to paste it.
+If every reference were a cut-out of the clip itself, a model would learn to paste it.
 """
 
 from __future__ import annotations
@@ -12,40 +12,32 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 BRIGHTNESS = (0.9, 1.1)
-TINT = 0.05
-"""Largest relative change of a colour channel."""
-MAX_BLUR = 1.5
-"""Of a Gaussian, as a thousandth of the picture's long side."""
+TINT = 0.05  # largest relative change of a colour channel
+MAX_BLUR = 1.5  # of a Gaussian, as a thousandth of the picture's long side
 TURN_DEG, SHEAR_DEG = 45.0, 10.0
 PERSPECTIVE, PERSPECTIVE_CHANCE, FLIP_CHANCE = 0.3, 0.5, 0.5
-SCALE = (0.7, 1.0)
-"""Of the largest size that fits."""
+SCALE = (0.7, 1.0)  # of the largest size that fits
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a picture is put on its white canvas.
+    """Where a picture is put on its white canvas."""
 
-    Attributes:
-        scale: of the largest size that fits, in (0, 1].
-        x, y: share of the free room that lies left of it and above it; .5 centres.
-    """
-
-    scale: float = 1.0
-    x: float = 0.5
-    y: float = 0.5
+    scale: float = 1.0  # of the largest size that fits, in (0, 1]
+    place: tuple[float, float] = (0.5, 0.5)  # share of the free room that lies left of it and above it
 
 
 def augment(picture: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Placement]:
     """Another view of an RGBA cut-out and a place for it; equal generators give equal bytes.
 
     Source: the published stage-1 recipe (blur, colour, flip, shear 10 deg, rotation 45 deg, perspective .3 at .5, scale,
-    translation). Its order is not known; here geometry is one resampling, so that nothing is softened twice.
+    translation). Its order is not published. Here all geometry is one resampling, so that nothing is blurred twice.
     """
     colour = _tint(picture, rng)
     turned = _warp(colour, _draw_corners(picture.width, picture.height, rng))
     box = turned.getchannel("A").getbbox()
-    return turned.crop(box) if box else picture, Placement(float(rng.uniform(*SCALE)), *rng.uniform(0, 1, 2).tolist())
+    scale, left, above = rng.uniform(*SCALE), *rng.uniform(0, 1, 2)
+    return turned.crop(box) if box else picture, Placement(float(scale), (float(left), float(above)))
 
 
 def _tint(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

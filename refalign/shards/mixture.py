@@ -20,55 +20,46 @@ _CHUNK = 4096  # positions whose groups are drawn at once
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Patterns of source groups with the indices of their samples and their weights; the order counts in no way."""
+class Mixture(SampleOrder):
+    """The order in which groups of samples come up in the shares of their weights."""
 
-    names: tuple[str, ...]
-    members: tuple[np.ndarray, ...]
-    weights: tuple[float, ...]
-    seed: int
-
-    def global_batch(self, position: int, size: int) -> list[tuple[int, int]]:
-        """(position, index) of the ``size`` samples from ``position`` on."""
-        return [(p, self.index_at(p)) for p in range(position, position + size)]
+    members: tuple[np.ndarray, ...]  # of each group, the indices of its samples
+    weights: tuple[float, ...]  # of the groups, above 0
 
     def index_at(self, position: int) -> int:
-        """Index of the sample at ``position`` (samples consumed before it)."""
         chunk, place = divmod(position, _CHUNK)
-        groups, before = self._draw(chunk)
+        groups = _draw_groups(self.weights, self.seed, chunk)
         group = int(groups[place])
-        of_group = int(before[group]) + int((groups[:place] == group).sum())
+        of_group = int(self._count_before(chunk)[group]) + int((groups[:place] == group).sum())
         members = self.members[group]
         epoch, number = divmod(of_group, len(members))
         return int(members[permute(len(members), self.seed, epoch, f"mix{group}")[number]])
 
-    def _draw(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        """The groups of the positions in ``chunk``, and how often each group came before it."""
-        while len(self._counts) <= chunk:
-            groups = self._groups_of(len(self._counts) - 1)
-            self._counts.append(self._counts[-1] + np.bincount(groups, minlength=len(self.names)))
-        return self._groups_of(chunk), self._counts[chunk]
+    def _count_before(self, chunk: int) -> np.ndarray:
+        """How often each group was drawn before ``chunk``."""
+        for earlier in range(len(self._counts) - 1, chunk):
+            drawn = np.bincount(_draw_groups(self.weights, self.seed, earlier), minlength=len(self.weights))
+            self._counts.append(self._counts[-1] + drawn)
+        return self._counts[chunk]
 
     @cached_property
     def _counts(self) -> list[np.ndarray]:
-        return [np.zeros(len(self.names), dtype=np.int64)]
-
-    def _groups_of(self, chunk: int) -> np.ndarray:
-        return _draw_groups(self.weights, self.seed, chunk)
+        return [np.zeros(len(self.weights), dtype=np.int64)]
 
 
 @lru_cache(maxsize=4)
 def _draw_groups(weights: tuple[float, ...], seed: int, chunk: int) -> np.ndarray:
+    """The groups of the positions in ``chunk``."""
     shares = (random_words(seed, "mixture", chunk, _CHUNK) >> np.uint64(11)) * 2.0**-53
     ends = np.cumsum(weights)
     return np.searchsorted(ends / ends[-1], shares, side="right")
 
 
-def make_order(index: ShardIndex, mixture: Mapping[str, float] | None, seed: int) -> SampleOrder | Mixture:
+def make_order(index: ShardIndex, mixture: Mapping[str, float] | None, seed: int) -> SampleOrder:
     """The order of a run: all samples alike, or source groups in the shares that ``mixture`` gives them.
 
     Args:
-        mixture: pattern of source groups -> weight; the longest pattern that fits a group counts, and 0 leaves its samples out.
+        mixture: pattern of source groups -> weight. The longest pattern that fits a group counts; 0 leaves its samples out.
 
     Raises:
         ConfigError: a pattern fits no sample, or a sample no pattern.
@@ -99,4 +90,4 @@ def make_order(index: ShardIndex, mixture: Mapping[str, float] | None, seed: int
             f"are {', '.join(known[:5])}{' ...' if len(known) > 5 else ''}."
         )
     weights = tuple(float(mixture[pattern]) for pattern in drawn)
-    return Mixture(tuple(drawn), tuple(np.array(members[pattern]) for pattern in drawn), weights, seed)
+    return Mixture(len(index), seed, tuple(np.array(members[pattern]) for pattern in drawn), weights)

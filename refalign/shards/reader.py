@@ -1,35 +1,37 @@
 """Reading shard samples by byte offset, in an order that is a function of (seed, samples consumed) alone.
 
-The position of a run is one number: samples consumed. Epoch and place follow from it, the number of ranks does not enter,
-and stopping anywhere repeats and skips nothing.
+The position of a run is one number: samples consumed. Epoch and place follow from it. The number of ranks does not enter, so
+that stopping anywhere repeats and skips nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import queue
-import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor
 
+from refalign.config import describe_problems
 from refalign.errors import ArtifactError, DataError
 from refalign.io.storage import find_size, find_system, in_parallel, is_remote, join, load_json, read_bytes, translated_errors
 from refalign.io.untrusted import parse_json_object
 from refalign.pipeline.steps import Step
 from refalign.shards.sample import Sample, check_sample
-from refalign.shards.writer import NULL_PROMPT_NAME
+from refalign.shards.writer import NULL_PROMPT_NAME, Member
 
 _AGAIN = "run the shards step again"
 _WAY_OUT = f"delete that file and its .json, then {_AGAIN}"
@@ -47,16 +49,30 @@ _DTYPES = {
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """What the index knows of a sample without reading it."""
+    """What training needs of `refalign.shards.writer.IndexedSample`, and where the shard is."""
 
-    key: str
     shard: str  # location
+    key: str
     shape: tuple[int, int, int, int]  # Z T h w
     subjects: int
-    members: dict[str, tuple[int, int, int | None]]  # suffix -> offset and size in bytes, CRC-32 (None in older indices)
-    source_group: str | None = None  # None in indices that were written before it stood there
+    members: dict[str, Member]
+    source_group: str | None = None  # older indices have none
+
+
+class _Manifest(BaseModel):
+    parts: list[str]
+    digest: str
+    null_prompt_crc32: int | None = None
+
+
+class _Commit(BaseModel):
+    size_bytes: int
+    samples: list[dict[str, object]]
+
+
+_ENTRIES = TypeAdapter(list[Entry])
 
 
 @dataclass(frozen=True)
@@ -70,20 +86,15 @@ class ShardIndex:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ShardIndex:
-        """Reads the commits of ``split``; a split without samples gives an index of length 0.
-
-        Args:
-            folder: a finished shards step.
-            split: "train" or "validation".
+        """Reads the commits of ``split`` in a finished shards step; a split without samples gives an index of length 0.
 
         Raises:
             ArtifactError: the step is unfinished, or a shard is missing, damaged or of another size than was committed.
         """
-        manifest = _load_json(str(Path(folder) / "manifest.json"), "the shards step has not finished; run it again")
-        step = Step.open(Path(folder))
-        names = sorted(part for part in manifest["parts"] if part.startswith(f"{split}-"))
+        manifest, step = _load_manifest(folder), Step.open(folder)
+        names = sorted(part for part in manifest.parts if part.startswith(f"{split}-"))
         entries = in_parallel(lambda name: _load_entries(step, name), names)
-        return cls(Path(folder), split, manifest["digest"], tuple(entry for of_shard in entries for entry in of_shard))
+        return cls(folder, split, manifest.digest, tuple(entry for of_shard in entries for entry in of_shard))
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -96,36 +107,27 @@ class ShardIndex:
             SchemaError: a tensor is missing, or the JSON does not describe the references.
         """
         entry = self.entries[index]
+        where = f"{entry.shard}: sample {entry.key}"
         try:
             data, text = _read_members(entry, ("safetensors", "json"))
             tensors, info = view_tensors(data), parse_json_object(text.tobytes())
         except (DataError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{entry.shard}: sample {entry.key} is damaged ({error}); {_WAY_OUT}.") from error
-        where = f"{entry.shard}: sample {entry.key}"
-        check_sample(tensors, info, where=where, shape=entry.shape, num_subjects=entry.subjects)
-        return Sample(entry.key, tensors, info)
+            raise ArtifactError(f"{where} is damaged ({error}); {_WAY_OUT}.") from error
+        checked = check_sample(tensors, info, where=where, shape=entry.shape, num_subjects=entry.subjects)
+        return Sample(entry.key, tensors, checked)
 
     def read_many(self, indices: Sequence[int]) -> list[Sample]:
-        """Samples in the given order, several read at once: one reader alone leaves most of a disk or network idle.
-
-        Raises:
-            ArtifactError: see `read`.
-            SchemaError: see `read`.
-        """
+        """As `read`, several at once: one reader alone leaves most of a disk or network idle."""
         return in_parallel(self.read, indices)
 
     def load_null_prompt(self) -> Tensor | None:
-        """Embedding of the empty prompt, ``[L, D]``, which is what a dropped text becomes; None where none was written.
-
-        Raises:
-            ArtifactError: the file is damaged.
-        """
+        """Embedding of the empty prompt, ``[L, D]``, which replaces a dropped text; None if none was written."""
         location = join(Step.open(self.folder).location, NULL_PROMPT_NAME)
         if find_size(location) is None:
             return None
+        expected = _load_manifest(self.folder).null_prompt_crc32
         try:
             data = read_bytes(location)
-            expected = _load_json(str(self.folder / "manifest.json"), _AGAIN).get("null_prompt_crc32")
             if expected is not None and zlib.crc32(data) != expected:
                 raise ValueError("its bytes are not those that were written")
             return view_tensors(np.frombuffer(bytearray(data), np.uint8))["prompt_embeds"]
@@ -149,66 +151,35 @@ class SampleOrder:
         """(position, index) of the ``size`` samples from ``position`` on; a batch may span two epochs."""
         return [(p, self.index_at(p)) for p in range(position, position + size)]
 
-    def iter_positions(self, position: int, size: int) -> Iterator[list[tuple[int, int]]]:
-        """Global batches from ``position`` on, without end."""
-        while True:
-            yield self.global_batch(position, size)
-            position += size
-
-
-@dataclass(frozen=True)
-class _Fault:
-    error: BaseException
-
 
 class Prefetcher(Generic[Item]):
-    """Makes items ahead in one thread, at most ``depth`` of them, and measures how long the consumer waited."""
+    """Makes ``make(first) ... make(last)`` ahead in one thread, in order, and measures how long the consumer waited.
+
+    At most ``depth`` items wait while one more is being made.
+    """
 
     def __init__(self, make: Callable[[int], Item], first: int, last: int, *, depth: int = 2) -> None:
-        """Starts making ``make(first) ... make(last)``, both included, in order."""
         self.wait_s = 0.0
-        self._queue: queue.Queue[Item | _Fault] = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(make, first, last), name="prefetch", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._todo = (self._thread.submit(make, number) for number in range(first, last + 1))
+        self._made: deque[Future[Item]] = deque(islice(self._todo, depth + 1))
 
     def next(self) -> Item:
-        """The next item; ``wait_s`` then holds the seconds this call waited.
-
-        Raises:
-            BaseException: whatever ``make`` raised for this item.
-        """
+        """The next item, or whatever ``make`` raised for it; ``wait_s`` then holds the seconds this call waited."""
         start_s = time.perf_counter()
-        item = self._queue.get()
+        item = self._made.popleft().result()
         self.wait_s = time.perf_counter() - start_s
-        if isinstance(item, _Fault):
-            raise item.error
+        self._made.extend(islice(self._todo, 1))
         return item
 
     def close(self) -> None:
-        """Ends the thread; items made ahead are dropped."""
-        self._closed.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._queue.get_nowait()  # it may wait for room
-            self._thread.join(0.001)
-
-    def _work(self, make: Callable[[int], Item], first: int, last: int) -> None:
-        for number in range(first, last + 1):
-            if self._closed.is_set():
-                return
-            try:
-                self._queue.put(make(number))
-            except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
-                self._queue.put(_Fault(error))
-                return
+        """Ends the thread after the item that it is making."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def random_words(seed: int, purpose: str, number: int, count: int) -> np.ndarray:
-    """``count`` uniform 64-bit words that depend on the arguments alone: the source of every draw of training.
-
-    Raw words, because numpy promises that they never change; what `numpy.random.Generator` makes of them may.
-    """
+    """``count`` uniform 64-bit words that depend on the arguments alone: the source of every draw of training."""
+    # numpy promises that raw words never change, which it does not of a Generator's draws.
     key = [seed, int.from_bytes(purpose.encode()[:8])]
     return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
 
@@ -220,14 +191,12 @@ def permute(size: int, seed: int, epoch: int, purpose: str = "order") -> np.ndar
 
 
 def view_tensors(data: UInt8[np.ndarray, "N"]) -> dict[str, Tensor]:
-    """Tensors over the bytes of a safetensors file, which are not copied: they live as long as one of them does.
+    """Tensors over the bytes of a safetensors file (https://github.com/huggingface/safetensors#format), without copying them.
 
     The library's own reader of bytes copies every tensor, which costs a third of the rate of a disk.
 
     Raises:
         ValueError, KeyError, TypeError: the bytes are no safetensors file.
-
-    Source: the format's description, https://github.com/huggingface/safetensors#format.
     """
     header_end = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if header_end > len(data):
@@ -293,33 +262,29 @@ def _open_remote(location: str) -> Any:
 
 def _load_entries(step: Step, name: str) -> list[Entry]:
     commit_path = step.locate_commit(name)
-    commit = _load_json(commit_path, _WAY_OUT)
-    shard = step.locate(name, commit)
+    record = _load_json(commit_path, _WAY_OUT)
+    shard = step.locate(name, record)
     try:
-        _check_size(shard, commit["size_bytes"])
-        return [_make_entry(shard, sample, commit["size_bytes"]) for sample in commit["samples"]]
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ArtifactError(f"{commit_path}: not a shard commit ({error!r}); {_WAY_OUT}.") from error
+        commit = _Commit.model_validate(record)
+        entries = _ENTRIES.validate_python([{**sample, "shard": shard} for sample in commit.samples])
+    except ValidationError as error:
+        raise ArtifactError(f"{commit_path}: not a shard commit ({describe_problems(error)[:200]}); {_WAY_OUT}.") from error
+    for entry in entries:
+        if not all(0 <= offset <= offset + size <= commit.size_bytes for offset, size, _ in entry.members.values()):
+            raise ArtifactError(f"{commit_path}: not a shard commit ({entry.key} lies outside of the file); {_WAY_OUT}.")
+    if (found := find_size(shard)) != commit.size_bytes:
+        fault = "this shard is missing" if found is None else f"{found} bytes, {commit.size_bytes} were committed"
+        raise ArtifactError(f"{shard}: {fault}; {_WAY_OUT}.")
+    return entries
 
 
-def _make_entry(shard: str, sample: dict[str, Any], size_bytes: int) -> Entry:
-    members = {
-        suffix: (int(offset), int(size), int(checksum[0]) if checksum else None)
-        for suffix, (offset, size, *checksum) in sample["members"].items()
-    }
-    if not all(0 <= offset <= offset + size <= size_bytes for offset, size, _ in members.values()):
-        raise ValueError(f"members {members} of {size_bytes} bytes")
-    channels, frames, height, width = sample["shape"]
-    shape = (channels, frames, height, width)
-    return Entry(sample["key"], shard, shape, int(sample["subjects"]), members, sample.get("source_group"))
-
-
-def _check_size(shard: str, size_bytes: int) -> None:
-    found = find_size(shard)
-    if found is None:
-        raise ArtifactError(f"{shard}: this shard is missing; {_WAY_OUT}.")
-    if found != size_bytes:
-        raise ArtifactError(f"{shard}: {found} bytes, {size_bytes} were committed; {_WAY_OUT}.")
+def _load_manifest(folder: Path) -> _Manifest:
+    path = str(folder / "manifest.json")
+    record = _load_json(path, "the shards step has not finished; run it again")
+    try:
+        return _Manifest.model_validate(record)
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: not of a shards step ({describe_problems(error)[:200]}); {_AGAIN}.") from error
 
 
 def _load_json(location: str, way_out: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -26,9 +26,36 @@ _STORED = {TARGETS: "R P E"}  # frozen vision tokens of each reference
 _COMPUTED = {PICTURES: "N", PICTURE_SIZES: "R"}  # PNG files of the references, one after the other, and the bytes of each
 FRAME_TOKENS = "frame_tokens"
 """T P E: vision tokens of the pixel frame that each latent frame begins with; only under ``shards.frame_tokens``."""
-
-
 _SCALE = "_scale"
+
+
+class ReferenceInfo(TypedDict):
+    """Where a reference picture is from."""
+
+    subject_index: int
+    subject_id: str
+    clip_id: str
+    kind: str  # in_pair, cross_pair
+    similarity: float  # of the embeddings, 1 for a subject's own picture
+    class_name: str
+    box_xyxy_px: list[float]
+    score: float
+    variant: NotRequired[int]  # of augmented views
+
+
+class SampleInfo(TypedDict):
+    """A sample's JSON."""
+
+    clip_id: str
+    video_id: str
+    caption: str
+    license: str
+    consent: str
+    source_group: str
+    start_s: float
+    fps: float
+    split: str
+    references: list[ReferenceInfo]
 
 
 @dataclass(frozen=True)
@@ -37,21 +64,17 @@ class Sample:
 
     key: str
     tensors: dict[str, Tensor]
-    info: dict[str, Any]
+    info: SampleInfo
 
 
 def check_sample(
-    tensors: dict[str, Tensor], info: dict[str, Any], *, where: str, shape: tuple[int, ...], num_subjects: int
-) -> dict[str, Tensor]:
-    """Returns ``tensors`` if they are the declared ones and agree with the index and the JSON.
+    tensors: dict[str, Tensor], info: Mapping[str, Any], *, where: str, shape: tuple[int, ...], num_subjects: int
+) -> SampleInfo:
+    """Returns ``info`` if the tensors are the declared ones and agree with it and with the index; else a `SchemaError`.
 
     Args:
         where: names the sample in messages.
-        shape: Z T h w of the latents, from the index.
-        num_subjects: from the index.
-
-    Raises:
-        SchemaError: names the sample and what disagrees.
+        shape, num_subjects: from the index.
     """
     declared = SAMPLE_TENSORS | (_STORED if has_targets(tensors) else _COMPUTED)
     missing = [name for name in declared if name not in tensors]
@@ -61,7 +84,7 @@ def check_sample(
     if wrong:
         raise SchemaError(f"{where}: shapes {wrong}; expected the axes { ({name: declared[name] for name in wrong}) }.")
     references = info.get("references")
-    if not isinstance(references, list) or not all(_has_subject(reference) for reference in references):
+    if not isinstance(references, list) or not all(map(_has_subject, references)):
         raise SchemaError(f"{where}: its JSON lists no references with their subjects; run the shards step again.")
     counts = {name: len(tensors[name]) for name, axes in declared.items() if axes.startswith("R")}
     if set(counts.values()) != {len(references)}:
@@ -71,10 +94,10 @@ def check_sample(
     described = {reference["subject_index"] for reference in references}
     if len(described) != num_subjects or described != set(range(len(described))):
         raise SchemaError(f"{where}: {num_subjects} subjects, but references for subjects {sorted(described)}.")
-    return tensors
+    return cast(SampleInfo, info)
 
 
-def _has_subject(reference: Any) -> bool:
+def _has_subject(reference: object) -> bool:
     return isinstance(reference, dict) and isinstance(reference.get("subject_index"), int)
 
 

@@ -8,12 +8,13 @@ import traceback
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from refalign.config import ModelsConfig, RunConfig, VideoConfig
 from refalign.errors import ArtifactError, DataError
@@ -29,28 +30,39 @@ from refalign.pipeline.places import changed_at, check_place, judge_fault
 from refalign.pipeline.reuse import find_referred
 from refalign.pipeline.stage import Inputs, PartsManifest, PartStage, Run, count_all
 from refalign.pipeline.steps import Journal, Step
-from refalign.shards.plan import ShardWork, count_views, plan_shards
-from refalign.shards.writer import NULL_PROMPT_NAME, SHEET_FRAMES, SHEET_PX, iter_contact_sheets, write_tar
+from refalign.shards.plan import SPLITS, Pair, ShardWork, count_views, plan_shards
+from refalign.shards.writer import (
+    NULL_PROMPT_NAME,
+    SHEET_FRAMES,
+    SHEET_PX,
+    IndexedSample,
+    ShardCommit,
+    ShardRecord,
+    add_sample,
+    add_up,
+    iter_contact_sheets,
+    open_tar,
+)
 from refalign.stages.pairs import Pairs
 from refalign.stages.subjects import Subjects
 
-_COUNTED = ("references", "cross_references", "cut_prompts", "prompts_with_unknown_words")
-"""What the index counts of a sample; the last two are not in older commits."""
+if TYPE_CHECKING:  # both import torch
+    from refalign.shards.encode import ReferencePicture
+    from refalign.shards.sample import ReferenceInfo
+
+ClipRow = dict[str, Any]
+"""A row of `CLIP_SCHEMA`."""
+_COMMITS = TypeAdapter(list[ShardCommit])
+_COPIED = ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
+"""Columns that a sample's JSON copies (`refalign.shards.sample.SampleInfo`)."""
 _MAX_SHEETS = 3
 
 
 class ShardsManifest(PartsManifest):
-    """What was encoded.
+    """What was encoded; totals as of `refalign.shards.writer.Totals`."""
 
-    Attributes:
-        digest: names the data set by content.
-        samples: by split.
-        cut_prompts: captions longer than ``models.max_text_tokens``.
-        null_prompt_crc32: of the empty prompt's embedding.
-    """
-
-    digest: str
-    samples: dict[str, int]
+    digest: str  # names the data set by content
+    samples: dict[str, int]  # by split
     references: int
     cross_references: int
     cut_prompts: int = 0
@@ -74,76 +86,56 @@ class ShardsWorker:
         self.encoders = FrozenEncoders(config)
 
     def make_part(self, step: Step, name: str, work: ShardWork) -> dict[str, Any]:
-        """Encodes the clips of one shard, writes the tar and returns the commit record with the byte index.
+        """Encodes the clips of one shard, writes the tar and returns the commit with the byte index.
 
-        Raises:
-            BackendUnavailable: the input is gone as a whole; nothing is stored.
+        Nothing is stored if the input is gone as a whole (`BackendUnavailable`).
         """
-        self._write_null_prompt(step)
+        from safetensors.torch import save
+
+        null_prompt = join(step.location, NULL_PROMPT_NAME)
+        if find_size(null_prompt) is None:  # it stands in where training drops the text; every worker writes the same bytes
+            write_bytes(null_prompt, save({"prompt_embeds": self.encoders.encode_text("")}))
         with step.open_journal(name) as journal:
-            return self._make_part(step, name, work, journal)
+            return step.write_part(name, lambda path: asdict(self._write_shard(path, work, journal)))
 
-    def _make_part(self, step: Step, name: str, work: ShardWork, journal: Journal) -> dict[str, Any]:
-        rows = {row["clip_id"]: row for file in work.files for row in _load_clips(file, changed_at(file))}
-        pairs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for pair in work.pairs:
-            pairs[pair["clip_id"]].append(pair)
+    def _write_shard(self, path: Path, work: ShardWork, journal: Journal) -> ShardRecord:
+        rows = {row["clip_id"]: row for file in work.files for row in _load_rows(file, changed_at(file))}
+        samples: list[IndexedSample] = []
         outcomes: list[Outcome] = []
-        index: dict[str, dict[str, Any]] = {}
-
-        def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
-            wanted = [rows[clip_id] for clip_id in work.clips]
-            for clip_id, frames in self._iter_frames(wanted, journal, work.videos):
+        with open_tar(path) as tar:
+            for clip_id, frames in self._iter_frames([rows[clip_id] for clip_id in work.clips], work.videos, journal):
                 try:
                     if isinstance(frames, DataError):
                         raise frames
-                    members, index[clip_id] = self._make_sample(rows[clip_id], pairs[clip_id], rows, frames, work.split)
+                    pairs = [pair for pair in work.pairs if pair.clip_id == clip_id]
+                    sample, members = self._make_sample(
+                        rows[clip_id], frames, work.split, self._list_references(clip_id, rows, pairs)
+                    )
                 except DataError as error:
                     outcomes.append(Outcome("clip", clip_id, error.reason, str(error)))
                 except Exception:
                     outcomes.append(Outcome("clip", clip_id, "CRASH", traceback.format_exc(limit=-3)))
                 else:
                     outcomes.append(Outcome("clip", clip_id))
-                    yield clip_id, members
-
-        def write(path: Path) -> dict[str, Any]:
-            offsets = write_tar(path, samples())
-            return {
-                "split": work.split,
-                "work": work.digests,
-                **describe_samples([{"key": key, **index[key], "members": offsets[key]} for key in offsets]),
-                "outcomes": [asdict(outcome) for outcome in outcomes],
-            }
-
-        return step.write_part(name, write)
-
-    def _write_null_prompt(self, step: Step) -> None:
-        """The empty prompt's embedding, which stands in where training drops the text; the same bytes whoever writes them."""
-        from safetensors.torch import save
-
-        location = join(step.location, NULL_PROMPT_NAME)
-        if find_size(location) is None:
-            write_bytes(location, save({"prompt_embeds": self.encoders.encode_text("")}))
+                    samples.append(replace(sample, members=add_sample(tar, clip_id, members)))
+        return ShardRecord(split=work.split, work=work.digests, samples=samples, outcomes=outcomes, **asdict(add_up(samples)))
 
     def _iter_frames(
-        self, rows: list[dict[str, Any]], journal: Journal, locations: Mapping[str, str]
+        self, rows: Sequence[ClipRow], locations: Mapping[str, str], journal: Journal
     ) -> Iterator[tuple[str, np.ndarray | DataError]]:
-        """Frames of each clip, one decode pass per video; none of a video that workers died on.
-
-        Raises:
-            BackendUnavailable: the input is gone as a whole.
-        """
-        by_video: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        """Frames of each clip, one decode pass per video, or why there are none."""
+        by_video: dict[str, list[ClipRow]] = defaultdict(list)
         for row in rows:
             by_video[row["video_id"]].append(row)
         paths = {video_id: locations.get(video_id, clips[0]["video_path"]) for video_id, clips in by_video.items()}
         for video_id, clips in by_video.items():
             path = paths[video_id]
             specs = [ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"])) for row in clips]
+            videos: Sequence[np.ndarray | DataError]
             try:
                 if (deaths := journal.begin(video_id)) >= self.config.curation.max_worker_deaths:
                     raise DataError("KILLS_WORKERS", describe_deaths(path, deaths))
-                videos: list[Any] = read_clips(path, specs, self.config.video, self.config.curation)
+                videos = read_clips(path, specs, self.config.video, self.config.curation)
             except DataError as error:
                 fault = judge_fault(error, path, video_id)
                 if belongs_to_place(fault.reason):
@@ -151,47 +143,26 @@ class ShardsWorker:
                 videos = [fault] * len(clips)
             yield from ((row["clip_id"], frames) for row, frames in zip(clips, videos, strict=True))
 
-    def _make_sample(
-        self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any], frames: np.ndarray, split: str
-    ) -> tuple[dict[str, bytes], dict[str, Any]]:
-        from safetensors.torch import save
-
-        references = list(self._iter_references(row, pairs, rows))
-        tensors = self.encoders.encode(frames, row["caption"], references)
-        said = {
-            key: row[key] for key in ("clip_id", "video_id", "caption", "license", "consent", "source_group", "start_s", "fps")
-        }
-        info = {**said, "split": split, "references": [reference.info for reference in references]}
-        shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
-        sheet = make_contact_sheet([frames[shown], [reference.pixels for reference in references]], SHEET_PX)
-        members = {
-            "safetensors": save(tensors),
-            "json": json.dumps(info, sort_keys=True, ensure_ascii=False).encode(),
-            "jpg": encode_jpeg(sheet),
-        }
-        shape = list(tensors["latents"].shape)
-        entry = {"clip_id": row["clip_id"], "source_group": row["source_group"], "shape": shape, "subjects": len(row["subjects"])}
-        losses = self.encoders.text.find_losses(row["caption"], self.encoders.max_text_tokens)
-        entry |= {"cut_prompts": int(losses.cut_tokens > 0), "prompts_with_unknown_words": int(bool(losses.unknown))}
-        return members, entry | count_references([reference.info for reference in references])
-
-    def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:
+    def _list_references(
+        self, clip_id: str, rows: Mapping[str, ClipRow], pairs: Sequence[Pair]
+    ) -> list[tuple[ReferenceInfo, ReferencePicture]]:
         """Each subject's picture in its own clip, then its pictures in other clips."""
         from refalign.shards.encode import make_reference
 
         sizes_px = (self.config.video.height_px, self.config.video.width_px, self.encoders.grid.token_px)
-        for position, subject in enumerate(row["subjects"]):
-            views = [("in_pair", row["clip_id"], subject, 1.0)]
+        references: list[tuple[ReferenceInfo, ReferencePicture]] = []
+        for position, subject in enumerate(rows[clip_id]["subjects"]):
+            views = [("in_pair", clip_id, subject, 1.0)]
             for pair in pairs:
-                if pair["subject_id"] == subject["subject_id"]:
-                    there = rows[pair["reference_clip_id"]]["subjects"]
-                    found = next(other for other in there if other["subject_id"] == pair["reference_subject_id"])
-                    views.append(("cross_pair", pair["reference_clip_id"], found, pair["similarity"]))
-            for kind, clip_id, view, similarity in views:
-                info = {
+                if pair.subject_id == subject["subject_id"]:
+                    there = rows[pair.reference_clip_id]["subjects"]
+                    found = next(other for other in there if other["subject_id"] == pair.reference_subject_id)
+                    views.append(("cross_pair", pair.reference_clip_id, found, pair.similarity))
+            for kind, shown_in, view, similarity in views:
+                info: ReferenceInfo = {
                     "subject_index": position,
                     "subject_id": view["subject_id"],
-                    "clip_id": clip_id,
+                    "clip_id": shown_in,
                     "kind": kind,
                     "similarity": round(similarity, 6),
                     "class_name": view["class_name"],
@@ -200,10 +171,44 @@ class ShardsWorker:
                 }
                 count = count_views(view["subject_id"], self.config.shards)
                 if not count:
-                    yield make_reference(view["crop_png"], *sizes_px, info)
+                    references.append((info, make_reference(view["crop_png"], *sizes_px)))
                 for variant in range(count):
-                    rng = np.random.default_rng(_seed_of(row["clip_id"], view["subject_id"], variant))
-                    yield make_reference(view["crop_png"], *sizes_px, {**info, "variant": variant}, rng)
+                    seed = hashlib.sha256(f"{clip_id}/{view['subject_id']}/{variant}".encode()).digest()[:8]
+                    rng = np.random.default_rng(int.from_bytes(seed))
+                    references.append(({**info, "variant": variant}, make_reference(view["crop_png"], *sizes_px, rng)))
+        return references
+
+    def _make_sample(
+        self, row: ClipRow, frames: np.ndarray, split: str, references: Sequence[tuple[ReferenceInfo, ReferencePicture]]
+    ) -> tuple[IndexedSample, dict[str, bytes]]:
+        """What the index says of a sample, and its members by extension."""
+        from safetensors.torch import save
+
+        infos, pictures = [info for info, _ in references], [picture for _, picture in references]
+        tensors = self.encoders.encode(frames, row["caption"], pictures)
+        info = {name: row[name] for name in _COPIED} | {"split": split, "references": infos}
+        shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
+        sheet = make_contact_sheet([frames[shown], [picture.pixels for picture in pictures]], SHEET_PX)
+        members = {
+            "safetensors": save(tensors),
+            "json": json.dumps(info, sort_keys=True, ensure_ascii=False).encode(),
+            "jpg": encode_jpeg(sheet),
+        }
+        losses = self.encoders.text.find_losses(row["caption"], self.encoders.max_text_tokens)
+        other_clips = [info["clip_id"] for info in infos if info["kind"] == "cross_pair"]
+        sample = IndexedSample(
+            key=row["clip_id"],
+            clip_id=row["clip_id"],
+            source_group=row["source_group"],
+            shape=list(tensors["latents"].shape),
+            subjects=len(row["subjects"]),
+            references=len(infos),
+            cross_references=len(other_clips),
+            reference_clips=sorted(set(other_clips)),
+            cut_prompts=int(losses.cut_tokens > 0),
+            prompts_with_unknown_words=int(bool(losses.unknown)),
+        )
+        return sample, members
 
 
 class Shards(PartStage[ShardsManifest, ShardWork]):
@@ -233,25 +238,32 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
             raise ArtifactError(f"{subjects.folder}: no clip with a subject, so there is nothing to encode.")
         announce_size(step, {name: work.size for name, work in plan.items()}, run.config)
         self.versions = sorted(find_referred(step)) if any(work.is_adopted for work in plan.values()) else []
-        for version in self.versions:
-            _copy_null_prompt(step, version)
+        null_prompt = join(step.location, NULL_PROMPT_NAME)
+        if self.versions and find_size(null_prompt) is None:  # perhaps no worker is started that would write it
+            write_bytes(null_prompt, read_bytes(join(step.root, f"{self.versions[0]}/{NULL_PROMPT_NAME}")))
         return plan
 
     def digest(self, work: ShardWork) -> list[str] | None:
         return None if work.is_adopted else work.digests
 
     def finish(self, run: Run, step: Step, plan: Mapping[str, ShardWork], commits: Sequence[dict[str, Any]]) -> ShardsManifest:
-        manifest = describe_shards(
-            commits,
+        made = _COMMITS.validate_python(commits)
+        null_prompt = join(step.location, NULL_PROMPT_NAME)
+        manifest = ShardsManifest(
+            digest=hashlib.sha256("".join(commit.sha256 for commit in made).encode()).hexdigest()[:16],
+            samples={split: sum(len(commit.samples) for commit in made if commit.split == split) for split in SPLITS},
+            size_bytes=sum(commit.size_bytes for commit in made),
+            **asdict(add_up(made)),
+            **count_all([outcome for commit in made for outcome in commit.outcomes]),
             parts=tuple(plan),
             made_of=(run.step_of(Subjects).folder.name, run.step_of(Pairs).folder.name),
             versions=tuple(self.versions),
-            null_prompt_crc32=_digest_null_prompt(step),
+            null_prompt_crc32=zlib.crc32(read_bytes(null_prompt)) if find_size(null_prompt) is not None else None,
             video=run.config.video,
             models=run.config.models,
         )
-        planned = sum(len(work.clips) for work in plan.values())
-        planned += sum(len(commit["outcomes"]) for commit in commits if plan[commit["part"]].is_adopted)
+        # The clips of an adopted part are not in the plan.
+        planned = sum(len(commit.outcomes if work.is_adopted else work.clips) for commit, work in zip(made, plan.values()))
         assert manifest.counts["clip"].planned == planned, f"{planned} planned, {manifest.counts} accounted for"
         check_quarantined(manifest.counts, manifest.outcomes, run.config.curation.max_quarantine_fraction)
         return manifest
@@ -272,50 +284,7 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
             run.tracker.log_image(self.name, decode_image(picture), f"contact_sheets/{name}.png")
 
 
-def describe_shards(commits: Sequence[Mapping[str, Any]], **others: Any) -> ShardsManifest:
-    """The manifest of shards with these commits, in the order of the plan."""
-    outcomes = [Outcome(**outcome) for commit in commits for outcome in commit["outcomes"]]
-    samples = {
-        split: sum(len(commit["samples"]) for commit in commits if commit["split"] == split) for split in ("train", "validation")
-    }
-    return ShardsManifest(
-        digest=hashlib.sha256("".join(commit["sha256"] for commit in commits).encode()).hexdigest()[:16],
-        samples=samples,
-        **{name: sum(commit.get(name, 0) for commit in commits) for name in (*_COUNTED, "size_bytes")},
-        **count_all(outcomes),
-        **others,
-    )
-
-
-def _digest_null_prompt(step: Step) -> int | None:
-    location = join(step.location, NULL_PROMPT_NAME)
-    return None if find_size(location) is None else zlib.crc32(read_bytes(location))
-
-
-def _copy_null_prompt(step: Step, version: str) -> None:
-    """From another version's folder, where this one may have no worker that would write it."""
-    location = join(step.location, NULL_PROMPT_NAME)
-    if find_size(location) is None:
-        write_bytes(location, read_bytes(join(step.root, f"{version}/{NULL_PROMPT_NAME}")))
-
-
-def describe_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a commit says of its samples, each with the clips that its references are from."""
-    return {"samples": samples, **{kind: sum(sample.get(kind, 0) for sample in samples) for kind in _COUNTED}}
-
-
-def count_references(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the index says of a sample's references: how many, and which other clips they are from."""
-    cross = [info["clip_id"] for info in infos if info["kind"] == "cross_pair"]
-    return {"references": len(infos), "cross_references": len(cross), "reference_clips": sorted(set(cross))}
-
-
-def _seed_of(*names: Any) -> int:
-    """A number that depends on the names alone, for the draws of one augmented view."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:8])
-
-
 @lru_cache(maxsize=4)
-def _load_clips(file: str, changed_ns: int | None) -> list[dict[str, Any]]:
+def _load_rows(file: str, changed_ns: int | None) -> list[ClipRow]:
     """Rows of a part; kept, because neighbouring shards need the same, until the file is written again."""
     return check_table(read_table(file), CLIP_SCHEMA, file).to_pylist()

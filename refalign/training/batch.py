@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,16 @@ from refalign.io.images import decode_image
 from refalign.models.text import pad_prompt_embeds
 from refalign.shards.mixture import Mixture, make_order
 from refalign.shards.reader import SampleOrder, ShardIndex, random_words
-from refalign.shards.sample import FRAME_TOKENS, PICTURE_SIZES, TARGETS, Sample, has_targets, unpack_pictures, unpack_tokens
+from refalign.shards.sample import (
+    FRAME_TOKENS,
+    PICTURE_SIZES,
+    TARGETS,
+    ReferenceInfo,
+    Sample,
+    has_targets,
+    unpack_pictures,
+    unpack_tokens,
+)
 from refalign.training.optim import locate_step
 
 NUM_TIMESTEPS = 1000
@@ -219,7 +227,7 @@ def plan_forwards(planned: Sequence[Planned], num_ranks: int, micro_batch: int) 
 
 
 def choose_references(
-    references: Sequence[dict[str, Any]], choices: Sequence[tuple[float, float]], cross_pair_fraction: float
+    references: Sequence[ReferenceInfo], choices: Sequence[tuple[float, float]], cross_pair_fraction: float
 ) -> list[int]:
     """One reference per subject, in the order of the subjects.
 

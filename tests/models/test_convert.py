@@ -56,13 +56,22 @@ def test_shards_are_read_and_written_a_few_tensors_at_a_time(official, tmp_path,
     for number in range(3):
         part = {f"pipe.dit.{name}": each for index, (name, each) in enumerate(weights.items()) if index % 3 == number}
         save_file(part, tmp_path / "shards" / f"model-{number}.safetensors")
-    monkeypatch.setattr(convert, "_MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(convert, "_MAX_FILE_BYTES", 100_000)
     convert_official(tmp_path / "shards", tmp_path / "out", num_attention_heads=PARITY_HEADS)
     files = sorted((tmp_path / "out" / "transformer").glob("*.safetensors"))
     assert len(files) > 5 and all(file.stat().st_size < 120_000 for file in files)
     stock = WanTransformer3DModel.from_pretrained(tmp_path / "out" / "transformer")
     whole, _ = load_official(official, num_attention_heads=PARITY_HEADS)
     assert all(torch.equal(each, stock.state_dict()[name]) for name, each in whole.state_dict().items())
+
+
+def test_names_are_those_of_diffusers_own_conversion(official):
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    ours = {
+        name: convert.official_name(name) for name in load_official(official, num_attention_heads=PARITY_HEADS)[0].state_dict()
+    }
+    assert convert_wan_transformer_to_diffusers({theirs: theirs for theirs in ours.values()}) == ours
 
 
 def test_released_weights_without_projectors_convert(official, tmp_path):
@@ -80,8 +89,15 @@ def test_released_weights_without_projectors_convert(official, tmp_path):
         (lambda weights: weights.pop("blocks.3.cross_attn.k.bias"), "1 missing: blocks.3.cross_attn.k.bias"),
         (lambda weights: weights.pop("time_embedding.0.weight"), "time_embedding.0.weight' is not in it"),
         (lambda weights: weights.pop("patch_embedding.weight"), "not the weights of a Wan Transformer"),
-        (lambda weights: weights.pop("blocks.2.input_mlp.proj.2.weight"), "1 missing: blocks.2.input_mlp.proj.2.weight"),
+        (
+            lambda weights: weights.pop("blocks.2.input_mlp.proj.2.weight"),
+            "not a set of projectors .*Missing key.*blocks.2.proj.2.weight",
+        ),
         (lambda weights: weights.update({"img_emb.proj.0.weight": torch.zeros(3)}), "1 unexpected: img_emb.proj.0.weight"),
+        (
+            lambda weights: weights.update({"head.head.bias": weights["head.head.bias"].int()}),
+            "1 not of floating point: head.head.bias",
+        ),
         (
             lambda weights: weights.update({"blocks.1.ffn.2.weight": torch.zeros(48, 95)}),
             r"1 of another shape: blocks.1.ffn.2.weight \[48, 95\] instead of \[48, 96\]",

@@ -24,7 +24,7 @@ def make_crop(alpha: np.ndarray) -> bytes:
 def test_padding_and_background_of_a_crop_are_told_apart() -> None:
     alpha = np.zeros((32, 64), np.uint8)
     alpha[:, :32] = 255  # the left half is the subject, the right half its cut-out surroundings
-    reference = make_reference(make_crop(alpha), 64, 64, 16, {})
+    reference = make_reference(make_crop(alpha), 64, 64, 16)
     content, foreground = reference.content.reshape(4, 4), reference.foreground.reshape(4, 4)
     assert content.tolist() == [[0] * 4, [1] * 4, [1] * 4, [0] * 4]
     assert foreground.tolist() == [[0] * 4, [1, 1, 0, 0], [1, 1, 0, 0], [0] * 4]
@@ -35,7 +35,7 @@ def test_padding_and_background_of_a_crop_are_told_apart() -> None:
 def test_smaller_tokens_show_the_same_in_more_of_them() -> None:
     alpha = np.zeros((32, 64), np.uint8)
     alpha[:, :32] = 255
-    coarse, fine = (make_reference(make_crop(alpha), 64, 64, token_px, {}) for token_px in (16, 8))
+    coarse, fine = (make_reference(make_crop(alpha), 64, 64, token_px) for token_px in (16, 8))
     assert coarse.foreground.shape == (16,) and fine.foreground.shape == (64,)
     for shares in ("foreground", "content"):
         pooled = getattr(fine, shares).reshape(4, 2, 4, 2).mean((1, 3)).ravel()
@@ -61,7 +61,7 @@ def test_augmented_views_are_never_cropped_and_repeat_by_seed() -> None:
         for side in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]):
             assert (side > 0).sum() > 0, "the view is as tight as the figure allows"
         areas.add(view.size)
-        reference = make_reference(make_figure(), 96, 160, 16, {}, np.random.default_rng(seed))
+        reference = make_reference(make_figure(), 96, 160, 16, np.random.default_rng(seed))
         dark = (reference.pixels < 128).all(2)
         assert dark.sum() > 0 and reference.content.max() > 0
         assert (reference.foreground <= reference.content + 1e-6).all(), "the subject lies within the picture"
@@ -70,7 +70,7 @@ def test_augmented_views_are_never_cropped_and_repeat_by_seed() -> None:
 
 def test_augmentation_keeps_white_white() -> None:
     for seed in range(10):
-        reference = make_reference(make_figure(), 96, 96, 16, {}, np.random.default_rng(seed))
+        reference = make_reference(make_figure(), 96, 96, 16, np.random.default_rng(seed))
         outside = reference.content.reshape(6, 6).repeat(16, 0).repeat(16, 1) == 0
         assert (reference.pixels[outside] == 255).all()
 

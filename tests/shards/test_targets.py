@@ -124,7 +124,7 @@ def test_stored_pictures_are_the_pixels_that_targets_are_made_of(curated) -> Non
     files = unpack_pictures(sample.tensors, range(len(references)))
     sizes = config.video.height_px, config.video.width_px, load_grid(config.models).token_px
     for reference, file in zip(references, files, strict=True):
-        expected = make_reference(crops[reference["subject_id"]], *sizes, {})
+        expected = make_reference(crops[reference["subject_id"]], *sizes)
         np.testing.assert_array_equal(decode_image(file), expected.pixels)
 
 

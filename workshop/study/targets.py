@@ -103,7 +103,7 @@ def encode_again(pictures: dict[str, bytes], encoder: Any, height_px: int, width
         if views := [info["subject_id"] for info in infos if "variant" in info]:
             raise ArtifactError(f"{len(views)} references are augmented views, which the crops alone cannot repeat.")
         sizes = height_px, width_px, encoder.patch_size_px
-        pixels = np.stack([make_reference(pictures[info["subject_id"]], *sizes, {}).pixels for info in infos])
+        pixels = np.stack([make_reference(pictures[info["subject_id"]], *sizes).pixels for info in infos])
         batches = (encoder.encode(pixels[start : start + _BATCH]).cpu() for start in range(0, len(pixels), _BATCH))
         parts = torch.cat(list(batches)).split([len(sample.info["references"]) for sample in samples])
         return [_with(sample, TARGETS, part) for sample, part in zip(samples, parts, strict=True)]
