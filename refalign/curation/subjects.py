@@ -87,7 +87,7 @@ def find_candidates(window: Window, detector: Detector, config: CurationConfig, 
         candidates += [
             _make_candidate(window, track, class_name, position, box, mask, score)
             for track, class_name, box, mask, score in each
-            if score >= config.min_confidence
+            if score >= np.float32(config.min_confidence)
         ]
     return [candidate for candidate in candidates if _shows_something(candidate, window, config)]
 

@@ -43,10 +43,10 @@ class Totals(BaseModel):
         licenses, consents, captions: clips by licence, by consent, and by where the caption is from.
     """
 
-    clips: int = 0
-    subjects: int = 0
-    crops: int = 0
-    embeddings: int = 0
+    clips: int
+    subjects: int
+    crops: int
+    embeddings: int
     unusual: dict[str, int] = {}
     licenses: dict[str, int] = {}
     consents: dict[str, int] = {}

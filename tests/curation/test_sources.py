@@ -66,7 +66,7 @@ def test_a_caption_may_change_with_the_shot(tmp_path):
     assert [source.caption_at(time_s) for time_s in (0.5, 1.5, 9.0)] == ["one", "two", "both"]
     (tmp_path / "a.json").write_text(json.dumps({"shots": [{"start_s": 0}]}))
     (fault,) = list_sources(InputConfig(), tmp_path)
-    assert fault.reason == "BAD_SIDECAR"
+    assert fault.reason == "BAD_SIDECAR" and "shots.0.end_s: Field required" in fault.message
 
 
 def test_the_id_is_of_the_content(tmp_path):

@@ -216,8 +216,8 @@ def blaming(reason: str, what: str) -> Iterator[None]:
         yield
     except ValidationError as error:  # its message without the values, which may be of any size
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = "".join(f"{part}: " for part in problem["loc"])
-        raise DataError(reason, f"{what}: {where}{problem['msg'].removeprefix('Value error, ')}") from error
+        where, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        raise DataError(reason, ": ".join(filter(None, [what, where, message]))) from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise DataError(reason, f"{what}: {type(error).__name__}: {error}") from error
 
