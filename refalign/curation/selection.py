@@ -5,6 +5,7 @@ Decided once by the driver from a few columns of all clips; nothing is decoded. 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,25 +66,28 @@ def load_crops(file: str) -> Crops:
     )
 
 
-def choose_clips(config: RunConfig, step: Step, files: list[str]) -> tuple[pa.Table, dict[str, int]]:
-    """The verdict on every clip (`refalign.io.tables.VERDICT_SCHEMA`, without splits), sorted by id.
+def choose_clips(config: RunConfig, step: Step, files: Mapping[str, str]) -> tuple[pa.Table, dict[str, int]]:
+    """The verdict on every clip: its id, its group, its part and the reason, sorted by id.
 
     Also how many clips passed a limit only for want of a score, by column.
 
     Args:
-        files: the parts of CLIP rows.
+        files: where the parts of CLIP rows lie, by name.
 
     Raises:
         ConfigError: the folder of evaluation pictures holds none.
         DataError: no clip is left.
     """
     quality = config.quality
-    scores = pa.concat_tables(read_table(file, ["clip_id", "source_group", *SCORE_COLUMNS]) for file in files)
+    tables = {part: read_table(file, ["clip_id", "source_group", *SCORE_COLUMNS]) for part, file in files.items()}
+    scores = pa.concat_tables(
+        table.append_column("part", pa.array([part] * len(table), pa.string())) for part, table in tables.items()
+    )
     clip_ids, hashes = scores["clip_id"].to_pylist(), scores["phash"].to_numpy()
     measured = {name: scores[name].to_numpy() for name in SCORE_COLUMNS}
     reasons = choose_reasons(measured, quality)
     if quality.evaluation_references:
-        reasons[_find_contaminated(config, step, files, hashes) & (reasons == "")] = "CONTAMINATED"
+        reasons[_find_contaminated(config, step, files.values(), hashes) & (reasons == "")] = "CONTAMINATED"
     if quality.max_phash_distance is not None:
         # Among what is still wanted: a clip must not go for the sake of one that goes itself.
         wanted = np.flatnonzero(reasons == "")
@@ -92,8 +96,7 @@ def choose_clips(config: RunConfig, step: Step, files: list[str]) -> tuple[pa.Ta
     if len(reasons) and not (reasons == "").any():
         counts = ", ".join(f"{reason} {count}" for reason, count in zip(*np.unique(reasons.astype(str), return_counts=True)))
         raise DataError("NO_CLIP", f"none of {len(reasons)} clips is left ({counts}); loosen the limits under --set quality.")
-    verdicts = scores.select(["clip_id", "source_group"])
-    verdicts = verdicts.append_column("split", pa.array([""] * len(reasons)))
+    verdicts = scores.select(["clip_id", "source_group", "part"])
     verdicts = verdicts.append_column("reason", pa.array(reasons.tolist(), pa.string())).sort_by("clip_id")
     unscored = {limit.column: int(np.isnan(measured[limit.column]).sum()) for limit in list_limits(quality)}
     return verdicts, {name: count for name, count in unscored.items() if count}
@@ -144,7 +147,7 @@ class PictureEmbedder:
         return step.write_part(name, lambda path: pq.write_table(pa.table(columns), path) or {"pictures": len(pictures)})
 
 
-def _find_contaminated(config: RunConfig, step: Step, files: list[str], hashes: np.ndarray) -> np.ndarray:
+def _find_contaminated(config: RunConfig, step: Step, files: Iterable[str], hashes: np.ndarray) -> np.ndarray:
     pictures = list_pictures(config.quality.evaluation_references or "")
     plan = {_EVALUATION_PART: [str(path.resolve()) for path in pictures]}
     run_parts(step, plan, PictureEmbedder, config, label="evaluation references")

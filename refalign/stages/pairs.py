@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from refalign.config import RunConfig
 from refalign.curation.matching import match_subjects
 from refalign.curation.selection import choose_clips, load_crops, load_verdicts
-from refalign.io.storage import in_parallel, read_table
+from refalign.io.storage import in_parallel
 from refalign.io.tables import PAIR_SCHEMA, VERDICT_SCHEMA, VERDICTS_PART, check_table, is_scene
 from refalign.models.loading import identify_model
 from refalign.pipeline.outcomes import Outcome
@@ -139,12 +139,15 @@ class Pairs(PartStage[PairsManifest, GroupsWork]):
     def plan(self, run: Run, step: Step) -> dict[str, GroupsWork]:
         """Raises: ConfigError, DataError: as `refalign.curation.selection.choose_clips`."""
         subjects, parts = run.step_of(Subjects), run.manifest_of(Subjects).parts
-        chosen, self.unscored = choose_clips(run.config, step, in_parallel(subjects.locate, parts))
+        files = dict(zip(parts, in_parallel(subjects.locate, parts), strict=True))
+        chosen, self.unscored = choose_clips(run.config, step, files)
         self.verdicts = _assign_clips(chosen, run.config.pairs.validation_fraction)
         rows = {"rows": len(self.verdicts)}
-        step.write_part(VERDICTS_PART, lambda path: _write(path, self.verdicts, VERDICT_SCHEMA) or rows)
-        groups = _find_groups(subjects, parts, set(_column(self.verdicts, "clip_id", kept=True)))
-        return _plan_parts(groups, subjects, (step.load_commit(VERDICTS_PART) or {}).get("sha256", ""))
+        commit = step.write_part(VERDICTS_PART, lambda path: _write(path, self.verdicts, VERDICT_SCHEMA) or rows)
+        groups: dict[str, Counter[str]] = defaultdict(Counter)
+        for group, part in zip(*(_column(chosen, name, kept=True) for name in ("source_group", "part")), strict=True):
+            groups[group][part] += 1
+        return _plan_parts(dict(sorted(groups.items())), files, subjects, commit["sha256"])
 
     def digest(self, work: GroupsWork) -> list[str]:
         return [work.digest]
@@ -200,27 +203,23 @@ def _column(verdicts: pa.Table, name: str, *, kept: bool = False) -> list[str]:
     return table[name].to_pylist()
 
 
-def _assign_clips(verdicts: pa.Table, validation_fraction: float) -> pa.Table:
-    """Fills in the split of every clip that is kept."""
-    splits = assign_splits(set(_column(verdicts, "source_group", kept=True)), validation_fraction)
-    rows = zip(_column(verdicts, "source_group"), _column(verdicts, "reason"))
+def _assign_clips(chosen: pa.Table, validation_fraction: float) -> pa.Table:
+    """`refalign.io.tables.VERDICT_SCHEMA`: the split of every clip that is kept."""
+    splits = assign_splits(set(_column(chosen, "source_group", kept=True)), validation_fraction)
+    rows = zip(_column(chosen, "source_group"), _column(chosen, "reason"))
     assigned = pa.array(["" if reason else splits[group] for group, reason in rows], pa.string())
-    return verdicts.set_column(verdicts.column_names.index("split"), "split", assigned)
+    return chosen.append_column("split", assigned).select(VERDICT_SCHEMA.names)
 
 
-def _find_groups(subjects: Step, parts: Iterable[str], kept: set[str]) -> dict[str, Counter[str]]:
-    """Per source group with a kept clip: the parts that hold it, with the number of its clips in each."""
-    groups: dict[str, Counter[str]] = defaultdict(Counter)
-    for part in parts:
-        table = read_table(subjects.locate(part), ["clip_id", "source_group"])
-        for clip_id, group in zip(table["clip_id"].to_pylist(), table["source_group"].to_pylist(), strict=True):
-            if clip_id in kept:
-                groups[group][part] += 1
-    return dict(sorted(groups.items()))
+def _plan_parts(
+    groups: Mapping[str, Counter[str]], files: Mapping[str, str], subjects: Step, verdicts: str
+) -> dict[str, GroupsWork]:
+    """Whole groups together, about ``_CLIPS_PER_PART`` clips a part.
 
-
-def _plan_parts(groups: Mapping[str, Counter[str]], subjects: Step, verdicts: str) -> dict[str, GroupsWork]:
-    """Whole groups together, about ``_CLIPS_PER_PART`` clips a part."""
+    Args:
+        groups: the clips of each group by the part of CLIP rows that holds them; ``files`` says where it lies.
+        verdicts: digest of the verdicts.
+    """
     cut: list[list[str]] = []
     clips = _CLIPS_PER_PART
     for group, parts in groups.items():
@@ -232,8 +231,8 @@ def _plan_parts(groups: Mapping[str, Counter[str]], subjects: Step, verdicts: st
     plan: dict[str, GroupsWork] = {}
     for names in cut:
         parts = sorted({part for name in names for part in groups[name]})
-        commits = in_parallel(subjects.load_commit, parts)
-        files = [subjects.locate(part, commit) for part, commit in zip(parts, commits, strict=True)]
-        digest = digest_work(names, verdicts, [(commit or {})["sha256"] for commit in commits])
-        plan[f"pairs-{len(plan):06d}.parquet"] = GroupsWork(names, files, digest)
+        digests = [(commit or {})["sha256"] for commit in in_parallel(subjects.load_commit, parts)]
+        plan[f"pairs-{len(plan):06d}.parquet"] = GroupsWork(
+            groups=names, files=[files[part] for part in parts], digest=digest_work(names, verdicts, digests)
+        )
     return plan
