@@ -84,13 +84,13 @@ def load_scorer(models: ModelsConfig, device: str) -> TextImageScorer | None:
 
 
 def measure_motion(grey: Sequence[np.ndarray], frame_indices: Sequence[int]) -> float:
-    """Mean length of the optical flow between successive frames, per frame of the clip and as a share of the long side; NaN of
-    fewer than two frames.
+    """Mean length of the optical flow between frames, per frame of the clip and as a share of the long side.
 
-    By dense inverse search, not Farneback's method: of a smooth scene that moves by 4.0 px they see 3.9 and 0.6 px.
+    NaN for fewer than two frames. The flow is by dense inverse search: of a smooth scene that moves by 4.0 px it measures 3.9 px,
+    and Farneback's method 0.6 px.
     """
     if len(grey) < 2:
-        return float("nan")
+        return math.nan
     small = [_shrink(frame) for frame in grey]
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     lengths = []
@@ -161,12 +161,11 @@ def choose_reasons(columns: Mapping[str, np.ndarray], config: QualityConfig) -> 
 
 
 def find_near_duplicates(clip_ids: Sequence[str], hashes: np.ndarray, max_distance: int) -> np.ndarray:
-    """bool [N]: which clips repeat one that stays. Clips are taken in the order of their ids, whatever order they come in; one
-    that is within ``max_distance`` bits of an earlier clip that stays goes.
+    """bool [N]: which clips repeat an earlier one, by the order of their ids, that does not itself repeat another.
 
     Args:
         hashes: int64 [N].
-        max_distance: bits of 64, at most 16.
+        max_distance: bits of 64 in which a repeated clip may differ, at most 16.
     """
     order = np.argsort(np.asarray(clip_ids, dtype=object), kind="stable")
     unique, first = np.unique(np.asarray(hashes, np.int64)[order], return_index=True)
@@ -177,7 +176,7 @@ def find_near_duplicates(clip_ids: Sequence[str], hashes: np.ndarray, max_distan
     gone = np.zeros(len(unique), bool)
     for earlier, later in _iter_close_pairs(unique.view(np.uint64), max_distance):
         gone[later] |= not gone[earlier]
-    # A clip whose equal twin went goes too: it is as near to the one that stays as its twin.
+    # A clip with the hash of one that repeats another repeats that one too.
     repeats[first[gone]] = True
     answer = np.empty(len(order), bool)
     answer[order] = repeats

@@ -89,7 +89,7 @@ def choose_clips(config: RunConfig, step: Step, files: Mapping[str, str]) -> tup
     if quality.evaluation_references:
         reasons[_find_contaminated(config, step, files.values(), hashes) & (reasons == "")] = "CONTAMINATED"
     if quality.max_phash_distance is not None:
-        # Among what is still wanted: a clip must not go for the sake of one that goes itself.
+        # Only among clips that are still wanted: one that is left out must not displace another.
         wanted = np.flatnonzero(reasons == "")
         repeats = find_near_duplicates([clip_ids[row] for row in wanted], hashes[wanted], quality.max_phash_distance)
         reasons[wanted[repeats]] = "NEAR_DUPLICATE"

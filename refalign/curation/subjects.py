@@ -32,9 +32,9 @@ _EDGE_MARGIN = 0.005
 _SCENE = -1
 """Its track; those of subjects are not negative."""
 _MIN_VISIBLE_SCENE = 0.4
-"""Of the frame: behind more subjects than that there is no place to be seen."""
+"""Of the frame. Where subjects hide more of it, there is no scene to show."""
 _SCENE_MARGIN = 0.01
-"""Cut out around each mask, as a share of the frame's long side: masks end a little inside of what they mask."""
+"""Also cut out around each mask, as a share of the frame's long side: masks end a little inside of their subject."""
 
 
 @dataclass

@@ -29,7 +29,7 @@ from refalign.stages.subjects import Subjects
 
 _CLIPS_PER_PART = 20_000
 _SHOWN_OUTCOMES = 1000
-"""Filtered clips named in the manifest; `clips.parquet` names all."""
+"""Filtered clips that the manifest names; `clips.parquet` names all."""
 
 
 class PairsManifest(PartsManifest):
@@ -90,7 +90,7 @@ class PairsWorker:
     def make_part(self, step: Step, name: str, work: GroupsWork) -> dict[str, object]:
         """Reads the embeddings of the part's groups, writes PAIR rows and returns the commit."""
         kept, groups = set(_column(load_verdicts(step), "clip_id", kept=True)), set(work.groups)
-        # By group, subjects and scenes apart: the one is never a picture of the other.
+        # By group, and subjects apart from scenes: a subject is never paired with a scene.
         alike: dict[tuple[str, bool], list[_Crop]] = defaultdict(list)
         clips = 0
         for crops in map(load_crops, work.files):

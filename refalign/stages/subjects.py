@@ -116,8 +116,8 @@ class Listing(NamedTuple):
 def list_input(config: RunConfig, where: str | Path, tombstones: Sequence[Tombstone] = ()) -> Listing:
     """Assigns every usable file that the input names to a part.
 
-    What was taken down keeps its place in the fingerprint and in the parts, so that stages made of this input stay those that it
-    leads to; the worker that comes to it leaves it out.
+    What was taken down stays in the fingerprint and in the parts, so that the stages of this input keep their folders; the worker
+    leaves it out.
 
     Raises:
         ConfigError: the input is missing, empty, damaged, or of no known kind.
@@ -259,7 +259,7 @@ class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
         return {name: [works[digest] for digest in plan[name]] for name in sorted(plan)}
 
     def digest(self, work: list[VideoWork]) -> list[str] | None:
-        return [video.digest for video in work] or None  # adopted parts hold what they hold
+        return [video.digest for video in work] or None  # an adopted part has no work to compare
 
     def finish(
         self, run: Run, step: Step, plan: Mapping[str, list[VideoWork]], commits: Sequence[Mapping[str, object]]
@@ -294,7 +294,7 @@ class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
 
 
 def explain_no_clip(manifest: SubjectsManifest, config: RunConfig, *, needs_detector: bool) -> str:
-    """Why there is none, by what has happened: advice on a detector helps only where it has looked at something."""
+    """Why there is no clip, and what may help: advice on the detector only where it has looked at a clip."""
     videos, settings = manifest.counts["video"], config.curation
     came_of_them = "The summary and the report of this run say what came of each file."
     looked_at = manifest.counts["clip"].filtered.get("NO_SUBJECT", 0) if "clip" in manifest.counts else 0

@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".3gp")
     + (".mts", ".m2ts", ".m2t", ".vob", ".mxf", ".divx", ".f4v", ".asf", ".ogm", ".3g2", ".mpe", ".m2v")
 )
-"""Names that promise a video: where it cannot be opened, that is a fault."""
+"""A file with one of these suffixes that cannot be opened is a fault; other files are only not videos."""
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".tmp", ".aria2", ".!qb", ".!ut")
 
@@ -44,7 +44,7 @@ def opens_as_video(location: str) -> bool:
         if storage.kind_of(storage.resolve(location)) != "file":
             return False
         return next(iter_frames(Path(location), CurationConfig()), None) is not None
-    except Exception:  # whatever a decoder makes of a file that nobody calls a video
+    except Exception:  # a decoder may raise anything on a file that is no video
         return False
 
 

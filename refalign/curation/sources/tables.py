@@ -35,13 +35,15 @@ def iter_list(file: str) -> Iterator[SourceRow]:
     """Every location of a list file; sidecars lie beside the videos."""
     folder = storage.parent(file)
     with storage.open_file(file) as stream:
-        # Names that are not UTF-8 must cost their own line only.
+        # A name that is not UTF-8 costs only its own line.
         for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
             entry = line.strip()
             if entry and (not entry.startswith("#") or _is_there(entry, folder)):
                 yield SourceRow(entry, entry, folder, sidecars=None)
             elif is_video(entry):
-                yield SourceRow(entry, fault=DataError("COMMENT", "a comment, for it begins with #, and no file is called so"))
+                yield SourceRow(
+                    entry, fault=DataError("COMMENT", "taken for a comment: it begins with #, and there is no such file")
+                )
 
 
 def _is_there(entry: str, folder: str) -> bool:
@@ -89,7 +91,7 @@ def iter_parquet(file: str, columns: Sequence[str] | None = None) -> Iterator[Ce
             table = pq.ParquetFile(stream)
             names = table.schema_arrow.names
             _check_columns(file, names, columns)
-            # Other columns stay unread: a date of the year 300,000 is no fault of the videos.
+            # Other columns are not read: what Python cannot convert in them is no fault of the videos.
             for batch in table.iter_batches(_BATCH_ROWS, columns=columns or [name for name in _COLUMNS if name in names]):
                 yield from batch.to_pylist()
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -113,7 +115,7 @@ def load_column_names(file: str) -> list[str]:
 def _iter_csv(file: str) -> Iterator[Cells | DataError]:
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
     with storage.open_file(file) as stream:
-        # Strict: a quote that never closes would otherwise make one cell of the rest of the file.
+        # Strict: otherwise the rest of the file would be one cell after a quote that is not closed.
         rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
         begin = 1
         try:
