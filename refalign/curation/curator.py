@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,7 +127,12 @@ class Curator:
         unusual: Counter[str] = Counter()
         try:
             with open_source(source, max_bytes=self.config.curation.max_video_bytes) as (annotation, path):
-                for window in self._windows(annotation, path, unusual):
+                if annotation:
+                    windows = iter_annotated_window(path, annotation, self.config, unusual=unusual)
+                else:
+                    duration_s = probe_duration_s(path, self.config.curation)
+                    windows = iter_windows(path, self.config, duration_s=duration_s, unusual=unusual)
+                for window in windows:
                     made = self._make_clip(source, annotation, video_id, window, removed_s)
                     if isinstance(made, ClipRow):
                         rows.append(made)
@@ -148,12 +152,6 @@ class Curator:
             self.tally.unusual.update(unusual.keys())
         first = outcomes[0]
         return rows, [*outcomes, Outcome("video", source.name, *(() if rows else (first.reason, first.message)))]
-
-    def _windows(self, annotation: Annotation | None, path: Path, unusual: Counter[str]) -> Iterator[Window]:
-        if annotation:
-            return iter_annotated_window(path, annotation, self.config, unusual=unusual)
-        duration_s = probe_duration_s(path, self.config.curation)
-        return iter_windows(path, self.config, duration_s=duration_s, unusual=unusual)
 
     def _make_clip(
         self,
