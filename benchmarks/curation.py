@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,18 @@ def run_sequential(videos: Path, threads: int) -> dict[str, float]:
     bare.seconds.clear()
     began = time.perf_counter()
     rows = [row for video in work for row in curator.curate_video(video.source, video.video_id)[0]]
-    pa.Table.from_pylist(rows, schema=CLIP_SCHEMA)
+    pa.Table.from_pylist([asdict(row) for row in rows], schema=CLIP_SCHEMA)
     for row in rows:
-        spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
+        spec = ClipSpec(row.start_s, row.crop_xyxy_px)
         with bare.timing("decode"):
-            (frames,) = read_clips(row["video_path"], [spec], config.video, config.curation)
-        references = [make_reference(subject["crop_png"], *sizes) for subject in row["subjects"]]
-        encoders.encode(frames, row["caption"], references)
+            (frames,) = read_clips(row.video_path, [spec], config.video, config.curation)
+        references = [make_reference(subject.crop_png, *sizes) for subject in row.subjects]
+        encoders.encode(frames, row.caption, references)
     total = time.perf_counter() - began
     with bare.timing("decode"):  # the decode pass of the subjects step is inside its loop; this one stands for it
         for row in rows:
-            spec = ClipSpec(row["start_s"], tuple(round(value) for value in row["crop_xyxy_px"]))
-            read_clips(row["video_path"], [spec], config.video, config.curation)
+            spec = ClipSpec(row.start_s, row.crop_xyxy_px)
+            read_clips(row.video_path, [spec], config.video, config.curation)
     return {"videos": len(work), "clips": len(rows), "seconds": total, "bare_seconds": sum(bare.seconds.values()), **bare.seconds}
 
 

@@ -10,7 +10,7 @@ _BLOCK = 2048
 Matches = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def match_subjects(embeddings: np.ndarray, clips: np.ndarray, config: PairsConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match_subjects(embeddings: np.ndarray, clips: np.ndarray, config: PairsConfig) -> Matches:
     """Matches within one group: subjects [M], their references in other clips [M], cosines [M].
 
     Two subjects match if each is the other's nearest neighbour in the other's clip, with a cosine of at least
@@ -24,11 +24,11 @@ def match_subjects(embeddings: np.ndarray, clips: np.ndarray, config: PairsConfi
         clips: int [N], the clip of each subject; equal numbers adjacent and ascending from 0.
     """
     blocks = _split_blocks(clips)
-    found = [_no_matches()]
+    found: list[Matches] = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32))]
     for rows in blocks:
         of_block = [_match_blocks(embeddings, clips, rows, columns, config) for columns in blocks]
         found.append(_keep_best(*(np.concatenate(parts) for parts in zip(*of_block)), config.max_references_per_subject))
-    subjects, references, values = (np.concatenate(parts) for parts in zip(*found))
+    subjects, references, values = map(np.concatenate, zip(*found))
     return subjects, references, values
 
 
@@ -76,22 +76,9 @@ def _nearest_per_clip(similarity: np.ndarray, clips: np.ndarray) -> tuple[np.nda
 
 
 def _keep_best(subjects: np.ndarray, references: np.ndarray, values: np.ndarray, limit: int) -> Matches:
-    """The ``limit`` largest values of each subject; of equal ones the reference that comes first.
-
-    Args:
-        references: ascending for each subject.
-        values: float32, not negative.
-    """
-    # One key in place of two: the bits of floats that are not negative are in the order of the floats.
-    falling = np.uint64(2**32 - 1) - np.abs(values).view(np.uint32).astype(np.uint64)
-    key = (subjects.astype(np.uint64) << np.uint64(32)) | falling
-    order = np.argsort(key, kind="stable")
+    """The ``limit`` largest values of each subject; of equal ones the reference that comes first, as they come in."""
+    order = np.lexsort((-values, subjects))  # which keeps the order of equals
     subjects = subjects[order]
-    is_first = np.diff(subjects, prepend=-1) != 0
-    rank = np.arange(len(subjects)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1] if len(subjects) else subjects
+    rank = np.arange(len(subjects)) - np.searchsorted(subjects, subjects)
     kept = order[rank < limit]
     return subjects[rank < limit], references[kept], values[kept]
-
-
-def _no_matches() -> Matches:
-    return np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32)

@@ -1,20 +1,25 @@
 """How good a clip is, in numbers; which clips are good enough; and which show what is already there.
 
-Scores are columns of the clip rows, written once with the one decode pass. Limits (`refalign.sections.QualityConfig`) are applied
-to those columns by the pairs step.
+Scores are columns of the clip rows, written once with the one decode pass. Limits (`refalign.config.QualityConfig`) are applied
+to those columns by the pairs stage.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
 from refalign.config import ModelsConfig, QualityConfig
+
+if TYPE_CHECKING:
+    from refalign.models.scores import TextImageScorer
 
 _FLOW_LONG_SIDE_PX = 160
 _HASH_PX = 32
@@ -22,10 +27,25 @@ _HASH_SIDE = 8
 _DARKEST, _BRIGHTEST = 4, 251
 _NUM_BANDS, _BAND_BITS = 4, 16
 _PROBES_AT_ONCE = 1 << 22
-SCORE_COLUMNS = ("sharpness", "exposure", "clipped_fraction", "motion", "text_image_score", "aesthetic_score", "phash")
 
 
-def measure_clip(frames: Sequence[np.ndarray], frame_indices: Sequence[int]) -> dict[str, float | int]:
+@dataclass(kw_only=True)
+class Scores:
+    """Columns of a clip row (`refalign.io.tables.CLIP_SCHEMA`). NaN: not computed."""
+
+    sharpness: float
+    exposure: float
+    clipped_fraction: float
+    motion: float
+    text_image_score: float = math.nan
+    aesthetic_score: float = math.nan
+    phash: int
+
+
+SCORE_COLUMNS = tuple(field.name for field in fields(Scores))
+
+
+def measure_clip(frames: Sequence[np.ndarray], frame_indices: Sequence[int]) -> Scores:
     """The scores that need no model.
 
     Args:
@@ -33,32 +53,25 @@ def measure_clip(frames: Sequence[np.ndarray], frame_indices: Sequence[int]) -> 
         frame_indices: position of each in the clip.
     """
     grey = [_to_grey(frame) for frame in frames]
-    return {
-        "sharpness": float(np.mean([measure_sharpness(frame) for frame in grey])),
-        "exposure": float(np.mean([frame.mean() for frame in grey])) / 255,
-        "clipped_fraction": float(np.mean([((frame <= _DARKEST) | (frame >= _BRIGHTEST)).mean() for frame in grey])),
-        "motion": measure_motion(grey, frame_indices),
-        "phash": hash_picture(grey[len(grey) // 2]),
-    }
+    return Scores(
+        sharpness=float(np.mean([measure_sharpness(frame) for frame in grey])),
+        exposure=float(np.mean([frame.mean() for frame in grey])) / 255,
+        clipped_fraction=float(np.mean([((frame <= _DARKEST) | (frame >= _BRIGHTEST)).mean() for frame in grey])),
+        motion=measure_motion(grey, frame_indices),
+        phash=hash_picture(grey[len(grey) // 2]),
+    )
 
 
-def match_caption(frames: Sequence[np.ndarray], caption: str, scorer: Any) -> dict[str, float]:
-    """The scores that need a model, means over the frames; NaN without one, and the match also without a caption.
-
-    Args:
-        scorer: a `refalign.models.scores.TextImageScorer`, or None.
-    """
-    scores = {"text_image_score": float("nan"), "aesthetic_score": float("nan")}
-    if scorer is not None:
-        embeddings = scorer.embed_images(np.stack(frames))
-        if caption:
-            scores["text_image_score"] = float((embeddings @ scorer.embed_text(caption)).mean())
-        if scorer.head is not None:
-            scores["aesthetic_score"] = float(scorer.head(embeddings).mean())
-    return scores
+def match_caption(frames: Sequence[np.ndarray], caption: str, scorer: TextImageScorer | None) -> tuple[float, float]:
+    """Text-image and aesthetic score, means over the frames; NaN without a model, the first also without a caption."""
+    if scorer is None:
+        return math.nan, math.nan
+    embeddings = scorer.embed_images(np.stack(frames))
+    match = float((embeddings @ scorer.embed_text(caption)).mean()) if caption else math.nan
+    return match, float(scorer.head(embeddings).mean()) if scorer.head is not None else math.nan
 
 
-def load_scorer(models: ModelsConfig, device: str) -> Any:
+def load_scorer(models: ModelsConfig, device: str) -> TextImageScorer | None:
     """The scorer that the settings name, or None."""
     if models.text_image is None:
         return None
@@ -71,13 +84,13 @@ def load_scorer(models: ModelsConfig, device: str) -> Any:
 
 
 def measure_motion(grey: Sequence[np.ndarray], frame_indices: Sequence[int]) -> float:
-    """Mean length of the optical flow between successive frames, per frame of the clip and as a share of the long side; NaN of
-    fewer than two frames.
+    """Mean length of the optical flow between frames, per frame of the clip and as a share of the long side.
 
-    By dense inverse search, not Farneback's method: of a smooth scene that moves by 4.0 px they see 3.9 and 0.6 px.
+    NaN for fewer than two frames. The flow is by dense inverse search: of a smooth scene that moves by 4.0 px it measures 3.9 px,
+    and Farneback's method 0.6 px.
     """
     if len(grey) < 2:
-        return float("nan")
+        return math.nan
     small = [_shrink(frame) for frame in grey]
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     lengths = []
@@ -110,28 +123,17 @@ def hash_picture(picture: np.ndarray) -> int:
     return int(np.packbits(low > np.median(low[1:])).view(">i8")[0])
 
 
-def choose_reasons(columns: Mapping[str, np.ndarray], config: QualityConfig) -> np.ndarray:
-    """Why each clip is not wanted, the first reason that holds; an empty text where none does. NaN passes every test.
+class Limit(NamedTuple):
+    """A limit that is set, and the reason of clips beyond it."""
 
-    Args:
-        columns: the score columns [N] of the clip rows.
-    """
-    reasons = np.full(len(columns["phash"]), "", dtype=object)
-    for reason, name, limit, is_minimum in _list_limits(config):
-        values = np.asarray(columns[name], np.float32)
-        fails = values < np.float32(limit) if is_minimum else values > np.float32(limit)
-        reasons[fails & (reasons == "")] = reason
-    return reasons
+    reason: str
+    column: str
+    value: float
+    is_minimum: bool
 
 
-def count_unscored(columns: Mapping[str, np.ndarray], config: QualityConfig) -> dict[str, int]:
-    """How many clips passed a limit only because they have no such score, by column."""
-    unscored = {name: int(np.isnan(columns[name]).sum()) for _, name, _, _ in _list_limits(config)}
-    return {name: count for name, count in unscored.items() if count}
-
-
-def _list_limits(config: QualityConfig) -> list[tuple[str, str, float, bool]]:
-    """Reason, column, limit and whether it is a minimum, of each limit that is set."""
+def list_limits(config: QualityConfig) -> list[Limit]:
+    """The limits that are set, in the order in which they are applied."""
     limits = (
         ("TOO_BLURRED", "sharpness", config.min_sharpness, True),
         ("TOO_DARK", "exposure", config.min_exposure, True),
@@ -141,16 +143,29 @@ def _list_limits(config: QualityConfig) -> list[tuple[str, str, float, bool]]:
         ("POOR_CAPTION_MATCH", "text_image_score", config.min_text_image, True),
         ("NOT_AESTHETIC", "aesthetic_score", config.min_aesthetic, True),
     )
-    return [(reason, name, limit, is_minimum) for reason, name, limit, is_minimum in limits if limit is not None]
+    return [Limit(reason, column, value, is_minimum) for reason, column, value, is_minimum in limits if value is not None]
+
+
+def choose_reasons(columns: Mapping[str, np.ndarray], config: QualityConfig) -> np.ndarray:
+    """Why each clip is not wanted, the first reason that holds; an empty text where none does. NaN passes every test.
+
+    Args:
+        columns: the score columns [N] of the clip rows.
+    """
+    reasons = np.full(len(columns["phash"]), "", dtype=object)
+    for limit in list_limits(config):
+        values, bound = np.asarray(columns[limit.column], np.float32), np.float32(limit.value)
+        fails = values < bound if limit.is_minimum else values > bound
+        reasons[fails & (reasons == "")] = limit.reason
+    return reasons
 
 
 def find_near_duplicates(clip_ids: Sequence[str], hashes: np.ndarray, max_distance: int) -> np.ndarray:
-    """bool [N]: which clips repeat one that stays. Clips are taken in the order of their ids, whatever order they come in; one
-    that is within ``max_distance`` bits of an earlier clip that stays goes.
+    """bool [N]: which clips repeat an earlier one, by the order of their ids, that does not itself repeat another.
 
     Args:
         hashes: int64 [N].
-        max_distance: bits of 64, at most 16.
+        max_distance: bits of 64 in which a repeated clip may differ, at most 16.
     """
     order = np.argsort(np.asarray(clip_ids, dtype=object), kind="stable")
     unique, first = np.unique(np.asarray(hashes, np.int64)[order], return_index=True)
@@ -161,7 +176,7 @@ def find_near_duplicates(clip_ids: Sequence[str], hashes: np.ndarray, max_distan
     gone = np.zeros(len(unique), bool)
     for earlier, later in _iter_close_pairs(unique.view(np.uint64), max_distance):
         gone[later] |= not gone[earlier]
-    # A clip whose equal twin went goes too: it is as near to the one that stays as its twin.
+    # A clip with the hash of one that repeats another repeats that one too.
     repeats[first[gone]] = True
     answer = np.empty(len(order), bool)
     answer[order] = repeats
@@ -230,5 +245,5 @@ def _shrink(grey: np.ndarray) -> np.ndarray:
     scale = _FLOW_LONG_SIDE_PX / max(grey.shape)
     if scale >= 1:
         return grey
-    size: Any = (max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
-    return cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    width, height = (max(16, round(side * scale)) for side in (grey.shape[1], grey.shape[0]))
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from refalign.config import RunConfig
+from refalign.curation.sources import Annotation
 from refalign.errors import DataError
 from refalign.io.looks import Look
 from refalign.io.video import ShownFrame, first_index_at, iter_frames, iter_grid
@@ -119,7 +119,7 @@ def iter_windows(
 
 
 def iter_annotated_window(
-    path: Path, annotation: dict[str, Any], config: RunConfig, *, unusual: Counter[str] | None = None
+    path: Path, annotation: Annotation, config: RunConfig, *, unusual: Counter[str] | None = None
 ) -> Iterator[Window]:
     """Yields the window at the start of an OpenS2V cut, with its annotated frame.
 
@@ -131,8 +131,7 @@ def iter_annotated_window(
     Raises:
         DataError: as `iter_frames`; BAD_ANNOTATION: the frames are shown otherwise than the annotators saw them.
     """
-    first, end = annotation["metadata"]["cut"]
-    annotated = first + annotation["annotation"]["ann_frame_data"]["ann_frame_idx"]
+    first, end = annotation.cut
     length, fps = config.video.num_frames, config.video.fps
     offsets = choose_detection_offsets(length, config.curation.detection_frames)
     window: Window | None = None
@@ -147,7 +146,7 @@ def iter_annotated_window(
             raise DataError("BAD_ANNOTATION", f"{path}: is shown {how}, and boxes and masks are of pixels as stored")
         if window is None and indices:
             window = Window(indices[0], frame.size_px, frame.look)
-        if number == annotated:
+        if number == first + annotation.frame:
             index = indices[0] if indices else first_index_at(frame.time_s, fps)
             window = window or Window(index, frame.size_px, frame.look)
             window.frames.append(frame.to_rgb())

@@ -1,4 +1,4 @@
-"""Subjects of a clip: candidates from a detector or an annotation, one per entity, cropped and scored.
+"""Subjects of a clip: candidates from a detector or an annotation, one per entity, cropped and scored; and its scene.
 
 `find_candidates` and `read_candidates` give the same `Candidate`; `choose_subjects` applies the rules that both share.
 """
@@ -8,32 +8,63 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from refalign.config import CurationConfig, RunConfig
 from refalign.curation.masks import cut_out, decode_rle, has_content, mask_iou
 from refalign.curation.quality import measure_sharpness
 from refalign.curation.shots import Window
+from refalign.curation.sources import Annotation
 from refalign.errors import DataError
 from refalign.io.images import encode_png
+
+if TYPE_CHECKING:
+    from refalign.models.yolo import Detector
 
 Box = tuple[int, int, int, int]
 _MIN_VISIBLE_FRACTION = 0.5
 _EDGE_PENALTY = 0.5
 _EDGE_MARGIN = 0.005
+_SCENE = -1
+"""Its track; those of subjects are not negative."""
+_MIN_VISIBLE_SCENE = 0.4
+"""Of the frame. Where subjects hide more of it, there is no scene to show."""
+_SCENE_MARGIN = 0.01
+"""Also cut out around each mask, as a share of the frame's long side: masks end a little inside of their subject."""
+
+
+@dataclass
+class SubjectRow:
+    """Of `refalign.io.tables.SUBJECT`."""
+
+    subject_id: str
+    class_name: str
+    frame_time_s: float
+    box_xyxy_px: Box
+    area_fraction: float
+    score: float
+    sharpness: float
+    crop_png: bytes
+    embedding: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One entity in one frame. ``track`` names the entity within the clip."""
+    """One entity in one frame.
+
+    Attributes:
+        track: names the entity within the clip.
+        frame: position in ``Window.frames``.
+        mask: bool [H, W].
+    """
 
     track: int
     class_name: str
     frame: int
-    """Position in ``Window.frames``."""
     box_xyxy_px: Box
     mask: np.ndarray
     score: float
@@ -45,25 +76,19 @@ class Candidate:
         return (right - left) * (bottom - top)
 
 
-def find_candidates(window: Window, detector: Any, config: CurationConfig, classes: Sequence[str] = ()) -> list[Candidate]:
+def find_candidates(window: Window, detector: Detector, config: CurationConfig, classes: Sequence[str] = ()) -> list[Candidate]:
     """Tracks entities over the window's frames, all that the detector knows or those of ``classes``."""
     candidates = []
     for position, found in enumerate(detector.track(np.stack(window.frames), classes)):
-        frame = window.frames[position]
-        for index in range(len(found)):
-            if found.scores[index] < config.min_confidence:
-                continue
-            candidates.append(
-                _make_candidate(
-                    frame,
-                    track=int(found.track_ids[index]),
-                    class_name=found.class_names[index],
-                    position=position,
-                    box=found.boxes_xyxy_px[index],
-                    mask=found.masks[index],
-                    score=float(found.scores[index]),
-                )
-            )
+        assert found.track_ids is not None, "the detector tracks"
+        each = zip(
+            found.track_ids.tolist(), found.class_names, found.boxes_xyxy_px, found.masks, found.scores.tolist(), strict=True
+        )
+        candidates += [
+            _make_candidate(window, track, class_name, position, box, mask, score)
+            for track, class_name, box, mask, score in each
+            if score >= np.float32(config.min_confidence)
+        ]
     return [candidate for candidate in candidates if _shows_something(candidate, window, config)]
 
 
@@ -75,7 +100,7 @@ def choose_classes(caption: str, config: CurationConfig) -> tuple[str, ...]:
     return tuple(named) or config.classes
 
 
-def read_candidates(window: Window, annotation: dict[str, Any], config: CurationConfig) -> list[Candidate]:
+def read_candidates(window: Window, annotation: Annotation, config: CurationConfig) -> list[Candidate]:
     """Entities of an OpenS2V entry that pass the published score filter (aesthetic or text-image).
 
     What the entry's word tags call background is the scene, not a subject.
@@ -85,28 +110,19 @@ def read_candidates(window: Window, annotation: dict[str, Any], config: Curation
     """
     frame = window.frames[0]
     height, width = frame.shape[:2]
-    marked = annotation["annotation"]
-    left, right, top, bottom = (int(value) for value in annotation["metadata"]["crop"])  # stored x0, x1, y0, y1
-    frame_key = str(marked["ann_frame_data"]["ann_frame_idx"])
-    masks = marked["mask_annotation"][frame_key]
-    scenes = set((annotation.get("word_tags") or {}).get("background") or ())
+    left, top, right, bottom = region = annotation.region_xyxy_px
     candidates = []
-    for index, entry in enumerate(marked["ann_frame_data"]["annotations"]):
-        aesthetic, text_image = float(entry.get("aes_score") or 0), float(entry.get("gme_score") or 0)
-        if (aesthetic < config.min_aesthetic and text_image < config.min_text_image) or entry["class_name"] in scenes:
+    for index, found in enumerate(annotation.found):
+        is_good = found.aes_score >= config.min_aesthetic or found.gme_score >= config.min_text_image
+        if not is_good or found.class_name in annotation.background:
             continue
-        encoded = masks[str(index + 1)]
-        inside = decode_rle(encoded["size"], encoded["counts"])
+        inside = decode_rle(found.size, found.counts)
         if inside.shape != (bottom - top, right - left) or bottom > height or right > width:
-            raise DataError(
-                "BAD_MASK", f"a mask of {inside.shape} does not fit the crop {left, right, top, bottom} of {width} x {height}"
-            )
+            raise DataError("BAD_MASK", f"a mask of {inside.shape} does not fit the crop {region} of {width} x {height}")
         mask = np.zeros((height, width), bool)
         mask[top:bottom, left:right] = inside
-        box = np.asarray(entry["bbox"], np.float64) + [left, top, left, top]
-        candidates.append(
-            _make_candidate(frame, track=index, class_name=entry["class_name"], position=0, box=box, mask=mask, score=text_image)
-        )
+        box = np.asarray(found.bbox) + [left, top, left, top]
+        candidates.append(_make_candidate(window, index, found.class_name, 0, box, mask, found.gme_score))
     return [candidate for candidate in candidates if _shows_something(candidate, window, config)]
 
 
@@ -135,26 +151,56 @@ def choose_subjects(candidates: Sequence[Candidate], crop_xyxy_px: Box, config: 
     return sorted(largest, key=lambda view: (view.box_xyxy_px[0] + view.box_xyxy_px[2], view.box_xyxy_px))
 
 
-def make_subject_row(candidate: Candidate, window: Window, crop_xyxy_px: Box, config: RunConfig) -> dict[str, Any]:
-    """The columns of `refalign.io.tables.SUBJECT`, save id and embedding."""
-    crop_area = (crop_xyxy_px[2] - crop_xyxy_px[0]) * (crop_xyxy_px[3] - crop_xyxy_px[1])
-    size_px = (config.video.height_px, config.video.width_px)
+def find_scene(candidates: Sequence[Candidate], window: Window, crop_xyxy_px: Box, config: CurationConfig) -> Candidate | None:
+    """The scene of a clip: one frame of it, its subjects cut out; None where subjects hide most of it, or it is blank.
+
+    Of the frames in which most subjects were found, the one that shows most of the scene: where a subject was missed, it would
+    be left standing in its scene. What fills the frame is the scene itself and is not cut out.
+    """
+    left, top, right, bottom = crop_xyxy_px
+    largest_px = config.max_area_fraction * (right - left) * (bottom - top)
+    subjects = [candidate for candidate in candidates if candidate.area_px <= largest_px]
+    views: list[tuple[int, float, int, np.ndarray]] = []
+    for position in {candidate.frame for candidate in subjects}:
+        here = [candidate for candidate in subjects if candidate.frame == position]
+        visible = ~_grow(np.any([candidate.mask for candidate in here], axis=0))
+        share = float(visible[top:bottom, left:right].mean())
+        views.append((len({candidate.track for candidate in here}), share, position, visible))
+    if not views:
+        return None
+    _, share, position, visible = max(views, key=lambda view: (view[0], view[1], -view[2]))
+    frame = window.frames[position]
+    if share < _MIN_VISIBLE_SCENE or not has_content(frame, visible, crop_xyxy_px):
+        return None
+    return Candidate(_SCENE, "scene", position, crop_xyxy_px, visible, share, measure_sharpness(frame[top:bottom, left:right]))
+
+
+def _grow(mask: np.ndarray) -> np.ndarray:
+    margin_px = max(1, round(_SCENE_MARGIN * max(mask.shape)))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin_px + 1, 2 * margin_px + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+
+
+def make_subject_row(subject_id: str, candidate: Candidate, window: Window, crop_xyxy_px: Box, config: RunConfig) -> SubjectRow:
+    """The row of a subject or a scene, its embedding still empty."""
+    left, top, right, bottom = crop_xyxy_px
     shown = _find_shown(candidate, config.curation)
-    picture = cut_out(window.frames[candidate.frame], shown, candidate.box_xyxy_px, size_px)
-    return {
-        "class_name": candidate.class_name,
-        "frame_time_s": window.frame_indices[candidate.frame] / config.video.fps,
-        "box_xyxy_px": list(candidate.box_xyxy_px),
-        "area_fraction": candidate.area_px / crop_area,
-        "score": candidate.score,
-        "sharpness": candidate.sharpness,
-        "crop_png": encode_png(picture),
-    }
+    size_px = (config.video.height_px, config.video.width_px)
+    return SubjectRow(
+        subject_id=subject_id,
+        class_name=candidate.class_name,
+        frame_time_s=window.frame_indices[candidate.frame] / config.video.fps,
+        box_xyxy_px=candidate.box_xyxy_px,
+        area_fraction=candidate.area_px / ((right - left) * (bottom - top)),
+        score=candidate.score,
+        sharpness=candidate.sharpness,
+        crop_png=encode_png(cut_out(window.frames[candidate.frame], shown, candidate.box_xyxy_px, size_px)),
+    )
 
 
 def _find_shown(candidate: Candidate, config: CurationConfig) -> np.ndarray:
     """bool [H, W]: what the reference shows of the frame inside of the box."""
-    return candidate.mask if config.crop == "mask" else np.ones_like(candidate.mask)
+    return candidate.mask if config.crop == "mask" or candidate.track == _SCENE else np.ones_like(candidate.mask)
 
 
 def _shows_something(candidate: Candidate, window: Window, config: CurationConfig) -> bool:
@@ -164,16 +210,14 @@ def _shows_something(candidate: Candidate, window: Window, config: CurationConfi
 
 
 def _make_candidate(
-    frame: np.ndarray, *, track: int, class_name: str, position: int, box: np.ndarray, mask: np.ndarray, score: float
+    window: Window, track: int, class_name: str, position: int, box: np.ndarray, mask: np.ndarray, score: float
 ) -> Candidate:
-    height, width = frame.shape[:2]
+    height, width = mask.shape
     left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
-    right, bottom = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
-    right, bottom = max(left, right), max(top, bottom)
-    inside = frame[top:bottom, left:right]
-    return Candidate(
-        track, class_name, position, (left, top, right, bottom), mask, score, measure_sharpness(inside) if inside.size else 0.0
-    )
+    right, bottom = max(left, min(width, math.ceil(box[2]))), max(top, min(height, math.ceil(box[3])))
+    inside = window.frames[position][top:bottom, left:right]
+    sharpness = measure_sharpness(inside) if inside.size else 0.0
+    return Candidate(track, class_name, position, (left, top, right, bottom), mask, score, sharpness)
 
 
 def _visible_fraction(candidate: Candidate, crop: Box) -> float:

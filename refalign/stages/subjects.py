@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from refalign.config import RunConfig
 from refalign.config.presets import EMBEDDED_DETECTOR
-from refalign.curation.curator import Curator, Row, Tally
+from refalign.curation.curator import ClipRow, Curator, Tally
 from refalign.curation.sources import SourceVideo, identify_sources, list_sources
 from refalign.errors import DataError
 from refalign.io.tables import CLIP_SCHEMA, check_table
@@ -26,15 +27,15 @@ from refalign.pipeline.places import check_place
 from refalign.pipeline.retries import stamp_faults
 from refalign.pipeline.reuse import adopt_parts, cut_parts, digest_work, find_referred
 from refalign.pipeline.stage import Inputs, PartsManifest, PartStage, Run, count_all
-from refalign.pipeline.steps import Journal, Step
+from refalign.pipeline.steps import Step
 from refalign.pipeline.tombstones import Tombstone, find_removed_times, find_tombstone, load_tombstones
 from refalign.stages.world import World
 
 _LOOKED_AT = 100
 
 
-class SubjectsManifest(PartsManifest):
-    """What the videos gave.
+class Totals(BaseModel):
+    """What the videos of a part, or of all parts, gave.
 
     Attributes:
         crops: made, those of videos that turned out faulty among them.
@@ -50,6 +51,25 @@ class SubjectsManifest(PartsManifest):
     licenses: dict[str, int] = {}
     consents: dict[str, int] = {}
     captions: dict[str, int] = {}
+
+
+class SubjectsManifest(PartsManifest, Totals):
+    """What all videos gave."""
+
+
+class SubjectsCommit(Totals):
+    """What a part records.
+
+    Attributes:
+        videos: ids of its videos, by name.
+        work: their `VideoWork.digest`.
+        stamps: when the files of faulty videos were changed, by name.
+    """
+
+    videos: dict[str, str] = {}
+    work: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    stamps: dict[str, int | None] = {}
 
 
 @dataclass(frozen=True)
@@ -87,24 +107,24 @@ class Listing(NamedTuple):
     outcomes: list[Outcome]
     identity: str
 
-    def locate(self) -> dict[str, str]:
-        """Where each video lies now, by its id."""
-        return {work.video_id: work.source.path for part in self.plan.values() for work in part}
+    @property
+    def works(self) -> list[VideoWork]:
+        """Of all parts."""
+        return [work for part in self.plan.values() for work in part]
 
 
 def list_input(config: RunConfig, where: str | Path, tombstones: Sequence[Tombstone] = ()) -> Listing:
     """Assigns every usable file that the input names to a part.
 
-    What was taken down keeps its place in the fingerprint and in the parts, so that stages made of this input stay those that it
-    leads to; the worker that comes to it leaves it out.
+    What was taken down stays in the fingerprint and in the parts, so that the stages of this input keep their folders; the worker
+    leaves it out.
 
     Raises:
         ConfigError: the input is missing, empty, damaged, or of no known kind.
         BackendUnavailable: an object store does not answer, or the input went away while it was listed.
     """
     outcomes: list[Outcome] = []
-    usable: list[VideoWork] = []
-    seen: dict[str, str] = {}
+    usable: dict[str, VideoWork] = {}
     identity = hashlib.sha256()
     lost = False
     for source, video_id in identify_sources(list_sources(config.input, where), config.curation):
@@ -115,15 +135,18 @@ def list_input(config: RunConfig, where: str | Path, tombstones: Sequence[Tombst
                 identity.update(json.dumps([source.item, source.reason]).encode())
             continue
         identity.update(json.dumps([video_id, source.to_identity()], sort_keys=True).encode())
-        content = f"{video_id}-{source.annotation_at['cut'] if source.annotation_at else ''}"
-        if content in seen:
-            outcomes.append(Outcome("video", source.name, "DUPLICATE", f"{source.name}: same content as {seen[content]}"))
-            continue
-        seen[content] = source.name
-        usable.append(_make_work(source, video_id, tombstones))
-    if lost and usable:
-        check_place(where, [work.source.path for work in usable[:_LOOKED_AT]])
-    return Listing(_cut(usable, config.curation.videos_per_part), outcomes, identity.hexdigest())
+        content = f"{video_id}-{source.entry.cut if source.entry else ''}"
+        if content in usable:
+            message = f"{source.name}: same content as {usable[content].source.name}"
+            outcomes.append(Outcome("video", source.name, "DUPLICATE", message))
+        else:
+            usable[content] = _make_work(source, video_id, tombstones)
+    works, size = list(usable.values()), config.curation.videos_per_part
+    if lost and works:
+        check_place(where, [work.source.path for work in works[:_LOOKED_AT]])
+    starts = range(0, len(works), size)
+    plan = {f"clips-{number:06d}.parquet": works[start : start + size] for number, start in enumerate(starts)}
+    return Listing(plan, outcomes, identity.hexdigest())
 
 
 def _make_work(source: SourceVideo, video_id: str, tombstones: Sequence[Tombstone]) -> VideoWork:
@@ -132,95 +155,69 @@ def _make_work(source: SourceVideo, video_id: str, tombstones: Sequence[Tombston
     return VideoWork(source, video_id, [(start, end) for start, end in find_removed_times(tombstones, video_id)])
 
 
-def _cut(work: list[VideoWork], size: int) -> Plan:
-    starts = range(0, len(work), size)
-    return {f"clips-{number:06d}.parquet": work[start : start + size] for number, start in enumerate(starts)}
-
-
-def _leave_adopted(step: Step, plan: Plan, size: int) -> Plan:
-    """The plan with parts of earlier versions, which have no work left, in place of what they hold."""
-    works = {work.digest: work for part in plan.values() for work in part}
-    adopted = adopt_parts(step, works)
-    done = {digest for part in adopted.values() for digest in part}
-    parts = cut_parts(step, [digest for digest in works if digest not in done], size, "clips", ".parquet", adopted)
-    planned: Plan = {name: [] for name in adopted} | {name: [works[digest] for digest in part] for name, part in parts.items()}
-    return dict(sorted(planned.items()))
-
-
 def describe_subjects(
-    parts: Sequence[str], commits: Sequence[Mapping[str, Any]], planned: Sequence[Outcome], versions: set[str]
+    parts: Sequence[str], commits: Sequence[Mapping[str, object]], planned: Sequence[Outcome], versions: set[str]
 ) -> SubjectsManifest:
     """The manifest of parts with these commits, and of the outcomes known before any part."""
+    made = [SubjectsCommit.model_validate(commit) for commit in commits]
 
     def add_up(name: str) -> dict[str, int]:
-        return dict(sorted(sum((Counter(commit.get(name, {})) for commit in commits), Counter()).items()))
+        return dict(sorted(sum((Counter(getattr(commit, name)) for commit in made), Counter()).items()))
 
-    outcomes = [*planned, *(Outcome(**outcome) for commit in commits for outcome in commit["outcomes"])]
     return SubjectsManifest(
         parts=tuple(parts),
         versions=tuple(sorted(versions)),
-        **count_all(outcomes),
-        **{name: sum(commit[name] for commit in commits) for name in ("clips", "subjects", "crops", "embeddings")},
+        **count_all([*planned, *(outcome for commit in made for outcome in commit.outcomes)]),
+        clips=sum(commit.clips for commit in made),
+        subjects=sum(commit.subjects for commit in made),
+        crops=sum(commit.crops for commit in made),
+        embeddings=sum(commit.embeddings for commit in made),
         **{name: add_up(name) for name in ("unusual", "licenses", "consents", "captions")},
     )
-
-
-def describe_rows(rows: pa.Table) -> dict[str, Any]:
-    """What a commit says of the rows of its part."""
-    return {
-        "clips": len(rows),
-        "subjects": sum(rows["subjects"].combine_chunks().value_lengths().to_pylist()),
-        "licenses": Counter(rows["license"].to_pylist()),
-        "consents": Counter(rows["consent"].to_pylist()),
-        "captions": Counter(rows["caption_source"].to_pylist()),
-    }
 
 
 class SubjectsWorker(Curator):
     """A curator that makes one part of CLIP rows at a time."""
 
-    def make_part(self, step: Step, name: str, work: list[VideoWork]) -> dict[str, Any]:
+    def make_part(self, step: Step, name: str, work: list[VideoWork]) -> dict[str, object]:
         """Curates the videos of one part, writes their rows and returns the commit.
 
         Raises:
             BackendUnavailable: the input is gone as a whole; nothing is stored.
         """
-        with step.open_journal(name) as journal:
-            return self._make_part(step, name, work, journal)
-
-    def _make_part(self, step: Step, name: str, work: list[VideoWork], journal: Journal) -> dict[str, Any]:
-        rows: list[Row] = []
+        rows: list[ClipRow] = []
         outcomes: list[Outcome] = []
         self.tally = Tally()
         paths = {video.source.name: video.source.path for video in work}
-        for video in work:
-            item = video.source.name
-            if video.taken_down:
-                outcomes.append(Outcome("video", item, "TAKEN_DOWN", video.taken_down))
-            elif (deaths := journal.begin(item)) >= self.config.curation.max_worker_deaths:
-                outcomes.append(Outcome("video", item, "KILLS_WORKERS", describe_deaths(item, deaths)))
-            else:
-                made, happened = self.curate_video(video.source, video.video_id, video.removed_s)
-                rows += made
-                outcomes += happened
-        if any(belongs_to_place(outcome.reason) for outcome in outcomes):
-            check_place(self.config.input.path, list(paths.values()))
-
-        def write(path: Path) -> dict[str, Any]:
-            table = check_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), CLIP_SCHEMA, name)
-            pq.write_table(table, path)
-            return {
-                **describe_rows(table),
-                "videos": {video.source.name: video.video_id for video in work},
-                "work": [video.digest for video in work],
-                "crops": self.tally.crops,
-                "embeddings": self.tally.embeddings,
-                "unusual": self.tally.unusual,
-                "outcomes": [asdict(outcome) for outcome in outcomes],
+        with step.open_journal(name) as journal:
+            for video in work:
+                item = video.source.name
+                if video.taken_down:
+                    outcomes.append(Outcome("video", item, "TAKEN_DOWN", video.taken_down))
+                elif (deaths := journal.begin(item)) >= self.config.curation.max_worker_deaths:
+                    outcomes.append(Outcome("video", item, "KILLS_WORKERS", describe_deaths(item, deaths)))
+                else:
+                    made, happened = self.curate_video(video.source, video.video_id, video.removed_s)
+                    rows += made
+                    outcomes += happened
+            if any(belongs_to_place(outcome.reason) for outcome in outcomes):
+                check_place(self.config.input.path, list(paths.values()))
+            table = pa.Table.from_pylist([asdict(row) for row in rows], schema=CLIP_SCHEMA)
+            commit = SubjectsCommit(
+                clips=len(rows),
+                subjects=sum(len(row.subjects) for row in rows),
+                licenses=Counter(row.license for row in rows),
+                consents=Counter(row.consent for row in rows),
+                captions=Counter(row.caption_source for row in rows),
+                videos={video.source.name: video.video_id for video in work},
+                work=tuple(video.digest for video in work),
+                crops=self.tally.crops,
+                embeddings=self.tally.embeddings,
+                unusual=self.tally.unusual,
+                outcomes=tuple(outcomes),
                 **stamp_faults(outcomes, paths),
-            }
-
-        return step.write_part(name, write)
+            ).model_dump(mode="json", exclude_unset=True)
+            return step.write_part(name, lambda path: pq.write_table(check_table(table, CLIP_SCHEMA, name), path) or commit)
 
 
 class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
@@ -236,8 +233,8 @@ class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
         config, models = run.config, run.config.models
         where = config.input.path or run.step_of(World).folder / "videos"
         self.listing = list_input(config, where, load_tombstones(run.output))
-        run.locations = self.listing.locate()
-        self.needs_detector = any(not work.source.annotation_at for part in self.listing.plan.values() for work in part)
+        run.locations = {work.video_id: work.source.path for work in self.listing.works}
+        self.needs_detector = any(not work.source.entry for work in self.listing.works)
         if self.needs_detector:
             check_detector(models.detector, needs_masks=config.curation.crop == "mask")
         used = [identify_model(models.vision_encoder, models.vision_encoder_revision), identify_model(models.detector)]
@@ -249,20 +246,27 @@ class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
         return Inputs((self.listing.identity, *recipe), recipe)
 
     def list_files(self) -> Mapping[str, str]:
-        return {work.source.name: work.source.path for part in self.listing.plan.values() for work in part}
+        return {work.source.name: work.source.path for work in self.listing.works}
 
     def plan(self, run: Run, step: Step) -> Plan:
-        return _leave_adopted(step, self.listing.plan, run.config.curation.videos_per_part)
+        """The parts of earlier versions that are adopted, without work, and what these do not hold in new parts."""
+        works = {work.digest: work for work in self.listing.works}
+        adopted = adopt_parts(step, works)
+        done = {digest for part in adopted.values() for digest in part}
+        left = [digest for digest in works if digest not in done]
+        parts = cut_parts(step, left, run.config.curation.videos_per_part, "clips", ".parquet", adopted)
+        plan = dict.fromkeys(adopted, ()) | parts
+        return {name: [works[digest] for digest in plan[name]] for name in sorted(plan)}
 
     def digest(self, work: list[VideoWork]) -> list[str] | None:
-        return [video.digest for video in work] or None  # adopted parts hold what they hold
+        return [video.digest for video in work] or None  # an adopted part has no work to compare
 
     def finish(
-        self, run: Run, step: Step, plan: Mapping[str, list[VideoWork]], commits: Sequence[dict[str, Any]]
+        self, run: Run, step: Step, plan: Mapping[str, list[VideoWork]], commits: Sequence[Mapping[str, object]]
     ) -> SubjectsManifest:
         versions = set() if all(plan.values()) else find_referred(step)
         manifest = describe_subjects(list(plan), commits, self.listing.outcomes, versions)
-        planned = len(self.listing.outcomes) + sum(map(len, self.listing.plan.values()))
+        planned = len(self.listing.outcomes) + len(self.listing.works)
         assert manifest.counts["video"].planned == planned, f"{planned} planned, {manifest.counts} accounted for"
         check_quarantined(manifest.counts, manifest.outcomes, run.config.curation.max_quarantine_fraction)
         return manifest
@@ -272,28 +276,26 @@ class Subjects(PartStage[SubjectsManifest, list[VideoWork]]):
             raise DataError("NO_SUBJECT", explain_no_clip(manifest, run.config, needs_detector=self.needs_detector))
 
     def describe(self, manifest: SubjectsManifest) -> str:
-        lost = ", ".join(f"{count} {reason}" for reason, count in manifest.counts["video"].lost.items())
-        made = f"{manifest.counts['video'].planned} videos -> {manifest.clips} clips, {manifest.subjects} subjects"
+        videos, missing = manifest.counts["video"], manifest.captions.get("none", 0)
+        lost = ", ".join(f"{count} {reason}" for reason, count in videos.lost.items())
         unusual = ", ".join(f"{count} {kind}" for kind, count in manifest.unusual.items())
+        made = f"{videos.planned} videos -> {manifest.clips} clips, {manifest.subjects} subjects"
         made += (f" ({lost})" if lost else "") + (f"; unusual videos: {unusual}" if unusual else "")
-        missing = manifest.captions.get("none", 0)
-        return f"{made}; {_explain_captions(missing, manifest.clips)}" if 2 * missing > manifest.clips else made
+        if 2 * missing > manifest.clips:
+            made += (
+                f"; {missing} of {manifest.clips} clips have no caption and would be trained on an empty prompt: give sidecars "
+                "(.txt, .json), a table with a column caption, text or prompt, or curation.caption=missing with models.captioner"
+            )
+        return made
 
-    def summarise(self, manifest: SubjectsManifest) -> dict[str, Any]:
+    def summarise(self, manifest: SubjectsManifest) -> dict[str, object]:
         said = manifest.model_dump(include={"clips", "subjects", "captions", "unusual"})
         return {"videos": manifest.counts["video"].planned, **said}
 
 
-def _explain_captions(missing: int, clips: int) -> str:
-    return (
-        f"{missing} of {clips} clips have no caption and would be trained on an empty prompt: give sidecars (.txt, .json), a "
-        "table with a column caption, text or prompt, or curation.caption=missing with models.captioner"
-    )
-
-
 def explain_no_clip(manifest: SubjectsManifest, config: RunConfig, *, needs_detector: bool) -> str:
-    """Why there is none, by what has happened: advice on a detector helps only where it has looked at something."""
-    videos = manifest.counts["video"]
+    """Why there is no clip, and what may help: advice on the detector only where it has looked at a clip."""
+    videos, settings = manifest.counts["video"], config.curation
     came_of_them = "The summary and the report of this run say what came of each file."
     looked_at = manifest.counts["clip"].filtered.get("NO_SUBJECT", 0) if "clip" in manifest.counts else 0
     if not looked_at:
@@ -308,8 +310,8 @@ def explain_no_clip(manifest: SubjectsManifest, config: RunConfig, *, needs_dete
         )
     else:
         advice = (
-            f"{config.models.detector} found none above curation.min_confidence={config.curation.min_confidence:g}, between "
-            f"curation.min_area_fraction={config.curation.min_area_fraction:g} and max_area_fraction="
-            f"{config.curation.max_area_fraction:g} of the frame; change these, curation.classes or the detector"
+            f"{config.models.detector} found none above curation.min_confidence={settings.min_confidence:g}, between "
+            f"curation.min_area_fraction={settings.min_area_fraction:g} and max_area_fraction={settings.max_area_fraction:g} "
+            "of the frame; change these, curation.classes or the detector"
         )
     return f"no subject in {looked_at} clips of {videos.planned} files: {advice}. {came_of_them}"

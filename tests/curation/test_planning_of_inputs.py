@@ -195,6 +195,8 @@ def test_never_listed_a_pattern_says_what_it_leaves_out(tmp_path):
     (tmp_path / "v/disk2").symlink_to(tmp_path / "elsewhere")
     assert tell(tmp_path / "v/**/*.mp4") == (["a.mp4", "deep/b.mp4"], {".c.mp4": "HIDDEN", "disk2": "NOT_A_VIDEO"})
     assert tell(tmp_path / "v/*/*.mp4")[0] == ["deep/b.mp4", "disk2/e.mp4"]
+    put(tmp_path, "wait/f.mp4", "wait/f.mp4.aria2", "wait/g.mp4")
+    assert tell(tmp_path / "wait/*.mp4") == (["g.mp4"], {"f.mp4": "INCOMPLETE"})
 
 
 @pytest.mark.parametrize("name", ["caption", "text", "prompt", "video_caption"])

@@ -28,9 +28,9 @@ def test_sharpness_falls_with_blur_and_exposure_with_darkness():
     sharp, blurred, dark, white = (
         measure_clip([frame], [0]) for frame in (picture, cv2.blur(picture, (9, 9)), picture // 8, np.full_like(picture, 255))
     )
-    assert sharp["sharpness"] > 2 * blurred["sharpness"]
-    assert sharp["exposure"] > 5 * dark["exposure"] and 0.3 < sharp["exposure"] < 0.7
-    assert white["exposure"] == 1 and white["clipped_fraction"] == 1 and sharp["clipped_fraction"] < 0.1
+    assert sharp.sharpness > 2 * blurred.sharpness
+    assert sharp.exposure > 5 * dark.exposure and 0.3 < sharp.exposure < 0.7
+    assert white.exposure == 1 and white.clipped_fraction == 1 and sharp.clipped_fraction < 0.1
 
 
 @pytest.mark.parametrize(("gap", "height", "width"), [(1, 96, 160), (4, 96, 160), (1, 160, 96), (2, 270, 480)])
@@ -38,7 +38,7 @@ def test_motion_is_the_share_of_the_long_side_moved_per_frame(gap, height, width
     scene = make_picture(1, 2 * height, 2 * width)
     step_px = 4 * max(height, width) // 160
     frames = [scene[20 : 20 + height, 20 + n * step_px : 20 + n * step_px + width] for n in range(3)]
-    motion = measure_clip(frames, [0, gap, 2 * gap])["motion"]
+    motion = measure_clip(frames, [0, gap, 2 * gap]).motion
     assert motion == pytest.approx(step_px / max(height, width) / gap, rel=0.15)
 
 
@@ -49,7 +49,7 @@ def test_motion_does_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 8):
             cv2.setNumThreads(threads)
-            motions.append(measure_clip(frames, [0, 2, 4, 6])["motion"])
+            motions.append(measure_clip(frames, [0, 2, 4, 6]).motion)
             assert cv2.getNumThreads() == threads
     finally:
         cv2.setNumThreads(before)
@@ -57,8 +57,8 @@ def test_motion_does_not_depend_on_the_number_of_threads():
 
 
 def test_a_still_clip_does_not_move_and_one_frame_has_no_motion():
-    assert measure_clip([make_picture()] * 3, [0, 4, 8])["motion"] < 1e-4
-    assert math.isnan(measure_clip([make_picture()], [0])["motion"])
+    assert measure_clip([make_picture()] * 3, [0, 4, 8]).motion < 1e-4
+    assert math.isnan(measure_clip([make_picture()], [0]).motion)
 
 
 def test_the_hash_survives_scale_compression_and_light_but_not_another_picture():

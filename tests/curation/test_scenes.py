@@ -11,9 +11,8 @@ from PIL import Image
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy
-from refalign.curation.scenes import make_scene_row
 from refalign.curation.shots import Window
-from refalign.curation.subjects import Candidate
+from refalign.curation.subjects import Candidate, find_scene, make_subject_row
 from refalign.errors import ConfigError
 from refalign.io.looks import Look
 from refalign.io.tables import is_scene
@@ -37,11 +36,13 @@ def make_scene(*candidates, crop=(0, 0, SIZE, SIZE), frames=3):
     texture = 3 * (np.indices((SIZE, SIZE)).sum(0) % 2)[..., None]  # a picture of one colour is no reference
     pixels = [(10 * number + texture).repeat(3, 2).astype(np.uint8) for number in range(frames)]
     window = Window(0, (SIZE, SIZE), LOOK, pixels, [2 * number for number in range(frames)])
-    return make_scene_row(candidates, window, crop, apply_overrides(toy(), [ON, "video.height_px=96", "video.width_px=96"]))
+    config = apply_overrides(toy(), [ON, "video.height_px=96", "video.width_px=96"])
+    scene = find_scene(candidates, window, crop, config.curation)
+    return scene and make_subject_row("clip-scene", scene, window, crop, config)
 
 
 def open_crop(row) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(row["crop_png"])))
+    return np.asarray(Image.open(io.BytesIO(row.crop_png)))
 
 
 def frames_of(row) -> set[int]:
@@ -53,10 +54,10 @@ def frames_of(row) -> set[int]:
 def test_subjects_are_cut_out_with_a_margin():
     row = make_scene(make_candidate((20, 20, 60, 60), frame=1))
     picture = open_crop(row)
-    assert picture.shape == (96, 96, 4) and frames_of(row) == {1} and row["frame_time_s"] == 2 / 16
+    assert picture.shape == (96, 96, 4) and frames_of(row) == {1} and row.frame_time_s == 2 / 16
     hidden = np.asarray(Image.fromarray(picture[..., 3] == 0).resize((SIZE, SIZE)))
     assert hidden[21:59, 21:59].all() and 38 * 38 < hidden.sum() < 46 * 46  # within a pixel of the frame, which was scaled twice
-    assert row["score"] == pytest.approx(1 - 42 * 42 / SIZE**2, abs=0.005) and row["box_xyxy_px"] == [0, 0, SIZE, SIZE]
+    assert row.score == pytest.approx(1 - 42 * 42 / SIZE**2, abs=0.005) and row.box_xyxy_px == (0, 0, SIZE, SIZE)
 
 
 def test_a_frame_in_which_a_subject_was_missed_is_not_taken():
@@ -70,7 +71,7 @@ def test_a_frame_in_which_a_subject_was_missed_is_not_taken():
 def test_what_fills_the_frame_is_the_scene_and_what_hides_it_leaves_none():
     park = make_candidate((0, 0, 99, 99), track=1)
     row = make_scene(make_candidate((20, 20, 60, 60)), park)
-    assert row is not None and row["score"] > 0.8
+    assert row is not None and row.score > 0.8
     assert make_scene(make_candidate((0, 0, 90, 80))) is None
     assert make_scene(park) is None and make_scene() is None
     assert make_scene(make_candidate((0, 0, 70, 70)), crop=(10, 10, 70, 70)) is None, "within the crop all is hidden"

@@ -66,7 +66,7 @@ def test_a_caption_may_change_with_the_shot(tmp_path):
     assert [source.caption_at(time_s) for time_s in (0.5, 1.5, 9.0)] == ["one", "two", "both"]
     (tmp_path / "a.json").write_text(json.dumps({"shots": [{"start_s": 0}]}))
     (fault,) = list_sources(InputConfig(), tmp_path)
-    assert fault.reason == "BAD_SIDECAR"
+    assert fault.reason == "BAD_SIDECAR" and "shots.0.end_s: Field required" in fault.message
 
 
 def test_the_id_is_of_the_content(tmp_path):
@@ -85,9 +85,8 @@ def test_an_opens2v_folder_is_recognised(real_data):
     reasons = [source.reason for source in sources if isinstance(source, Outcome)]
     assert reasons == ["DUPLICATE", "NOT_A_VIDEO", "NOT_A_VIDEO"], "it is in both files; two JSON files are of other kinds"
     for source in videos:
-        with open_source(source, max_bytes=2**30) as (opened, path):
-            first, end = opened.annotation["metadata"]["cut"]
-            assert (first, end) == tuple(source.annotation_at["cut"]) and path.stat().st_size > 1_000_000
+        with open_source(source, max_bytes=2**30) as (annotation, path):
+            assert str(list(annotation.cut)) == source.entry.cut and path.stat().st_size > 1_000_000
 
 
 def test_an_opens2v_path_cannot_leave_the_folder(tmp_path, real_data):
@@ -248,6 +247,5 @@ def test_annotations_are_streamed_and_read_again_by_position(tmp_path):
     sources = list_sources(InputConfig(), path)
     assert [source.name for source in sources[-2:]] == ["599_part1_é", "last"]
     for source in (sources[0], sources[17], sources[18], sources[-1]):
-        at = source.annotation_at
-        text = path.read_bytes()[at["start"] : at["end"]].decode()
+        text = path.read_bytes()[source.entry.start : source.entry.end].decode()
         assert list(json.loads("{" + text + "}")) == [source.name]

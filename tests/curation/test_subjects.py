@@ -8,6 +8,7 @@ from refalign.config import CurationConfig, apply_overrides
 from refalign.config.presets import toy
 from refalign.curation.quality import measure_sharpness
 from refalign.curation.shots import Window, choose_detection_offsets, iter_annotated_window
+from refalign.curation.sources.opens2v import parse_annotation
 from refalign.curation.subjects import (
     Candidate,
     choose_classes,
@@ -81,8 +82,8 @@ def test_a_reference_is_the_mask_on_nothing_or_the_whole_box():
     crops = {}
     for crop in ("mask", "box"):
         config = apply_overrides(toy(), [f"curation.crop={crop}"])
-        row = make_subject_row(candidate, window, (0, 0, SIZE, SIZE), config)
-        crops[crop] = np.asarray(Image.open(io.BytesIO(row["crop_png"])))
+        row = make_subject_row("clip-s0", candidate, window, (0, 0, SIZE, SIZE), config)
+        crops[crop] = np.asarray(Image.open(io.BytesIO(row.crop_png)))
         assert crops[crop].shape == (40, 40, 4) and np.array_equal(crops[crop][..., :3], frame[20:60, 10:50])
     assert np.array_equal(crops["mask"][..., 3] == 255, candidate.mask[20:60, 10:50]) and (crops["box"][..., 3] == 255).all()
 
@@ -112,11 +113,12 @@ def test_the_real_record_gives_the_woman_once_and_not_the_park(real_data):
     config = toy().model_copy(update={"curation": CurationConfig()})
     folder = real_data / "opens2v"
     entry = next(iter(json.loads((folder / "annotations.json").read_text()).values()))
-    window = next(iter_annotated_window(folder / entry["metadata"]["path"], entry, config))
+    annotation = parse_annotation(entry)
+    window = next(iter_annotated_window(folder / entry["metadata"]["path"], annotation, config))
     assert isinstance(window, Window) and window.frame_size_px == (720, 1280)
     offsets = choose_detection_offsets(config.video.num_frames, config.curation.detection_frames)
     assert [index - window.start_index for index in window.samples] == offsets and len(window.frames) == 1
-    candidates = read_candidates(window, entry, config.curation)
+    candidates = read_candidates(window, annotation, config.curation)
     wide = make_center_crop((0, 0, 1280, 720), config.video.model_copy(update={"height_px": 720, "width_px": 1280}))
     chosen = choose_subjects(candidates, wide, config.curation)
     names = {candidate.class_name for candidate in candidates}

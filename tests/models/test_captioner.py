@@ -8,7 +8,7 @@ import pytest
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy
-from refalign.curation.captions import choose_caption, load_captioner
+from refalign.curation.curator import choose_caption, load_captioner
 from refalign.errors import ArtifactError, ConfigError
 from refalign.models.captioner import Captioner
 from tests.models.make_tiny import save_captioner, save_clip

@@ -12,6 +12,7 @@ import pytest
 from refalign.config import CurationConfig
 from refalign.config.presets import toy
 from refalign.curation.shots import iter_annotated_window, iter_windows
+from refalign.curation.sources import Annotation
 from refalign.errors import DataError
 from refalign.io.video import ClipSpec, iter_frames, iter_grid, probe_duration_s, read_clips
 from tests.shown.making import HEIGHT, WIDTH, draw, joined, to_frame, with_cover, write
@@ -302,7 +303,7 @@ def test_8_of_two_videos_the_default_one_is_taken(tmp_path):
 def test_9_annotations_of_pixels_as_stored_are_refused_for_others(tmp_path):
     """Boxes and masks of an annotation would lie beside what they are about."""
     path = write(tmp_path / "a.mp4", draw(12), aspect="2/1")
-    annotation = {"metadata": {"cut": [0, 12]}, "annotation": {"ann_frame_data": {"ann_frame_idx": 0}}}
+    annotation = Annotation(cut=(0, 12), frame=0, crop=(0, 80, 0, 48))
     with pytest.raises(DataError, match="with pixels of 2 to 1") as caught:
         list(iter_annotated_window(path, annotation, TOY))
     assert caught.value.reason == "BAD_ANNOTATION"
@@ -310,8 +311,7 @@ def test_9_annotations_of_pixels_as_stored_are_refused_for_others(tmp_path):
 
 def test_5_an_annotated_cut_over_a_gap_is_left_out(tmp_path):
     path = write(tmp_path / "a.mkv", draw(30), pts=[*range(5), *range(4827, 4852)])
-    annotation = {"metadata": {"cut": [0, 30]}, "annotation": {"ann_frame_data": {"ann_frame_idx": 0}}}
+    annotation = Annotation(cut=(0, 30), frame=0, crop=(0, 80, 0, 48))
     assert not list(iter_annotated_window(path, annotation, TOY))
-    annotation["metadata"]["cut"] = [5, 30]
-    (window,) = iter_annotated_window(path, annotation, TOY)
+    (window,) = iter_annotated_window(path, annotation.model_copy(update={"cut": (5, 30)}), TOY)
     assert window.start_index >= 4827

@@ -9,48 +9,45 @@ Source: ``cosmos_curate/pipelines/video/read_write/metadata_writer_stage.py`` of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 
-from refalign.config import InputConfig
-from refalign.curation.sources.folder import read_description
-from refalign.curation.sources.source_video import SourceVideo, make_source, refuse
+from refalign.curation.sources.rows import SourceRow, blaming, read_sidecar
 from refalign.errors import DataError
 from refalign.io import storage
 from refalign.io.untrusted import parse_json
-from refalign.pipeline.outcomes import Outcome
 
 METAS = "metas/v0/"
 
 
-def iter_cosmos(names: set[str], folder: str, config: InputConfig, named: set[str]) -> Iterator[SourceVideo | Outcome]:
-    """Every clip that a description names, and every clip without one; their names and the descriptions' go into ``named``."""
+def iter_cosmos(names: set[str], folder: str) -> Iterator[SourceRow]:
+    """Every clip that a description names, and every clip without one."""
     metas = sorted(name for name in names if name.startswith(METAS) and name.endswith(".json"))
-    described = set()
-    for meta in metas:
-        clip = f"clips/{PurePosixPath(meta).stem}.mp4"
-        described.add(clip)
-        named |= {meta, clip, clip.replace("clips/", "filtered_clips/", 1)}
+    described = {meta: f"clips/{PurePosixPath(meta).stem}.mp4" for meta in metas}
+    for meta, clip in described.items():
+        rejected = clip.replace("clips/", "filtered_clips/", 1)
+        row = SourceRow(clip, storage.join(folder, clip), takes=(meta, clip, rejected))
         try:
             said = _read_meta(storage.join(folder, meta))
-            if clip not in names:
-                rejected = clip.replace("clips/", "filtered_clips/", 1) in names or "filtered_clips" in said["clip_location"]
-                reason = "FILTERED_BEFORE" if rejected else "MISSING"
-                raise DataError(reason, "cosmos-curate filtered it out" if rejected else "no such clip in the folder")
-            yield make_source(storage.resolve(storage.join(folder, clip)), clip, said, config)
         except DataError as error:
-            yield refuse(clip, error)
-    for name in sorted(names - described):
+            yield replace(row, fault=error)
+            continue
+        if clip in names:
+            yield replace(row, said=said)
+        elif rejected in names or "filtered_clips" in str(said["clip_location"]):
+            yield replace(row, fault=DataError("FILTERED_BEFORE", "cosmos-curate filtered it out"))
+        else:
+            yield replace(row, fault=DataError("MISSING", "no such clip in the folder"))
+    for name in sorted(names - set(described.values())):
         if name.startswith("clips/") and name.endswith(".mp4"):
-            named.add(name)
-            yield make_source(storage.resolve(storage.join(folder, name)), name, {}, config)
+            yield SourceRow(name, storage.join(folder, name), takes=(name,))
 
 
-def _read_meta(location: str) -> dict[str, Any]:
+def _read_meta(location: str) -> dict[str, object]:
     """Caption, shots and source group, as a sidecar would say them."""
-    data = read_description(location)
-    try:
+    data = read_sidecar(location)
+    with blaming("BAD_SIDECAR", f"{METAS}{PurePosixPath(location).name} is no description of cosmos-curate"):
         meta = parse_json(data)
         fps = float(meta.get("framerate") or meta["framerate_source"])
         shots = [
@@ -64,12 +61,9 @@ def _read_meta(location: str) -> dict[str, Any]:
             "source_group": str(meta["source_video"] or ""),
             "clip_location": str(meta.get("clip_location") or ""),
         }
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        name = PurePosixPath(location).name
-        raise DataError("BAD_SIDECAR", f"{METAS}{name} is no description of cosmos-curate: {error!r}") from error
 
 
-def _caption_of(window: dict[str, Any]) -> str:
+def _caption_of(window: Mapping[str, object]) -> object:
     """The first model's caption, an enhanced one before a plain one."""
     captions = {key: value for key, value in window.items() if key.endswith("_caption") and value}
     enhanced = [value for key, value in captions.items() if key.endswith("_enhanced_caption")]

@@ -5,20 +5,20 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from refalign.curation.sources.source_video import refuse
+from refalign.curation.sources.rows import SourceRow
 from refalign.errors import ConfigError, DataError
 from refalign.io import storage
-from refalign.pipeline.outcomes import Outcome
 
 _STEP_FOLDER = re.compile(r"(world|subjects|pairs|shards|train|evaluate|register)-[0-9a-f]{12}")
 _STEP_FILES = ("lease", "manifest.json", "store")
 
 
-def list_files(folder: str) -> tuple[list[str], list[Outcome]]:
-    """Sorted names of all files below a folder, relative to it, and an outcome for each folder that is not listed.
+def list_files(folder: str) -> tuple[list[str], list[SourceRow]]:
+    """Sorted names of all files below a folder, relative to it, and a fault for each folder that is not listed.
 
     A link to a folder is followed, once: a folder that is listed already is a DUPLICATE, and one that holds the input is not
     followed. The folders of earlier runs are left out as OWN_OUTPUT.
@@ -28,17 +28,24 @@ def list_files(folder: str) -> tuple[list[str], list[Outcome]]:
         ConfigError: the folder is the output folder of a run.
         BackendUnavailable: the object store does not answer.
     """
+    faults: dict[str, DataError] = {}
     if storage.is_remote(folder):
-        names, outcomes = [name for name in storage.iter_files(folder) if isinstance(name, str)], []
+        names = [name for name in storage.iter_files(folder) if isinstance(name, str)]
     else:
-        names, outcomes = _walk(folder)
-    kept, left_out = _leave_runs(names, folder)
-    return kept, [*outcomes, *left_out]
+        names, faults = _walk(folder)
+    runs = {str(PurePosixPath(name).parents[1]) for name in names if _is_of_step(name)}
+    if "." in runs:
+        raise ConfigError(f"--input {folder}: the output folder of a run; give the folder of the videos that it was made of.")
+    run_of = {name: run for name in names for run in map(str, PurePosixPath(name).parents) if run in runs} if runs else {}
+    rows = [SourceRow(name, fault=fault) for name, fault in sorted(faults.items())]
+    for run, count in sorted(Counter(run_of.values()).items()):
+        rows.append(SourceRow(run, fault=DataError("OWN_OUTPUT", f"the output folder of a run, with {count} files; left out")))
+    return [name for name in names if name not in run_of], rows
 
 
-def _walk(folder: str) -> tuple[list[str], list[Outcome]]:
+def _walk(folder: str) -> tuple[list[str], dict[str, DataError]]:
     names: list[str] = []
-    outcomes: list[Outcome] = []
+    faults: dict[str, DataError] = {}
     root = os.path.realpath(folder)
     seen: dict[str, str] = {}
     folders, links = [""], []
@@ -46,29 +53,25 @@ def _walk(folder: str) -> tuple[list[str], list[Outcome]]:
         # Links wait until all real folders are known, so that of two names for a folder the real one is kept.
         name = folders.pop() if folders else links.pop(0)
         there = os.path.realpath(Path(folder, name))
+        if there in seen:
+            faults[name] = DataError("DUPLICATE", f"leads to a folder that is listed as {seen[there] or '.'}")
+            continue
+        if name and Path(root).is_relative_to(there):
+            faults[name] = DataError("NOT_A_FILE", "leads to a folder that holds the input, and is not followed")
+            continue
+        seen[there] = name
         try:
-            if there in seen:
-                raise DataError("DUPLICATE", f"{name}: leads to a folder that is listed as {seen[there] or '.'}")
-            if name and Path(root).is_relative_to(there):
-                raise DataError("NOT_A_FILE", f"{name}: leads to a folder that holds the input, and is not followed")
-            seen[there] = name
-            for entry in _scan(Path(folder, name)):
-                inside = f"{name}/{entry.name}" if name else entry.name
-                kind = names if not _is_folder(entry) else links if entry.is_symlink() else folders
-                kind.append(inside)
+            with os.scandir(Path(folder, name)) as entries:
+                for entry in entries:
+                    inside = f"{name}/{entry.name}" if name else entry.name
+                    kind = names if not _is_folder(entry) else links if entry.is_symlink() else folders
+                    kind.append(inside)
         except OSError as error:
+            faults[name] = DataError("UNREADABLE", f"this folder cannot be listed ({error.strerror})")
             if not name:
-                raise DataError("UNREADABLE", f"this folder cannot be listed ({error.strerror})") from error
-            outcomes.append(refuse(name, DataError("UNREADABLE", f"{name}: this folder cannot be listed ({error.strerror})")))
-        except DataError as error:
-            outcomes.append(refuse(name, error))
+                raise faults[name] from error
         links.sort()
-    return sorted(names), sorted(outcomes, key=lambda outcome: outcome.item)
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
+    return sorted(names), faults
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -76,25 +79,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a loop of links
         return False
-
-
-def _leave_runs(names: list[str], folder: str) -> tuple[list[str], list[Outcome]]:
-    """The names without those in output folders of runs, and an outcome for each such folder."""
-    runs = {str(PurePosixPath(name).parents[1]) for name in names if _is_of_step(name)}
-    if "." in runs:
-        raise ConfigError(f"--input {folder}: the output folder of a run; give the folder of the videos that it was made of.")
-    count = dict.fromkeys(sorted(runs), 0)
-    kept = []
-    for name in names:
-        run = next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in runs), None) if runs else None
-        if run is None:
-            kept.append(name)
-        else:
-            count[run] += 1
-    return kept, [
-        refuse(run, DataError("OWN_OUTPUT", f"{run}: the output folder of a run, with {number} files; left out"))
-        for run, number in count.items()
-    ]
 
 
 def _is_of_step(name: str) -> bool:
@@ -127,9 +111,8 @@ def check_apart(where: str, outputs: Iterable[str | Path | None]) -> None:
         kind = storage.kind_of(folder)
     except DataError:  # said where it is listed
         return
-    if kind == "missing" and glob.has_magic(folder) and "**" in Path(folder).parts:
-        folder = folder.partition("/**")[0]
-        folder = folder if not glob.has_magic(folder) else str(split_pattern(folder)[0])
+    if kind == "missing" and "**" in Path(folder).parts:
+        folder = str(split_pattern(folder)[0])
     elif kind != "folder":
         return
     for output in filter(None, outputs):

@@ -7,23 +7,83 @@ reads the entries of its own videos.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, FiniteFloat, StrictInt, StrictStr, model_validator
 
 from refalign.config import InputConfig
-from refalign.curation.sources.source_video import SourceVideo, refuse
+from refalign.curation.sources.rows import EntryLocation, SourceRow, Text, blaming
 from refalign.errors import ConfigError, DataError
 from refalign.io import storage
 from refalign.io.untrusted import parse_json
-from refalign.pipeline.outcomes import Outcome
 from refalign.pipeline.places import is_there
 
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 4096
 _SEPARATORS = b", \t\r\n"
+_MALFORMED = "a field is missing or has a wrong value"
+
+Corners = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+Score = Annotated[FiniteFloat, BeforeValidator(lambda value: value or 0.0)]
+
+
+class Found(BaseModel):
+    """One entity of an entry. A box may stand over the frame's edge, as detectors draw them; what lies outside is cut off later.
+
+    Attributes:
+        bbox: x0, y0, x1, y1, in pixels of the crop.
+        size: height and width of the mask; ``counts`` are its run lengths (`refalign.curation.masks.decode_rle`).
+    """
+
+    class_name: Text
+    bbox: Corners
+    aes_score: Score = 0.0
+    gme_score: Score = 0.0
+    size: tuple[int, int]
+    counts: StrictStr
+
+    @model_validator(mode="after")
+    def _has_area(self) -> Found:
+        x0, y0, x1, y1 = self.bbox
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"box {list(self.bbox)}: expected x0 < x1, y0 < y1")
+        return self
+
+
+class Annotation(BaseModel):
+    """An entry, with numbers that a video can have.
+
+    Attributes:
+        cut: first frame, and last frame + 1, of the clip in its video.
+        frame: the one that boxes and masks are about, from the first of the cut.
+        crop: x0, x1, y0, y1, in pixels of the frame as stored.
+        background: classes that are the scene.
+    """
+
+    cut: tuple[StrictInt, StrictInt]
+    frame: StrictInt
+    crop: Corners
+    background: frozenset[StrictStr] = frozenset()
+    found: tuple[Found, ...] = ()
+
+    @model_validator(mode="after")
+    def _lies_inside(self) -> Annotation:
+        first, end = self.cut
+        if not (0 <= first < end and 0 <= self.frame < end - first):
+            raise ValueError(f"cut [{first}, {end}] and frame {self.frame}: expected 0 <= first < end, frame inside")
+        left, right, top, bottom = self.crop
+        if not (0 <= left < right and 0 <= top < bottom):
+            raise ValueError(f"crop {list(self.crop)} (x0, x1, y0, y1) is empty or begins outside of the frame")
+        return self
+
+    @property
+    def region_xyxy_px(self) -> tuple[int, int, int, int]:
+        """The crop, in whole pixels."""
+        left, right, top, bottom = map(int, self.crop)
+        return left, top, right, bottom
 
 
 def is_opens2v(file: str) -> bool:
@@ -33,63 +93,69 @@ def is_opens2v(file: str) -> bool:
     return head.lstrip()[:1] == b"{" and b'"metadata"' in head and b'"cut"' in head
 
 
-def iter_opens2v(
-    files: list[str], folder: str, config: InputConfig, named: set[str] | None = None
-) -> Iterator[SourceVideo | Outcome]:
+def iter_opens2v(files: list[str], folder: str, config: InputConfig) -> Iterator[SourceRow]:
     """Every entry of the annotations, in their order; of two entries with one name the first.
 
     An entry's path is taken from ``folder``, or else from the annotation's own folder, or one between the two.
-
-    Args:
-        named: the locations that entries name are added to it.
 
     Raises:
         ConfigError: an annotation is not valid JSON.
     """
     seen: set[str] = set()
-    named = set() if named is None else named
+    terms = {"license": "Apache-2.0 (annotation)"} if config.license == "unknown" else {}
     for file in files:
         bases = _list_bases(file, folder)
-        for name, entry, start, end, digest in _iter_entries(file):
-            if name in seen:
-                yield refuse(name, DataError("DUPLICATE", "a second entry of this name"))
-                continue
-            seen.add(name)
+        for name, entry, location in _iter_entries(file):
+            row = SourceRow(name, blame="BAD_ANNOTATION")
             try:
-                path = _find_path(entry, folder, bases)
-                named.add(path)
-                source = _make_source(name, entry, path, config)
-                at = {"file": file, "start": start, "end": end, "digest": digest, "cut": list(entry["metadata"]["cut"])}
-                yield replace(source, annotation_at=at)
+                if name in seen:
+                    raise DataError("DUPLICATE", "a second entry of this name")
+                seen.add(name)
+                with blaming("BAD_ANNOTATION", _MALFORMED):
+                    path = _find_path(entry["metadata"]["path"], folder, bases)
+                    row = replace(row, path=path, takes=(path.removeprefix(f"{folder.rstrip('/')}/"),))
+                    location = replace(location, cut=str(list(entry["metadata"]["cut"])))
+                    row = replace(row, said=terms | _read_said(name, entry), entry=location)
             except DataError as error:
-                yield refuse(name, error)
-            except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-                yield refuse(name, DataError("BAD_ANNOTATION", f"a field is missing or has a wrong value: {error!r}"))
+                row = replace(row, fault=error)
+            yield row
 
 
-def load_annotation(name: str, at: dict[str, Any]) -> dict[str, Any]:
+def load_annotation(name: str, at: EntryLocation) -> Annotation:
     """The entry that `iter_opens2v` found.
 
     Raises:
         DataError: BAD_ANNOTATION: the file has changed since the plan was made, or the entry contradicts itself.
     """
-    with storage.open_file(at["file"]) as stream:
-        stream.seek(at["start"])
-        data = bytes(stream.read(at["end"] - at["start"]))
-    if _digest(data) != at["digest"]:
-        raise DataError("BAD_ANNOTATION", f"{name}: {at['file']} has changed since the run was planned; run the command again")
-    try:
-        entry = parse_json(b"{" + data + b"}")[name]
-        _check_entry(entry)
-    except DataError as error:
-        raise DataError(error.reason, f"{name}: {error}") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise DataError("BAD_ANNOTATION", f"{name}: a field is missing or has a wrong value: {error!r}") from error
-    return entry
+    with storage.open_file(at.file) as stream:
+        stream.seek(at.start)
+        data = bytes(stream.read(at.end - at.start))
+    if _digest(data) != at.digest:
+        raise DataError("BAD_ANNOTATION", f"{name}: {at.file} has changed since the run was planned; run the command again")
+    with blaming("BAD_ANNOTATION", f"{name}: {_MALFORMED}"):
+        return parse_annotation(parse_json(b"{" + data + b"}")[name])
 
 
-def _iter_entries(file: str) -> Iterator[tuple[str, Any, int, int, str]]:
-    """Yields name, entry, first and last byte + 1 of the entry with its name, and a digest of these bytes.
+def parse_annotation(entry: Any) -> Annotation:
+    """What is used of an entry.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: a field is missing or has a wrong value.
+    """
+    metadata, marked = entry["metadata"], entry["annotation"]
+    frame = marked["ann_frame_data"]["ann_frame_idx"]
+    masks = marked["mask_annotation"][str(frame)]
+    found = []
+    for number, each in enumerate(marked["ann_frame_data"]["annotations"], start=1):
+        mask = masks[str(number)]
+        found.append(each | {"size": mask["size"], "counts": mask["counts"]})
+    background = (entry.get("word_tags") or {}).get("background") or ()
+    said = {"cut": metadata["cut"], "frame": frame, "crop": metadata["crop"], "background": background, "found": found}
+    return Annotation.model_validate(said)
+
+
+def _iter_entries(file: str) -> Iterator[tuple[str, Any, EntryLocation]]:
+    """The entries of an annotation, each with where it and its name lie.
 
     ijson tells where entries end: it is fed pieces that end with a closing brace, so that an entry ends where a piece does.
     Its own values are not used, because their cost grows with the square of the nesting.
@@ -113,7 +179,7 @@ def _iter_entries(file: str) -> Iterator[tuple[str, Any, int, int, str]]:
             ended = bool(events) and events[-1][0] == "end_map" and depth <= 1
             del events[:]
             if ended:
-                yield from _read_entries(b"".join(pending), position, names, is_last=depth == 0)
+                yield from _read_entries(file, b"".join(pending), position, names, is_last=depth == 0)
                 pending.clear()
                 names.clear()
         parser.close()
@@ -124,7 +190,9 @@ def _iter_entries(file: str) -> Iterator[tuple[str, Any, int, int, str]]:
         ) from error
 
 
-def _read_entries(data: bytes, position: int, names: list[str], *, is_last: bool) -> Iterator[tuple[str, Any, int, int, str]]:
+def _read_entries(
+    file: str, data: bytes, position: int, names: list[str], *, is_last: bool
+) -> Iterator[tuple[str, Any, EntryLocation]]:
     """The entry, or one after others that are no objects, in the bytes that end at ``position``; None where it is too deep."""
     data, end = (data.rstrip()[:-1], position - 1) if is_last else (data, position)
     data = data.lstrip(_SEPARATORS)
@@ -137,7 +205,7 @@ def _read_entries(data: bytes, position: int, names: list[str], *, is_last: bool
     except ValueError:  # nested too deeply: ijson has found no other fault
         entries = dict.fromkeys(names)
     for name, entry in entries.items():
-        yield name, entry, end - len(data), end, _digest(data)
+        yield name, entry, EntryLocation(file, end - len(data), end, _digest(data), "")
 
 
 def _iter_pieces(file: str) -> Iterator[bytes]:
@@ -164,8 +232,7 @@ def _list_bases(file: str, folder: str) -> list[str]:
     return bases
 
 
-def _find_path(entry: dict[str, Any], folder: str, bases: list[str]) -> str:
-    relative = entry["metadata"]["path"]
+def _find_path(relative: object, folder: str, bases: list[str]) -> str:
     if not isinstance(relative, str):
         raise DataError("BAD_ANNOTATION", f"its path is {relative!r}, expected text")
     paths = [storage.resolve(relative, base) for base in bases] if not storage.is_remote(relative) else [""]
@@ -175,21 +242,14 @@ def _find_path(entry: dict[str, Any], folder: str, bases: list[str]) -> str:
     return path
 
 
-def _make_source(name: str, entry: dict[str, Any], path: str, config: InputConfig) -> SourceVideo:
-    metadata = entry["metadata"]
+def _read_said(name: str, entry: Any) -> dict[str, object]:
+    if not storage.is_utf8(name):
+        raise DataError("BAD_ANNOTATION", "its name is no UTF-8 text")
     entry["annotation"]["ann_frame_data"]["ann_frame_idx"]
-    captions = metadata.get("cap") or [""]
-    caption = (captions[0] if isinstance(captions, list) else captions) or ""
-    if not isinstance(caption, str) or not storage.is_utf8(name + caption):
-        raise DataError("BAD_ANNOTATION", f"its name or caption {caption!r} is no UTF-8 text")
-    return SourceVideo(
-        path=path,
-        name=name,
-        caption=caption,
-        license="Apache-2.0 (annotation)" if config.license == "unknown" else config.license,
-        # The part of a long video: OpenS2V names them <video>_part<k>_step...
-        source_group=name.split("_part")[0],
-    )
+    captions = entry["metadata"].get("cap")
+    # The part of a long video: OpenS2V names them <video>_part<k>_step...
+    group = name.split("_part")[0]
+    return {"caption": (captions[0] if captions and isinstance(captions, list) else captions) or "", "source_group": group}
 
 
 def _lies_in(path: str, folder: str) -> bool:
@@ -200,34 +260,3 @@ def _lies_in(path: str, folder: str) -> bool:
         return bool(path) and Path(path).resolve().is_relative_to(Path(folder).resolve())
     except (OSError, RuntimeError):  # a loop of links
         return True
-
-
-def _check_entry(entry: dict[str, Any]) -> None:
-    """Refuses numbers that no frame can have, before anything is decoded.
-
-    A box may stand over the frame's edge, as detectors draw them; what lies outside is cut off later.
-    """
-    metadata, marked = entry["metadata"], entry["annotation"]
-    first, end = metadata["cut"]
-    frame = marked["ann_frame_data"]["ann_frame_idx"]
-    if not all(isinstance(value, int) for value in (first, end, frame)) or not 0 <= first < end or not 0 <= frame < end - first:
-        raise DataError(
-            "BAD_ANNOTATION", f"cut [{first!r}, {end!r}] and frame {frame!r}: expected 0 <= first < end, frame inside"
-        )
-    left, right, top, bottom = (float(value) for value in metadata["crop"])
-    if not (0 <= left < right < math.inf and 0 <= top < bottom < math.inf):
-        raise DataError("BAD_ANNOTATION", f"crop {metadata['crop']} (x0, x1, y0, y1) is empty or begins outside of the frame")
-    tags = (entry.get("word_tags") or {}).get("background") or []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise DataError("BAD_ANNOTATION", f"word_tags.background is {tags!r}: expected a list of words")
-    masks = marked["mask_annotation"][str(frame)]
-    for index, found in enumerate(marked["ann_frame_data"]["annotations"]):
-        x0, y0, x1, y1 = (float(value) for value in found["bbox"])
-        scores = (float(found.get("aes_score") or 0), float(found.get("gme_score") or 0))
-        if not (math.isfinite(x0 + y0 + x1 + y1) and x0 < x1 and y0 < y1 and all(map(math.isfinite, scores))):
-            raise DataError("BAD_ANNOTATION", f"box {found['bbox']}, scores {scores}: expected finite x0 < x1, y0 < y1")
-        if not isinstance(found["class_name"], str) or not storage.is_utf8(found["class_name"]):
-            raise DataError("BAD_ANNOTATION", f"class_name {found['class_name']!r}: expected UTF-8 text")
-        mask = masks[str(index + 1)]
-        if not (isinstance(mask["counts"], str) and len(mask["size"]) == 2):
-            raise DataError("BAD_ANNOTATION", f"mask {index + 1}: expected size [height, width] and counts as text")

@@ -10,76 +10,74 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from refalign.config import InputConfig
-from refalign.curation.sources.folder import describe_video, find_sidecars, is_video
-from refalign.curation.sources.source_video import CAPTION_NAMES, SourceVideo, make_source, read_caption, refuse
+from refalign.curation.sources.folder import is_video
+from refalign.curation.sources.rows import CAPTION_NAMES, SourceRow, find_caption
 from refalign.errors import ConfigError, DataError
 from refalign.io import storage
-from refalign.io.untrusted import parse_json
-from refalign.pipeline.outcomes import Outcome
+from refalign.io.untrusted import parse_json_object
 from refalign.pipeline.places import is_there
 
 LIST_SUFFIXES = (".txt", ".lst")
 _PATH_COLUMNS = ("path", "uri", "video")
-_SAID_COLUMNS = (*CAPTION_NAMES, "license", "consent", "source_group", "shots")
+_COLUMNS = (*_PATH_COLUMNS, *CAPTION_NAMES, "license", "consent", "source_group", "shots")
 _BATCH_ROWS = 1024
 _MAX_CELL_CHARACTERS = 2**24
 """Of a CSV; Python's own limit is below what captioners write."""
 
+Cells = dict[str, Any]
 
-def iter_list(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
-    """Every location of a list file, with the sidecar that lies beside it."""
+
+def iter_list(file: str) -> Iterator[SourceRow]:
+    """Every location of a list file; sidecars lie beside the videos."""
     folder = storage.parent(file)
     with storage.open_file(file) as stream:
-        # Names that are not UTF-8 must cost their own line only.
+        # A name that is not UTF-8 costs only its own line.
         for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
             entry = line.strip()
-            if not entry:
-                continue
-            try:
-                path = storage.resolve(entry, folder)
-                if not entry.startswith("#") or is_there(path):
-                    yield describe_video(path, entry, config, sidecars=find_sidecars(path))
-                elif is_video(entry):
-                    yield refuse(entry, DataError("COMMENT", "a comment, for it begins with #, and no file is called so"))
-            except DataError as error:
-                if not entry.startswith("#"):
-                    yield refuse(entry, error)
+            if entry and (not entry.startswith("#") or _is_there(entry, folder)):
+                yield SourceRow(entry, entry, folder, sidecars=None)
+            elif is_video(entry):
+                yield SourceRow(
+                    entry, fault=DataError("COMMENT", "taken for a comment: it begins with #, and there is no such file")
+                )
 
 
-def iter_table(file: str, config: InputConfig) -> Iterator[SourceVideo | Outcome]:
+def _is_there(entry: str, folder: str) -> bool:
+    try:
+        return is_there(storage.resolve(entry, folder))
+    except DataError:
+        return False
+
+
+def iter_table(file: str) -> Iterator[SourceRow]:
     """Every row of a table.
 
     Raises:
         ConfigError: the table is damaged or has no column of paths.
     """
-    folder = storage.parent(file)
-    suffix = PurePosixPath(file).suffix.lower()
-    iter_rows = {".parquet": iter_parquet, ".csv": _iter_csv}.get(suffix, _iter_jsonl)
-    captions_from = {"", "caption"}
-    for number, row in enumerate(iter_rows(file), start=1):
-        here = f"{PurePosixPath(file).name} row {number}"
-        if isinstance(row, DataError):
-            yield refuse(here, row)
+    name, folder = PurePosixPath(file).name, storage.parent(file)
+    iter_rows = {".parquet": iter_parquet, ".csv": _iter_csv}.get(PurePosixPath(file).suffix.lower(), _iter_jsonl)
+    captions_from = {"caption"}
+    for number, cells in enumerate(iter_rows(file), start=1):
+        here = f"{name} row {number}"
+        if isinstance(cells, DataError):
+            yield SourceRow(here, fault=cells)
             continue
-        entry = next((row[column] for column in _PATH_COLUMNS if row.get(column)), None)
-        try:
-            if not isinstance(entry, str):
-                raise DataError("BAD_ROW", f"{here}: {_describe_no_path(row)}")
-            yield make_source(storage.resolve(entry, folder), entry, row, config)
-            if (name := read_caption(row)[0]) not in captions_from:
-                captions_from.add(name)
-                print(f"{PurePosixPath(file).name}: captions are read from {name!r}", flush=True)
-        except DataError as error:
-            fault = DataError("BAD_ROW", str(error)) if error.reason == "BAD_SIDECAR" else error
-            yield refuse(entry if isinstance(entry, str) else here, fault)
+        entry = next((cells[column] for column in _PATH_COLUMNS if cells.get(column)), None)
+        if not isinstance(entry, str):
+            yield SourceRow(here, fault=DataError("BAD_ROW", _describe_no_path(cells)))
+            continue
+        yield SourceRow(entry, entry, folder, said=cells, blame="BAD_ROW")
+        if (caption := find_caption(cells)) not in captions_from:
+            captions_from.add(caption)
+            print(f"{name}: captions are read from {caption!r}", flush=True)
 
 
-def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+def iter_parquet(file: str, columns: Sequence[str] | None = None) -> Iterator[Cells]:
     """Rows of a parquet file, a batch in memory at a time; without ``columns`` those that describe videos.
 
     Raises:
@@ -92,12 +90,9 @@ def iter_parquet(file: str, columns: Iterable[str] | None = None) -> Iterator[di
         try:
             table = pq.ParquetFile(stream)
             names = table.schema_arrow.names
-            if columns is None:
-                _check_columns(file, names)
-                columns = [name for name in (*_PATH_COLUMNS, *_SAID_COLUMNS) if name in names]
-            _check_doubled(file, names, columns)
-            # Other columns stay unread: a date of the year 300,000 is no fault of the videos.
-            for batch in table.iter_batches(_BATCH_ROWS, columns=list(columns)):
+            _check_columns(file, names, columns)
+            # Other columns are not read: what Python cannot convert in them is no fault of the videos.
+            for batch in table.iter_batches(_BATCH_ROWS, columns=columns or [name for name in _COLUMNS if name in names]):
                 yield from batch.to_pylist()
         except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
@@ -117,16 +112,15 @@ def load_column_names(file: str) -> list[str]:
             return []
 
 
-def _iter_csv(file: str) -> Iterator[dict[str, Any] | DataError]:
+def _iter_csv(file: str) -> Iterator[Cells | DataError]:
     csv.field_size_limit(_MAX_CELL_CHARACTERS)
     with storage.open_file(file) as stream:
-        # Strict: a quote that never closes would otherwise make one cell of the rest of the file.
+        # Strict: otherwise the rest of the file would be one cell after a quote that is not closed.
         rows = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
         begin = 1
         try:
-            names = rows.fieldnames or []
+            names = list(rows.fieldnames or ())
             _check_columns(file, names)
-            _check_doubled(file, names, (*_PATH_COLUMNS, *_SAID_COLUMNS))
             begin = rows.line_num + 1
             for row in rows:
                 begin = rows.line_num + 1
@@ -144,32 +138,26 @@ def _iter_csv(file: str) -> Iterator[dict[str, Any] | DataError]:
             ) from error
 
 
-def _iter_jsonl(file: str) -> Iterator[dict[str, Any] | DataError]:
+def _iter_jsonl(file: str) -> Iterator[Cells | DataError]:
     with storage.open_file(file) as stream:
-        for line in io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape"):
-            if not line.strip():
-                continue
+        for line in filter(str.strip, io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape")):
             try:
-                row = parse_json(line)
+                yield parse_json_object(line)
             except ValueError as error:
-                yield DataError("BAD_ROW", f"not JSON: {error}")
-                continue
-            yield row if isinstance(row, dict) else DataError("BAD_ROW", f"a {type(row).__name__}, expected an object")
+                yield DataError("BAD_ROW", f"no JSON object: {error}")
 
 
-def _check_doubled(file: str, names: Sequence[str], wanted: Iterable[str]) -> None:
-    if doubled := [name for name in wanted if list(names).count(name) > 1]:
-        raise ConfigError(f"--input {file}: column {doubled[0]!r} occurs twice; rename one.")
-
-
-def _check_columns(file: str, names: Iterable[str]) -> None:
-    if not set(_PATH_COLUMNS) & set(names):
+def _check_columns(file: str, names: Sequence[str], wanted: Sequence[str] | None = None) -> None:
+    """Refuses a table without any column of paths, where none are ``wanted`` by name, and one with a name twice."""
+    if wanted is None and not set(_PATH_COLUMNS) & set(names):
         raise ConfigError(
             f"--input {file}: its columns are {', '.join(names) or 'none'}; expected one of {', '.join(_PATH_COLUMNS)} "
             "that holds paths or URIs of videos."
         )
+    if doubled := [name for name in wanted or _COLUMNS if names.count(name) > 1]:
+        raise ConfigError(f"--input {file}: column {doubled[0]!r} occurs twice; rename one.")
 
 
-def _describe_no_path(row: dict[str, Any]) -> str:
-    there = [column for column in _PATH_COLUMNS if column in row]
-    return f"{there[0]} is {row[there[0]]!r}, expected a path or URI" if there else f"has none of {', '.join(_PATH_COLUMNS)}"
+def _describe_no_path(cells: Cells) -> str:
+    there = [column for column in _PATH_COLUMNS if column in cells]
+    return f"{there[0]} is {cells[there[0]]!r}, expected a path or URI" if there else f"has none of {', '.join(_PATH_COLUMNS)}"
