@@ -12,6 +12,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from refalign.models.wan import RefAlignTransformer, load_transformer
 
 Reference = Image.Image | np.ndarray
 """A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
+Pass = tuple[Tensor, Tensor | None]
+"""Prompt embeddings and reference latents."""
 _MAX_TIMES_REFERENCES = 2
 """More references than so many times those of a training sample are refused; each adds a frame of tokens."""
 _LOCKS: dict[str, threading.RLock] = {}
@@ -122,12 +125,15 @@ class RefAlignPipeline(DiffusionPipeline):
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
         """
-        local = looks_local(source)
-        settings, stored = load_export_settings(Path(source).expanduser()) if local else (published_settings(), {})
-        if local:
+        settings, parts, parts_revision = published_settings(), source, revision
+        if looks_local(source):
             check_digests(Path(source).expanduser())
-        named = (stored["base"], stored["base_revision"]) if "base" in stored else (source, revision)
-        parts, parts_revision = (base, None) if base else named
+            export = load_export_settings(Path(source).expanduser())
+            settings = export.generation
+            if export.base:
+                parts, parts_revision = export.base, export.base_revision
+        if base:
+            parts, parts_revision = base, None
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
         pipeline = cls(
             tokenizer=text.tokenizer,
@@ -264,40 +270,30 @@ class RefAlignPipeline(DiffusionPipeline):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Velocities for (null text, no reference), (null text, references), (text, references)."""
         null, text = tensors["negative_prompt_embeds"], tensors["prompt_embeds"]
+        passes: list[Pass] = [(null, None), (null, references), (text, references)]
         if references is None:
-            # The first two passes are one and the same.
-            without, with_text = self._run(tensors["latents"], timestep, [null, text], [None, None], batch_passes)
-            return without, without, with_text
-        texts, given = [null, null, text], [None, references, references]
-        if not batch_passes or references.shape[1] == 1:  # one reference is as long as the zero frame that stands for none
-            velocities = self._run(tensors["latents"], timestep, texts, given, batch_passes)
-        else:
-            velocities = [
-                *self._run(tensors["latents"], timestep, texts[:1], given[:1], batch_passes),
-                *self._run(tensors["latents"], timestep, texts[1:], given[1:], batch_passes),
-            ]
-        return velocities[0], velocities[1], velocities[2]
+            passes = passes[1:]  # the first two are the same
+        batches = [[each] for each in passes]
+        if batch_passes:  # a frame of zeros stands for no reference
+            batches = [[*batch] for _, batch in groupby(passes, lambda each: 1 if each[1] is None else each[1].shape[1])]
+        velocities = [velocity for batch in batches for velocity in self._run(tensors["latents"], timestep, batch)]
+        return velocities[0], velocities[-2], velocities[-1]
 
-    def _run(
-        self, latents: Tensor, timestep: Tensor, texts: list[Tensor], references: list[Tensor | None], batched: bool
-    ) -> list[Tensor]:
-        """The Transformer for several conditions, one after another or as one batch."""
-        steps = timestep.expand(len(latents))
-        if not batched:
-            return [
-                self.transformer(latents, steps, text, given).velocity.float()
-                for text, given in zip(texts, references, strict=True)
-            ]
-        example = next((each for each in references if each is not None), None)
-        stacked = mask = None
-        if example is not None:
-            stacked = torch.cat([example] * len(texts))
-            mask = torch.tensor([each is not None for each in references]).repeat_interleave(len(latents))
-            mask = mask[:, None].expand(stacked.shape[:2])
+    def _run(self, latents: Tensor, timestep: Tensor, passes: list[Pass]) -> Sequence[Tensor]:
+        """The Transformer for several passes as one batch."""
+        given = [references for _, references in passes if references is not None]
+        mask = None
+        if len(given) not in (0, len(passes)):
+            attends = torch.tensor([references is not None for _, references in passes]).repeat_interleave(len(latents))
+            mask, given = attends[:, None].expand(-1, given[0].shape[1]), given[:1] * len(passes)
         velocity = self.transformer(
-            torch.cat([latents] * len(texts)), steps.repeat(len(texts)), torch.cat(texts), stacked, mask
+            torch.cat([latents] * len(passes)),
+            timestep.expand(len(passes) * len(latents)),
+            torch.cat([text for text, _ in passes]),
+            torch.cat(given) if given else None,
+            mask,
         ).velocity
-        return list(velocity.float().chunk(len(texts)))
+        return velocity.float().chunk(len(passes))
 
     def _decode(self, latents: Tensor, output_type: str, device: torch.device) -> Any:
         if output_type == "latent":
