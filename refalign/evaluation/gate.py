@@ -21,11 +21,7 @@ _RESAMPLES = 4999
 
 
 class GateScores(TypedDict, total=False):
-    """Scores of one prompt; None or absent where nothing was measured.
-
-    Attributes:
-        confusion: how often another sample's reference fits the video as well as its own, or better.
-    """
+    """Of one prompt; None or absent where nothing was measured."""
 
     fidelity: float | None
     confusion: float | None
@@ -33,15 +29,13 @@ class GateScores(TypedDict, total=False):
 
 
 Scores = Mapping[str, GateScores]
-"""By prompt."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One score of both models; the gain and its interval are signed so that above zero is better.
+    """One score of both models over some prompts. A gain above zero is better.
 
     Attributes:
-        prompts: compared.
         low, high: one-sided 95% bounds of the gain.
         p_value: one-sided, of "no better", after Holm's correction over the scores.
     """
@@ -70,9 +64,8 @@ def decide(champion: Scores, challenger: Scores, rule: GateConfig, *, seed: int 
     """Applies the rule to the scores, and then to the votes if the rule asks for votes.
 
     Args:
-        champion, challenger: means over seeds. Only prompts that both have are compared.
+        champion, challenger: by prompt. Only prompts that both have are compared.
         seed: of the resampling.
-        votes: what people chose, if they were asked.
     """
     comparisons = _correct([each for name in _BETTER_IS_HIGHER if (each := compare(name, champion, challenger, seed))])
     passed, reason = _judge_scores({each.score: each for each in comparisons}, rule)

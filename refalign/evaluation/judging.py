@@ -46,17 +46,12 @@ def load_judge(name: str) -> Callable[..., object]:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"evaluation.judge={name}: {error}; name an importable function as module:function, or leave it out."
-        ) from error
+        advice = "name an importable function as module:function, or leave it out"
+        raise ConfigError(f"evaluation.judge={name}: {error}; {advice}.") from error
 
 
 def parse_verdict(returned: object) -> Verdict | None:
-    """What a judge returned.
-
-    Raises:
-        ConfigError: it is not a verdict.
-    """
+    """Raises: ConfigError: a judge returned something else than a verdict."""
     try:
         return _VERDICT.validate_python(returned)
     except ValidationError as error:

@@ -33,26 +33,6 @@ from refalign.pipeline.ray_data import complete_parts
 from refalign.pipeline.steps import Step
 
 Domain = Literal["open", "human"]
-WEIGHTS: dict[Domain, dict[str, float]] = {
-    "open": {
-        "aesthetics": 0.16,
-        "motion_smoothness": 0.06,
-        "motion_amplitude": 0.02,
-        "face_similarity": 0.20,
-        "gme": 0.12,
-        "nexus": 0.20,
-        "natural": 0.24,
-    },
-    "human": {
-        "aesthetics": 0.18,
-        "motion_smoothness": 0.09,
-        "motion_amplitude": 0.03,
-        "face_similarity": 0.25,
-        "gme": 0.15,
-        "natural": 0.30,
-    },
-}
-"""Domain -> score -> its weight in the total."""
 MOTION_FILE = "motionscore.json"
 _FACE_KINDS = ("singlehuman", "singleface", "faceobj", "humanobj")
 _KEY = re.compile(r"\w[\w.-]{0,99}")
@@ -63,13 +43,15 @@ _FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "po
 
 @dataclass(frozen=True)
 class _Score:
-    """Where a score is in upstream's files and how it becomes a number in [0, 1].
+    """Where a score is in upstream's files, and how it becomes a number in [0, 1].
 
     Attributes:
+        weights: in the total, by domain.
         files: each holds video id -> value, or video id -> {field: value}; their mean counts.
-        limits: values are clipped to them; their ends become 0 and 1.
+        limits: values are clipped to them; they become 0 and 1.
     """
 
+    weights: Mapping[Domain, float]
     files: tuple[str, ...]
     fields: tuple[str, ...] = ()
     limits: tuple[float, float] = (0.0, 1.0)
@@ -78,14 +60,16 @@ class _Score:
 
 
 _SCORES = {
-    "aesthetics": _Score(("aesthetic_score.json",), ("aes_score",), (4.0, 7.0)),
-    "motion_smoothness": _Score(("motion_smoothness.json",), ("motion_smoothness",)),
-    "motion_amplitude": _Score((MOTION_FILE, "motion_amplitude.json"), ("motion_fb",)),
-    "face_similarity": _Score(("facesim.json",), ("cur_score",), only_faces=True),
-    "gme": _Score(("gmescore.json",), ("gme_score",)),
+    "aesthetics": _Score({"open": 0.16, "human": 0.18}, ("aesthetic_score.json",), ("aes_score",), (4.0, 7.0)),
+    "motion_smoothness": _Score({"open": 0.06, "human": 0.09}, ("motion_smoothness.json",), ("motion_smoothness",)),
+    "motion_amplitude": _Score({"open": 0.02, "human": 0.03}, (MOTION_FILE, "motion_amplitude.json"), ("motion_fb",)),
+    "face_similarity": _Score({"open": 0.20, "human": 0.25}, ("facesim.json",), ("cur_score",), only_faces=True),
+    "gme": _Score({"open": 0.12, "human": 0.15}, ("gmescore.json",), ("gme_score",)),
     # The evaluator's releases name this field differently.
-    "nexus": _Score(("nexusscore.json",), ("nexus_score", "retrieval_score"), (0.0, 0.05), skip_zeros=True),
-    "natural": _Score(tuple(f"naturalscore_{number}.json" for number in (1, 2, 3)), (), (1.0, 5.0)),
+    "nexus": _Score({"open": 0.20}, ("nexusscore.json",), ("nexus_score", "retrieval_score"), (0.0, 0.05), skip_zeros=True),
+    "natural": _Score(
+        {"open": 0.24, "human": 0.30}, tuple(f"naturalscore_{number}.json" for number in (1, 2, 3)), limits=(1.0, 5.0)
+    ),
 }
 
 
@@ -170,7 +154,7 @@ def score_folder(folder: Path, domain: Domain) -> Scores:
     Raises:
         ArtifactError: a file is damaged.
     """
-    values = {name: _load_values(folder, _SCORES[name]) for name in WEIGHTS[domain]}
+    values = {name: _load_values(folder, score) for name, score in _SCORES.items() if domain in score.weights}
     scores = {name: _normalise(_SCORES[name], found) for name, found in values.items()}
     counts = {name: len(found) for name, found in values.items()}
     return Scores(domain=domain, scores=scores, videos=counts, total=total(scores, domain))
@@ -178,8 +162,9 @@ def score_folder(folder: Path, domain: Domain) -> Scores:
 
 def total(scores: Mapping[str, float | None], domain: Domain) -> float | None:
     """Weighted sum of the leaderboard; None while a score is missing."""
-    parts = [weight * score for name, weight in WEIGHTS[domain].items() if (score := scores.get(name)) is not None]
-    return math.fsum(parts) if len(parts) == len(WEIGHTS[domain]) else None
+    weights = {name: score.weights[domain] for name, score in _SCORES.items() if domain in score.weights}
+    parts = [weight * score for name, weight in weights.items() if (score := scores.get(name)) is not None]
+    return math.fsum(parts) if len(parts) == len(weights) else None
 
 
 def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> OpenS2VManifest:
@@ -197,21 +182,15 @@ def run_opens2v(config: RunConfig, model: Path, prompts: Path, output: Path) -> 
     """
     from refalign.tracking.registry import digest_weights
 
-    wanted = load_prompts(prompts)
-    pictures = [prompts.parent / path for each in wanted.values() for path in each.img_paths]
-    if missing := [path for path in pictures if not path.is_file()]:
+    plan = {}
+    for key, each in load_prompts(prompts).items():
+        pictures = [str((prompts.parent / path).resolve()) for path in each.img_paths]
+        plan[f"{key}.mp4"] = OpenS2VWork(each.prompt, pictures, str(model), config.seed)
+    pictures = [path for work in plan.values() for path in work.pictures]
+    if missing := [path for path in pictures if not Path(path).is_file()]:
         raise ArtifactError(
             f"{len(missing)} of {len(pictures)} pictures are missing, first {missing[0]}; keep Images/ beside {prompts.name}."
         )
-    plan = {
-        f"{key}.mp4": OpenS2VWork(
-            prompt=each.prompt,
-            pictures=[str((prompts.parent / path).resolve()) for path in each.img_paths],
-            model=str(model),
-            seed=config.seed,
-        )
-        for key, each in wanted.items()
-    }
     settings = (config.evaluation.describe_videos(), config.video, digest_weights(model))
     step = Step.make(output, "evaluate", "opens2v", *settings, {name: asdict(work) for name, work in plan.items()})
     with step.lease():

@@ -7,7 +7,7 @@ base model, whose videos are part of its evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -16,7 +16,7 @@ from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
 from refalign.evaluation.blind import Question, export_questions, read_votes
 from refalign.evaluation.gate import GateScores, decide
-from refalign.evaluation.results import Pictures, SampleRecord, VideoScores
+from refalign.evaluation.results import SampleRecord, VideoScores
 from refalign.evaluation.worker import EvaluateWorker, Model, VideoWork, name_video
 from refalign.pipeline.ray_data import complete_parts
 from refalign.pipeline.steps import Step
@@ -28,45 +28,34 @@ from refalign.tracking.registry import digest_weights, resolve_model
 _SAMPLES = TypeAdapter(list[SampleRecord])
 
 
-@dataclass(frozen=True)
 class Contest:
-    """The model that a run registered, and the one that it is compared with.
+    """The model that a run registered (the challenger), and the one that it is compared with.
 
     Attributes:
         step, samples: the evaluation of the challenger.
         name, version: of the challenger.
-        uri: of MLflow.
         champion: version of the champion; None: the base model.
+        comparison: an id, to which votes refer.
+
+    Raises:
+        ArtifactError: the run is not finished.
     """
 
-    config: RunConfig
-    step: Step
-    samples: list[SampleRecord]
-    name: str
-    version: str
-    uri: str
-    champion: str | None
-
-    @classmethod
-    def open(cls, config: RunConfig, output: Path) -> Contest:
-        """Raises: ArtifactError: the run is not finished."""
+    def __init__(self, config: RunConfig, output: Path) -> None:
         folders = (load_summary(output) or {}).get("folders", {})
         steps = {name: Step.open(output / folder) for name, folder in folders.items()}
         evaluated, registered = (steps[name].load_manifest() if name in steps else None for name in ("evaluate", "register"))
         if evaluated is None or registered is None:
             raise ArtifactError(f"{output}: no registered model; finish pipelines/full.py with this output first.")
-        name, uri = registered["name"], make_tracking_uri(config.tracking.uri, output)
-        samples, champion = _SAMPLES.validate_python(evaluated["samples"]), find_version(uri, name, CHAMPION)
-        return cls(config, steps["evaluate"], samples, name, registered["version"], uri, champion)
+        self.step, self.samples = steps["evaluate"], _SAMPLES.validate_python(evaluated["samples"])
+        self.name, self.version = str(registered["name"]), str(registered["version"])
+        self.uri = make_tracking_uri(config.tracking.uri, output)
+        self.champion = find_version(self.uri, self.name, CHAMPION)
+        self.comparison = make_fingerprint("blind", self.step.fingerprint, self.champion, config.seed)
 
     def find_champion(self) -> Path | None:
         """The champion's folder."""
         return resolve_model(f"models:/{self.name}/{self.champion}", self.uri) if self.champion else None
-
-    @property
-    def comparison(self) -> str:
-        """The id of this comparison, which votes refer to."""
-        return make_fingerprint("blind", self.step.fingerprint, self.champion, self.config.seed)
 
 
 def run_promote(config: RunConfig, output: Path) -> None:
@@ -78,7 +67,7 @@ def run_promote(config: RunConfig, output: Path) -> None:
         ArtifactError: the run is not finished, another version became champion meanwhile, or the votes are about another
             comparison.
     """
-    contest, gate, votes = Contest.open(config, output), config.evaluation.gate, None
+    contest, gate, votes = Contest(config, output), config.evaluation.gate, None
     name, version = contest.name, contest.version
     if contest.champion == version:
         raise ConfigError(f"{name}: version {version} is champion already.")
@@ -110,7 +99,7 @@ def run_ask(config: RunConfig, output: Path) -> None:
     Raises:
         ArtifactError: the run is not finished.
     """
-    contest = Contest.open(config, output)
+    contest = Contest(config, output)
     step, others = contest.step, {each.key: contest.step.folder / each.videos["before"] for each in contest.samples}
     if model := contest.find_champion():
         score_champion(config, step, contest.samples, model)
@@ -141,9 +130,8 @@ def run_list(config: RunConfig, output: Path) -> None:
     """Prints every version with its aliases and what the gate said."""
     for each in list_versions(make_tracking_uri(config.tracking.uri, output), config.tracking.model_name):
         aliases = ", ".join(each["aliases"]) or "-"
-        print(
-            f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {each['gate']}: {each['reason']}".rstrip(": ")
-        )
+        said = f"{each['gate']}: {each['reason']}".rstrip(": ")
+        print(f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {said}")
 
 
 def score_champion(config: RunConfig, step: Step, samples: Sequence[SampleRecord], model: Path) -> dict[str, VideoScores]:
@@ -152,22 +140,10 @@ def score_champion(config: RunConfig, step: Step, samples: Sequence[SampleRecord
     Args:
         step: the challenger's evaluate step.
     """
-
-    def below(names: Sequence[str | None]) -> list[str | None]:
-        return [name and str(step.parts_folder / name) for name in names]
-
-    mine = _champion_step(step, model)
-    plan = {
-        name_video(CHAMPION, each.key): VideoWork(
-            label=CHAMPION,
-            model=Model(str(model)),
-            prompt=each.prompt,
-            seed=each.seed,
-            # The pictures are parts of the run's own evaluation.
-            pictures=Pictures.model_validate({whose: below(names) for whose, names in each.pictures}),
-        )
-        for each in samples
-    }
+    mine, plan = _champion_step(step, model), {}
+    for each in samples:
+        pictures = each.pictures.below(step.parts_folder)  # parts of the run's own evaluation
+        plan[name_video(CHAMPION, each.key)] = VideoWork(CHAMPION, Model(str(model)), each.prompt, each.seed, pictures)
     with mine.lease():
         commits = complete_parts(mine, plan, EvaluateWorker, config, label="champion")
         mine.commit({"folder": str(mine.parts_folder), "model": str(model)})

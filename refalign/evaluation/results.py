@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -40,7 +41,13 @@ def average_scores(videos: Iterable[VideoScores]) -> dict[str, float]:
 
 
 class BlockSeparability(Result):
-    """How well one block's features tell subjects apart, see `refalign.evaluation.separability.measure`."""
+    """How well the features of one block tell subjects apart.
+
+    Attributes:
+        retrieval: share of references whose nearest other reference shows the same subject; ``chance`` in random order.
+        gap: mean cosine of pairs of one subject less that of pairs of two.
+        silhouette: in [-1, 1].
+    """
 
     retrieval: float
     chance: float
@@ -75,6 +82,11 @@ class Pictures(Result):
     own: list[str]
     other: list[str]
     targets: list[str | None]
+
+    def below(self, folder: Path) -> Pictures:
+        """The same pictures by their absolute paths."""
+        paths = {whose: [name and str(folder / name) for name in names] for whose, names in self}
+        return Pictures.model_validate(paths)
 
 
 class Reference(Result):

@@ -10,39 +10,28 @@ from typing import Any
 import numpy as np
 
 from refalign.errors import ArtifactError
+from refalign.evaluation.results import Reference
 from refalign.io.storage import in_parallel, read_table
 from refalign.io.tables import CLIP_SCHEMA, check_table
 from refalign.pipeline.steps import Step
 
 
 @dataclass(frozen=True)
-class ChosenReference:
-    """One subject's picture, as PNG in RGBA with the subject's mask as alpha.
+class ChosenSample:
+    """One prompt with its references.
 
     Attributes:
-        kind: "cross_pair": from another clip; "in_pair": from the clip itself.
-        target_png: the subject as the clip itself shows it, if the picture is from another clip.
-        file, target_file: names of the parts that hold the pictures.
+        targets: for each reference from another clip, the part that shows the subject in the sample's own clip.
+        pngs: pictures by the name of their part, RGBA with the subject's mask as alpha.
     """
-
-    subject_id: str
-    class_name: str
-    kind: str
-    crop_png: bytes
-    target_png: bytes | None
-    file: str
-    target_file: str | None
-
-
-@dataclass(frozen=True)
-class ChosenSample:
-    """One prompt with its references."""
 
     key: str
     prompt: str
     source_group: str
     seed: int
-    references: list[ChosenReference]
+    references: list[Reference]
+    targets: list[str | None]
+    pngs: dict[str, bytes]
 
 
 def choose_samples(shards_folder: Path, subjects_folder: Path, *, count: int, seed: int) -> tuple[list[ChosenSample], str]:
@@ -71,19 +60,15 @@ def choose_samples(shards_folder: Path, subjects_folder: Path, *, count: int, se
     crops = _load_crops(subjects_folder, {entry["subject_id"]: entry["clip_id"] for entry in entries})
     samples = []
     for order, (key, info) in enumerate(infos.items()):
-        references = [
-            ChosenReference(
-                subject_id=given["subject_id"],
-                class_name=given["class_name"],
-                kind=given["kind"],
-                crop_png=crops[given["subject_id"]],
-                target_png=crops[target["subject_id"]] if target else None,
-                file=f"reference-{key}-{number}.png",
-                target_file=f"target-{key}-{number}.png" if target else None,
-            )
-            for number, (given, target) in enumerate(chosen[key])
-        ]
-        samples.append(ChosenSample(key, info["caption"], info["source_group"], seed + order, references))
+        sample = ChosenSample(key, info["caption"], info["source_group"], seed + order, [], [], {})
+        for number, (given, target) in enumerate(chosen[key]):
+            file, target_file = f"reference-{key}-{number}.png", f"target-{key}-{number}.png" if target else None
+            sample.references.append(Reference.model_validate(given | {"file": f"parts/{file}"}))
+            sample.targets.append(target_file)
+            sample.pngs[file] = crops[given["subject_id"]]
+            if target_file:
+                sample.pngs[target_file] = crops[target["subject_id"]]
+        samples.append(sample)
     return samples, split
 
 

@@ -22,6 +22,7 @@ from refalign.models.wan import RefAlignTransformer
 from refalign.shards.reader import ShardIndex
 
 _SAMPLES_PER_SUBJECT = 4  # read to find enough subjects with several pictures
+_TIMESTEP = 500.0  # of [0, 1000]
 
 Features = Float[np.ndarray, "N D"]
 
@@ -73,46 +74,34 @@ def block_features(
     reference_latents: Float[Tensor, "N Z h w"],
     foreground: Float[Tensor, "N P"],
     *,
-    prompt_embeds: Float[Tensor, "N L E"],
+    prompt_embeds: Float[Tensor, "1 L E"],
     num_latent_frames: int,
-    timestep: float = 500.0,
-    seed: int = 0,
 ) -> list[Features]:
-    """One vector per block and reference: the mean of its tokens, weighted by ``foreground``.
+    """One vector per block and reference: the mean of its tokens, weighted by ``foreground`` (all tokens where that is 0).
 
     Each reference is alone beside a video of pure noise, the same for all.
-
-    Args:
-        foreground: in [0, 1]; of a reference that has none all tokens count.
-        timestep: in [0, 1000].
     """
-    count, channels, height, width = reference_latents.shape
-    generator = torch.Generator().manual_seed(seed)
+    _, channels, height, width = reference_latents.shape
     parameter = next(transformer.parameters())
-    noise = torch.randn(1, channels, num_latent_frames, height, width, generator=generator).to(parameter)
+    noise = torch.randn(1, channels, num_latent_frames, height, width, generator=torch.Generator().manual_seed(0)).to(parameter)
     weight = torch.where(foreground.sum(1, keepdim=True) > 0, foreground, torch.ones_like(foreground))
     weight = weight / weight.sum(1, keepdim=True)
     features: list[list[Tensor]] = [[] for _ in transformer.blocks]
-    for number in range(count):
+    for latents, share in zip(reference_latents, weight, strict=True):
         tokens = transformer(
             noise,
-            torch.tensor([timestep], device=parameter.device),
-            prompt_embeds[number : number + 1].to(parameter),
-            reference_latents[number][None, None].to(parameter),
+            torch.tensor([_TIMESTEP], device=parameter.device),
+            prompt_embeds.to(parameter),
+            latents[None, None].to(parameter),
             alignment_blocks=tuple(range(len(transformer.blocks))),
         ).reference_tokens
         for block, each in zip(features, tokens, strict=True):
-            block.append((each[0, 0].float().cpu() * weight[number, :, None]).sum(0))
+            block.append((each[0, 0].float().cpu() * share[:, None]).sum(0))
     return [torch.stack(block).numpy() for block in features]
 
 
 def measure(features: Features, subjects: Sequence[object]) -> BlockSeparability:
-    """How close references of one subject lie, by cosine of the centred features.
-
-    - retrieval: share of references whose nearest other reference shows the same subject. References whose subject has no
-      other are left out. ``chance`` is the share in a random order.
-    - gap: mean cosine of pairs of one subject less that of pairs of two subjects.
-    - silhouette: in [-1, 1].
+    """How close references of one subject lie, by cosine of the centred features; retrieval skips subjects with one reference.
 
     Raises:
         ValueError: no subject has two references, or there is only one subject.
@@ -141,13 +130,10 @@ def measure(features: Features, subjects: Sequence[object]) -> BlockSeparability
 def describe(
     transformer: RefAlignTransformer, references: References, index: ShardIndex, *, max_text_tokens: int, picture_block: int
 ) -> Separability:
-    """The measures of every block, to five digits, and the references of one block in the plane.
+    """The measures of every block, to five digits, and the references of ``picture_block`` in the plane.
 
-    The video is noise and the prompt is empty, so only the pictures can tell subjects apart.
-
-    Args:
-        index: its empty prompt and the length of its videos are used.
-        picture_block: whose features are projected.
+    The video is noise and the prompt is empty, so only the pictures can tell subjects apart. ``index`` gives the empty prompt
+    and the length of the videos.
     """
     prompt = index.load_null_prompt()
     width = index.read(0).tensors["prompt_embeds"].shape[1]
@@ -156,7 +142,7 @@ def describe(
         transformer,
         references.latents,
         references.foreground,
-        prompt_embeds=pad_prompt_embeds([prompt], max_text_tokens).expand(len(references.latents), -1, -1),
+        prompt_embeds=pad_prompt_embeds([prompt], max_text_tokens),
         num_latent_frames=index.entries[0].shape[1],
     )
     measured = [measure(each, references.subjects).model_dump() for each in features]
@@ -169,9 +155,9 @@ def describe(
     )
 
 
-def project(features: Features, seed: int = 0) -> Float[np.ndarray, "N 2"]:
+def project(features: Features) -> Float[np.ndarray, "N 2"]:
     """t-SNE of the references in the plane, for a picture: neighbourhoods mean something, distances and axes do not."""
     from sklearn.manifold import TSNE
 
     perplexity = max(2.0, min(30.0, (len(features) - 1) / 3))
-    return TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(features)
+    return TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=0).fit_transform(features)

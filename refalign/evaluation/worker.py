@@ -159,27 +159,23 @@ class EvaluateWorker:
 
 def plan_videos(samples: Sequence[ChosenSample], models: Mapping[str, Model]) -> dict[str, VideoWork]:
     """Work by part name; ``models`` are by label. All videos of one model come together, so that a worker loads it once."""
+    own = {sample.key: [Path(reference.file).name for reference in sample.references] for sample in samples}
     plan = {}
     for label, model in models.items():
         for sample in samples:
             # Clips of one source may show one subject.
-            strangers = [each for each in samples if each.source_group != sample.source_group]
-            pictures = Pictures(
-                own=[reference.file for reference in sample.references],
-                other=[reference.file for each in strangers for reference in each.references],
-                targets=[reference.target_file for reference in sample.references],
-            )
+            other = [name for each in samples if each.source_group != sample.source_group for name in own[each.key]]
+            pictures = Pictures(own=own[sample.key], other=other, targets=sample.targets)
             plan[name_video(label, sample.key)] = VideoWork(label, model, sample.prompt, sample.seed, pictures)
     return plan
 
 
-def write_references(step: Step, sample: ChosenSample) -> None:
-    """Writes the reference pictures, and the targets of those from other clips, as parts."""
-    for each in sample.references:
-        decode_image(each.crop_png, each.subject_id)  # a damaged crop is found before hours of generation
-        for name, data in ((each.file, each.crop_png), (each.target_file, each.target_png)):
-            if name and data and step.load_part(name) is None:
-                commit_part(step, name, lambda path, data=data: path.write_bytes(data), {})
+def write_pictures(step: Step, sample: ChosenSample) -> None:
+    """Writes the pictures of a sample as parts."""
+    for name, data in sample.pngs.items():
+        decode_image(data, name)  # a damaged picture is found before hours of generation
+        if step.load_part(name) is None:
+            commit_part(step, name, lambda path, data=data: path.write_bytes(data), {})
 
 
 def name_video(label: str, key: str) -> str:

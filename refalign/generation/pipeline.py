@@ -3,7 +3,7 @@
     pipeline = RefAlignPipeline.from_pretrained("runs/model")
     video = pipeline("a red fox and a blue ball", references=[fox, ball], generator=torch.Generator().manual_seed(0)).frames[0]
 
-Nothing of the alignment is loaded: no projector, no vision encoder. A step costs what it costs in the base model.
+It loads neither projectors nor a vision encoder. A step costs as much as in the base model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
-from transformers import UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from refalign.errors import ConfigError
 from refalign.generation.settings import check_digests, load_export_settings, published_settings
@@ -40,9 +40,9 @@ Reference = Image.Image | np.ndarray
 Pass = tuple[Tensor, Tensor | None]
 """Prompt embeddings and reference latents."""
 _MAX_TIMES_REFERENCES = 2
-"""More references than so many times those of a training sample are refused; each adds a frame of tokens."""
+"""More than this many times the references of a training sample are refused; each adds a frame of tokens."""
 _LOCKS: dict[str, threading.RLock] = {}
-"""One call at a time on each device: VAE and text encoder keep state while they work, and pipelines may share them."""
+"""By device. VAE and text encoder keep state while they work, and pipelines may share them."""
 _log = logging.getLogger(__name__)
 
 
@@ -69,14 +69,12 @@ def combine_guidance(
 class RefAlignPipeline(DiffusionPipeline):
     """Reference-to-video generation with Wan.
 
-    Any diffusers scheduler for flow matching can be set as ``pipeline.scheduler``. ``enable_model_cpu_offload``,
-    ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline.
-
-    Several threads may call one pipeline. The calls on one device wait for each other, and each steps its own copy of the
-    scheduler.
+    ``pipeline.scheduler`` may be any diffusers scheduler for flow matching. ``enable_model_cpu_offload``,
+    ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline. Several threads may call one
+    pipeline: calls on one device wait for each other, and each steps its own copy of the scheduler.
 
     Attributes:
-        max_sequence_length: text tokens the Transformer attends to, padding included; must be what it was trained with.
+        max_sequence_length: text tokens the Transformer attends to, padding included; as it was trained.
         max_references: most references of a training sample; None: unknown.
 
     Source: the published inference (three passes, Euler, shift 5). Ours also takes batches of prompts.
@@ -87,7 +85,7 @@ class RefAlignPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
         vae: AutoencoderKLWan,
         transformer: RefAlignTransformer,
@@ -114,21 +112,22 @@ class RefAlignPipeline(DiffusionPipeline):
         """Loads a diffusers-layout Wan folder or hub id.
 
         Args:
-            source: where ``transformer/`` is, and the other parts unless ``base`` is given.
-            base: where ``vae/``, ``text_encoder/`` and ``tokenizer/`` are, for a folder that holds only a Transformer;
-                None: what the folder's ``refalign.json`` names, else ``source`` itself.
-            torch_dtype: of Transformer and text encoder; the VAE stays in float32, where bf16 shows as banding.
+            source: holds ``transformer/``, and the other parts unless ``base`` is given.
+            base: holds ``vae/``, ``text_encoder/`` and ``tokenizer/``. Default: what the folder's ``refalign.json`` names,
+                else ``source``.
+            torch_dtype: of Transformer and text encoder; the VAE stays in float32, because bf16 shows as banding.
             transformer: one that is loaded already.
-            scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's differs from
-                RefAlign's in shift, which is 5 unless the folder's ``refalign.json`` says what it was trained with.
+            scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's shift is not
+                RefAlign's, which is 5 unless the folder's ``refalign.json`` has another.
 
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
         """
         settings, parts, parts_revision = published_settings(), source, revision
         if looks_local(source):
-            check_digests(Path(source).expanduser())
-            export = load_export_settings(Path(source).expanduser())
+            folder = Path(source).expanduser()
+            export = load_export_settings(folder)
+            check_digests(folder)
             settings = export.generation
             if export.base:
                 parts, parts_revision = export.base, export.base_revision
@@ -147,11 +146,11 @@ class RefAlignPipeline(DiffusionPipeline):
 
     @property
     def grid(self) -> Grid:
-        """How videos lie on the latents and tokens of this VAE and Transformer."""
+        """Sizes of latents and tokens of this VAE and Transformer."""
         return Grid.of(self.vae.config, self.transformer.config)
 
     def to_json_string(self) -> str:
-        """The index as stock diffusers' pipeline, so that the saved folder opens there too (as text-to-video)."""
+        """The index names stock diffusers' classes, so that a saved folder opens there too (as text-to-video)."""
         index = super().to_json_string()
         index = index.replace(f'"{type(self).__name__}"', '"WanPipeline"')
         return index.replace('"refalign.models.wan"', '"diffusers"').replace('"RefAlignTransformer"', '"WanTransformer3DModel"')
@@ -175,22 +174,24 @@ class RefAlignPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> WanPipelineOutput:
-        """Makes one video per prompt; the seed of ``generator`` decides which.
+        """Makes one video per prompt.
 
         Args:
-            references: images of the subjects, each fitted on white into height x width; with several prompts one
-                sequence for each of them, all of the same length. Segment subjects onto white beforehand, scenes not.
-            negative_prompt: the null text of all three passes' formula.
-            reference_guidance_scale: how strongly references count; likewise ``guidance_scale`` the text. 1: not amplified.
+            references: images of the subjects, each fitted on white into height x width. With several prompts: one sequence
+                for each, all of the same length. Cut subjects out onto white beforehand, but not scenes.
+            negative_prompt: the null text of the formula (`combine_guidance`).
+            reference_guidance_scale, guidance_scale: how strongly references and text count; 1 does not amplify them.
             batch_passes: runs passes of equal length as one batch: faster on a large GPU, more memory.
             output_type: ``np`` (float [B, F, H, W, 3] in [0, 1]), ``pil`` (lists of images), ``uint8`` (tensor) or ``latent``.
             callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors named below) -> changed tensors.
 
         Raises:
             GeometryError: height, width or num_frames do not fit the grid; the message names sizes that do.
-            ConfigError: references do not match the prompts or are far more than the model knows, or an unknown output type.
+            ConfigError: references do not match the prompts or are far too many for the model, or an unknown output type.
         """
-        _check_output(self.grid, height, width, num_frames, output_type)
+        self.grid.check(height, width, num_frames)
+        if output_type not in ("np", "pil", "uint8", "latent"):
+            raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
         prompts, given = _pair_up(prompt, references)
         self._check_references(max((len(each) for each in given), default=0))
         device = self._execution_device
@@ -218,11 +219,10 @@ class RefAlignPipeline(DiffusionPipeline):
         known = self.max_references
         if known is None or count <= known:
             return
-        if count > _MAX_TIMES_REFERENCES * known:
-            raise ConfigError(
-                f"{count} references; the model was trained with up to {known}. Give at most {_MAX_TIMES_REFERENCES * known}."
-            )
-        _log.warning("%d references; the model was trained with up to %d. Some may be ignored.", count, known)
+        told, most = f"{count} references; the model was trained with up to {known}.", _MAX_TIMES_REFERENCES * known
+        if count > most:
+            raise ConfigError(f"{told} Give at most {most}.")
+        _log.warning("%s Some may be ignored.", told)
 
     def _denoise(
         self,
@@ -233,7 +233,7 @@ class RefAlignPipeline(DiffusionPipeline):
         batch_passes: bool,
         callback: tuple[Callable[..., dict[str, Tensor]] | None, Sequence[str]],
     ) -> Tensor:
-        """Latents after all steps, one guided velocity a step; the scheduler is a copy, which no other call steps."""
+        """Latents after all steps."""
         scheduler = copy.deepcopy(self.scheduler)
         on_step_end, names = callback
         with self.progress_bar(total=num_steps) as progress:
@@ -315,14 +315,8 @@ def _set_timesteps(scheduler: Any, num_steps: int, device: torch.device) -> Tens
     return scheduler.timesteps
 
 
-def _check_output(grid: Grid, height: int, width: int, num_frames: int, output_type: str) -> None:
-    grid.check(height, width, num_frames)
-    if output_type not in ("np", "pil", "uint8", "latent"):
-        raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
-
-
 def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[list[str], Sequence[Sequence[Reference]]]:
-    """Prompts and, for each of them, its references; none at all stays an empty sequence.
+    """A list of prompts, and a sequence of references for each, or an empty sequence where there are none.
 
     Raises:
         ConfigError: references do not match the prompts, or each other, in number.

@@ -22,20 +22,23 @@ _SEED = TypeAdapter(Annotated[int, Field(ge=0, lt=2**32)])
 
 
 class GenerationSettings(SamplingSettings):
-    """What one video is made with; the names are those of `refalign.generation.pipeline.RefAlignPipeline`."""
+    """What one video is made with; the names are those of `refalign.generation.pipeline.RefAlignPipeline`.
+
+    Attributes:
+        max_references: most references of one training sample.
+        max_sequence_length: text tokens that the Transformer attends to, padding included.
+        shift: of the noise levels.
+    """
 
     num_frames: Count
     height: Count
     width: Count
     fps: Annotated[float, Field(gt=0.0, le=1000.0)]
     max_references: Count
-    """Most references of one training sample."""
     max_sequence_length: Count
-    """Text tokens that the Transformer attends to, padding included."""
     shift: Positive
-    """Of the noise levels."""
 
-    def change(self, values: Mapping[str, Any]) -> GenerationSettings:
+    def change(self, values: Mapping[str, object]) -> GenerationSettings:
         """The settings with other values, which may be text.
 
         Raises:
@@ -68,7 +71,7 @@ class Export(BaseModel):
     files: dict[str, str] = {}
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: object) -> int:
     """The seed as a number of 32 bits; torch's generator uses no more.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refalign.evaluation.fidelity import MEASURED
-from refalign.evaluation.results import Reference, SampleRecord, Separability, average_scores
+from refalign.evaluation.results import SampleRecord, Separability, average_scores
 from refalign.evaluation.samples import ChosenSample, choose_samples
 from refalign.evaluation.worker import (
     EvaluateWorker,
@@ -15,7 +15,7 @@ from refalign.evaluation.worker import (
     VideoWork,
     name_video,
     plan_videos,
-    write_references,
+    write_pictures,
 )
 from refalign.pipeline.stage import Inputs, Manifest, PartStage, Run
 from refalign.pipeline.steps import Step
@@ -67,7 +67,7 @@ class Evaluate(PartStage[EvaluateManifest, Work]):
         count = config.evaluation.num_samples
         self.samples, self.split = choose_samples(shards, run.step_of(Subjects).folder, count=count, seed=config.seed)
         for sample in self.samples:
-            write_references(step, sample)
+            write_pictures(step, sample)
         trained = str(run.step_of(Train).folder / run.manifest_of(Train).export)
         models = {"before": Model(config.models.base, config.models.base_revision), "after": Model(trained)}
         plan: dict[str, Work] = {**plan_videos(self.samples, models)}
@@ -108,15 +108,11 @@ def _describe_sample(sample: ChosenSample, plan: Mapping[str, Work], made: Mappi
     names = {label: name_video(label, sample.key) for label in LABELS}
     work = plan[names["after"]]
     assert isinstance(work, VideoWork)
-    references = [
-        Reference(subject_id=each.subject_id, class_name=each.class_name, kind=each.kind, file=f"parts/{each.file}")
-        for each in sample.references
-    ]
     return SampleRecord(
         key=sample.key,
         prompt=sample.prompt,
         seed=sample.seed,
-        references=references,
+        references=sample.references,
         videos={label: f"parts/{name}" for label, name in names.items()},
         scores={label: made[name]["scores"] for label, name in names.items()},
         verdicts={label: made[name].get("verdict") for label, name in names.items()},

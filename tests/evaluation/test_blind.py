@@ -70,7 +70,7 @@ def test_a_second_person_is_no_second_prompt(tmp_path):
         (HEAD + "c2,clip0,left", "about comparison c2, not c1"),
         (HEAD + "c1,stranger,left", "stranger: left"),
         (HEAD + "c1,clip0,up", "clip0: up"),
-        (HEAD + "c1,clip0,left\nc1,clip0,right", "clip0: right.* or a second one"),
+        (HEAD + "c1,clip0,left\nc1,clip0,right", "clip0: right.*, or a second one"),
         (HEAD + "c1", "None: "),
         ("comparison,answer\nc1,left", "no table of answers"),
         (HEAD + f"c1,clip0,{'x' * 200_000}", "no table of answers.*a line longer"),

@@ -55,7 +55,7 @@ def test_a_first_challenger_is_asked_about_against_the_base_model(registry, tmp_
     register.commit({"name": "nobody", "version": first})
     write_json(tmp_path / "summary.json", {"folders": {step.name: step.folder.name for step in (evaluate, register)}})
     run_ask(config, tmp_path)
-    comparison = Contest.open(config, tmp_path).comparison
+    comparison = Contest(config, tmp_path).comparison
     path = tmp_path / "ask" / comparison / "questions.csv"
     assert str(path) in capsys.readouterr().out and len(list(path.parent.glob("*.mp4"))) == 2
     path.write_text(path.read_text().rstrip() + place_challenger(comparison, "clip"))

@@ -59,7 +59,7 @@ def test_pictures_that_samples_pair_are_of_one_subject(tmp_path):
 def test_features_are_of_the_reference_and_of_its_foreground():
     transformer = load_transformer(toy_tiny().models.base).eval()
     latents = torch.randn(2, 16, 12, 20, generator=torch.Generator().manual_seed(1))
-    prompt = torch.zeros(2, 3, transformer.config.text_dim)
+    prompt = torch.zeros(1, 3, transformer.config.text_dim)
     half = torch.zeros(2, 60)
     half[:, :30] = 1
     whole, upper, nothing = (
