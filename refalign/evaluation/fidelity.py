@@ -7,6 +7,7 @@ references that it was not made from.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -37,10 +38,9 @@ def make_windows(frames: UInt8[np.ndarray, "F H W 3"], side_px: int) -> UInt8[np
         windows.append(letterbox(frame, side_px, side_px)[0])
         for scale in _SCALES:
             edge = max(1, round(min(frame.shape[:2]) * scale))
-            for top in _places(frame.shape[0], edge):
-                for left in _places(frame.shape[1], edge):
-                    cut = Image.fromarray(frame[top : top + edge, left : left + edge])
-                    windows.append(np.asarray(cut.resize((side_px, side_px), Image.Resampling.BICUBIC)))
+            for top, left in product(_places(frame.shape[0], edge), _places(frame.shape[1], edge)):
+                cut = Image.fromarray(frame[top : top + edge, left : left + edge])
+                windows.append(np.asarray(cut.resize((side_px, side_px), Image.Resampling.BICUBIC)))
     return np.stack(windows)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
 from refalign.config import RunConfig, describe_problems
 from refalign.errors import ArtifactError, ConfigError
@@ -37,6 +37,7 @@ MOTION_FILE = "motionscore.json"
 _FACE_KINDS = ("singlehuman", "singleface", "faceobj", "humanobj")
 _KEY = re.compile(r"\w[\w.-]{0,99}")
 """Video ids, which become names of files."""
+_NUMBER = TypeAdapter(FiniteFloat)
 _FLOW_WIDTH_PX = 16
 _FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
 
@@ -250,20 +251,15 @@ def _load_values(folder: Path, score: _Score) -> list[float]:
                 continue
             if isinstance(entry, dict):
                 entry = next((entry[field] for field in score.fields if field in entry), None)
-            if entry is not None:  # the evaluator has none for this video
-                found.setdefault(key, []).append(_parse_number(entry, f"{folder / name}: {key!r}"))
+            if entry is None:  # the evaluator has no number for this video
+                continue
+            try:
+                found.setdefault(key, []).append(_NUMBER.validate_python(entry))
+            except ValidationError as error:
+                what = f"{folder / name}: {key!r} has {json.dumps(entry)[:80]} where a number was expected"
+                raise ArtifactError(f"{what}; run that score again.") from error
     means = [float(np.mean(values)) for values in found.values()]
     return [value for value in means if value or not score.skip_zeros]
-
-
-def _parse_number(entry: object, where: str) -> float:
-    try:
-        value = float(entry)  # ty: ignore[invalid-argument-type]  # whatever the file holds
-    except (TypeError, ValueError):
-        value = math.nan
-    if not math.isfinite(value):
-        raise ArtifactError(f"{where} has {json.dumps(entry)[:80]} where a number was expected; run that score again.")
-    return value
 
 
 def _normalise(score: _Score, values: list[float]) -> float | None:

@@ -155,5 +155,6 @@ def _champion_step(step: Step, model: Path) -> Step:
 
 
 def _to_gate(scores: VideoScores) -> GateScores:
+    """Confusion is how often another sample's reference fits the video better than its own; a tie counts half."""
     confusion = None if scores.own_above_other is None else 1 - scores.own_above_other
     return {"fidelity": scores.fidelity, "confusion": confusion, "copy_paste": scores.copy_paste}

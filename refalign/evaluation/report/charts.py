@@ -49,8 +49,8 @@ def draw_lines(label: str, curves: Mapping[str, Points], marks: Sequence[tuple[f
     """Curves over common axes; None where no point is finite.
 
     Args:
-        curves: points (x, y) by the kind of curve, a key of `_CURVES`; x counts something.
-        marks: (x, text) of vertical rules, for example where a stage begins.
+        curves: points (x, y) by kind, a key of `_CURVES`; x is a whole number.
+        marks: (x, text) of vertical lines.
     """
     figure, axes = _open()
     for kind, points in curves.items():
