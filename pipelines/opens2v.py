@@ -1,4 +1,4 @@
-"""Makes the videos of OpenS2V-Eval with a model and scores them; --scores reads an evaluator's files and makes nothing."""
+"""Makes the videos of OpenS2V-Eval with a model and scores them. With --scores it only reads the files of an evaluator."""
 
 import sys
 from pathlib import Path
@@ -13,24 +13,22 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", help="models:/refalign@champion, or an exported folder")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="Open-Domain_Eval.json or Human-Domain_Eval.json")
-    parser.add_argument("--scores", type=Path, metavar="FOLDER", help="only read the evaluator's JSON files of this folder")
+    parser.add_argument("--scores", type=Path, metavar="FOLDER", help="only read the evaluator's JSON files in this folder")
     parser.add_argument("--domain", choices=("open", "human"), default="open", help="of --scores (default: open)")
     arguments = parser.parse_args()
     if not arguments.scores and not (arguments.model and arguments.prompts):
         parser.error("give --model and --prompts, or --scores")
 
     def work() -> None:
-        from refalign.evaluation.opens2v import describe_scores, score_folder
-
-        if arguments.scores:
-            print(describe_scores(score_folder(arguments.scores, arguments.domain)))
-            return
-        from refalign.evaluation.opens2v_videos import run_opens2v
+        from refalign.evaluation.opens2v import run_opens2v, score_folder
         from refalign.generation.generate import find_model
 
+        if arguments.scores:
+            print(score_folder(arguments.scores, arguments.domain).describe())
+            return
         config, output = load_config(arguments)
         manifest = run_opens2v(config, find_model(arguments.model, config.tracking.uri), arguments.prompts, output)
-        print(f"{manifest['videos']} videos in {manifest['folder']}\n{describe_scores(manifest)}")
+        print(f"videos: {manifest.folder}\n{manifest.describe()}")
 
     leave(run_command(work))
 

@@ -1,8 +1,8 @@
-"""Registers the evaluated model with MLflow; promote, ask, rollback and list look after the champion.
+"""Registers the evaluated model with MLflow, or looks after the champion.
 
-promote compares the model of this output folder with the champion, and makes it champion if evaluation.gate allows it; ask
-exports their videos in pairs, for people to choose without knowing which is which; rollback gives the alias back to the champion
-before. Without an action the register step runs; the steps before it must be done.
+Without an action the register step runs; the steps before it must be done. promote compares the model of this output folder with
+the champion, and makes it champion if evaluation.gate allows it. ask exports videos of both in pairs, so that people can choose
+without knowing which is which. rollback gives the alias back to the previous champion. list prints all versions.
 """
 
 import sys
@@ -14,7 +14,7 @@ from refalign.cli import leave, load_config, make_parser, run_command  # noqa: E
 
 
 def main() -> None:
-    """Parses the flags, does what was asked and says what came of it."""
+    """Parses the flags, runs the action and prints its result."""
     parser = make_parser(__doc__)
     parser.add_argument("action", nargs="?", choices=["promote", "ask", "rollback", "list"], help="default: register")
     arguments = parser.parse_args()
@@ -24,12 +24,12 @@ def main() -> None:
 
         run_stages(*load_config(arguments), only="register")
 
-    def look_after_champion() -> None:
+    def act() -> None:
         from refalign.evaluation import promotion
 
         getattr(promotion, f"run_{arguments.action}")(*load_config(arguments))
 
-    leave(run_command(look_after_champion if arguments.action else register))
+    leave(run_command(act if arguments.action else register))
 
 
 if __name__ == "__main__":

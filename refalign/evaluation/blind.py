@@ -1,7 +1,7 @@
-"""People choose between two videos without knowing which model made which; their answers are evidence for the gate.
+"""People choose between two videos without knowing which model made which; their votes are evidence for the gate.
 
-Sides and order are functions of the comparison's id and the prompt, so that no key to them is stored or sent: it is blind for
-whoever looks, not for whoever computes.
+Sides and order follow from the comparison's id and the prompt, so no key to them is stored. People who only see the table and
+its files cannot tell the models apart; whoever runs this code can.
 """
 
 from __future__ import annotations
@@ -27,12 +27,7 @@ _Z = 1.959964  # of a two-sided 95% interval
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt with both models' videos.
-
-    Attributes:
-        references: pictures, PNG.
-        champion: video, mp4; likewise ``challenger``.
-    """
+    """One prompt with its reference pictures (PNG) and both models' videos (mp4)."""
 
     key: str
     prompt: str
@@ -43,12 +38,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Votes:
-    """What people chose; a prompt is the unit, however many people saw it.
+    """What people chose. The prompt is the unit, however many people saw it.
 
     Attributes:
         share: of the challenger, over prompts; "same" is half a vote.
-        low: end of the 95% interval (Wilson); likewise ``high``.
-        same: share of answers that saw no difference.
+        low, high: 95% interval of the share (Wilson).
+        same: share of the answers "same".
     """
 
     raters: int
@@ -60,38 +55,38 @@ class Votes:
 
 
 def place_challenger(comparison: str, key: str) -> str:
-    """On which side the challenger's video of a prompt is."""
+    """The side of the challenger's video of a prompt."""
     return "left" if _draw(comparison, key, "side") % 2 else "right"
 
 
 def export_questions(folder: Path, comparison: str, questions: Sequence[Question]) -> Path:
-    """Writes videos, pictures and `TABLE`, a row a question, with the column ``answer`` to fill in; returns the table's path.
+    """Writes videos, pictures and `TABLE`, one row per question, with the column ``answer`` to fill in; returns its path.
 
-    Names and order say nothing of the models. A table that is there already may hold answers, and stays.
+    An existing table may hold answers and stays as it is.
     """
     table = folder / TABLE
     if table.exists():
         return table
-    rows: list[tuple[str, ...]] = [_COLUMNS]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
     for number, question in enumerate(sorted(questions, key=lambda each: _draw(comparison, each.key, "order")), 1):
-        left, right = question.challenger, question.champion
+        sides = [question.challenger, question.champion]
         if place_challenger(comparison, question.key) == "right":
-            left, right = right, left
+            sides.reverse()
+        videos = {f"{number:03}-{side}.mp4": data for side, data in zip(("left", "right"), sides, strict=True)}
         pictures = {f"{number:03}-reference-{place}.png": data for place, data in enumerate(question.references, 1)}
-        videos = {f"{number:03}-left.mp4": left, f"{number:03}-right.mp4": right}
         for name, data in {**pictures, **videos}.items():
             write_bytes(folder / name, data)
         # A spreadsheet would compute what begins with one of these signs.
         prompt = f"'{question.prompt}" if question.prompt.startswith(tuple("=+-@\t\r\n")) else question.prompt
-        rows.append((comparison, question.key, prompt, " ".join(pictures), *videos, ""))
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
+        writer.writerow((comparison, question.key, prompt, " ".join(pictures), *videos, ""))
     write_bytes(table, text.getvalue().encode("utf-8-sig"))  # the mark tells spreadsheets the encoding
     return table
 
 
 def read_votes(source: Path, comparison: str, keys: Collection[str]) -> Votes:
-    """Answers in tables that `export_questions` wrote: a file of one person, or a folder of several. Questions may stay open.
+    """Answers in a table of one person, or in a folder of several persons' tables. Questions may stay open.
 
     Args:
         comparison: the id that the questions were exported with.
@@ -111,9 +106,8 @@ def read_votes(source: Path, comparison: str, keys: Collection[str]) -> Votes:
     means = [sum(votes) / len(votes) for votes in chosen.values()]
     share = sum(means) / len(means)
     every = [answer for answers in people for answer in answers.values()]
-    low, high = _wilson(share, len(means))
-    values = (round(value, 6) for value in (share, low, high, every.count("same") / len(every)))
-    return Votes(len(people), len(means), *values)
+    values = (share, *_wilson(share, len(means)), every.count("same") / len(every))
+    return Votes(len(people), len(means), *(round(value, 6) for value in values))
 
 
 def _load_answers(file: Path, comparison: str, keys: Collection[str]) -> dict[str, str]:
@@ -122,23 +116,23 @@ def _load_answers(file: Path, comparison: str, keys: Collection[str]) -> dict[st
         text = file.read_text("utf-8-sig")
         if any(len(line) > _MAX_LINE for line in text.splitlines()):
             raise ValueError(f"a line longer than {_MAX_LINE} characters")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        told = [(row["comparison"], row["question"], (row["answer"] or "").strip().lower()) for row in rows]
+        rows = [(row["comparison"], row["question"], row["answer"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise ArtifactError(f"{file}: no table of answers ({error!r}); export it again with register.py ask.") from error
-    for about, key, answer in told:
+    for about, key, told in rows:
+        answer = (told or "").strip().lower()
         if about != comparison:
             raise ArtifactError(f"{file}: answers about comparison {str(about)[:100]}, not {comparison}; export and ask again.")
         if key not in keys or answer not in ("", *_ANSWERS) or key in answers:
             strange = f"{key}: {answer}"[:100]
-            raise ArtifactError(f"{file}: {strange!r} is no answer, or a second one, to a prompt of this comparison; correct it.")
+            raise ArtifactError(f"{file}: {strange!r} is no answer to a prompt of this comparison, or a second one; correct it.")
         if answer:
             answers[key] = answer
     return answers
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's interval of a share; halves and means count as they are, which is wider than they deserve, never narrower."""
+    """Wilson's interval of a share. Half votes and means count like whole votes, which widens the interval."""
     centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
     reach = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     return max(0.0, centre - reach), min(1.0, centre + reach)

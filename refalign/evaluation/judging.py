@@ -1,28 +1,42 @@
-"""Verdicts on videos: attribute by attribute, what a subject should look like and what it looks like.
+"""Verdicts on videos: what each attribute of a subject should be, and what the video shows.
 
-A judge is a function ``(frames, prompt, references) -> verdict`` that ``evaluation.judge`` names. Frames are uint8 [F, H, W, 3],
-references pictures in the order of the prompt. A verdict is a list, one entry per subject:
+A judge is a function ``(frames, prompt, references) -> verdict`` that ``evaluation.judge`` names. Frames are uint8 [F, H, W, 3];
+references are pictures in the order of the prompt. A verdict is a list with one entry per subject:
 
     {"name": "on the left", "attributes": {"pattern": {"wanted": "belt", "shown": "belly"}, ...}}
 
-``shown`` is None where nothing could be read. None in place of the list: this judge cannot say anything about this video.
+``shown`` is None where nothing could be read. A judge that cannot judge a video returns None instead of the list.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from refalign.config import describe_problems
 from refalign.errors import ConfigError
 
-Verdict = list[dict[str, Any]]
-Judge = Callable[[np.ndarray, str, Sequence[Any]], Verdict | None]
+Value = str | int | float | bool
 
 
-def load_judge(name: str) -> Judge:
+class Answer(BaseModel):
+    wanted: Value
+    shown: Value | None
+
+
+class SubjectVerdict(BaseModel):
+    name: str
+    attributes: dict[str, Answer]
+
+
+Verdict = list[SubjectVerdict]
+_VERDICT: TypeAdapter[Verdict | None] = TypeAdapter(Verdict | None)
+
+
+def load_judge(name: str) -> Callable[..., object]:
     """The function of ``module:name``.
 
     Raises:
@@ -32,19 +46,19 @@ def load_judge(name: str) -> Judge:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"evaluation.judge={name}: {error}; name an importable function as module:function, or leave it out."
-        ) from error
+        advice = "name an importable function as module:function, or leave it out"
+        raise ConfigError(f"evaluation.judge={name}: {error}; {advice}.") from error
 
 
-def iter_answers(verdict: Verdict) -> Iterator[tuple[str, str, bool]]:
-    """(subject, attribute, whether it is right) for everything that was asked."""
-    for subject in verdict:
-        for name, answer in subject["attributes"].items():
-            yield subject["name"], name, answer["shown"] == answer["wanted"]
+def parse_verdict(returned: object) -> Verdict | None:
+    """Raises: ConfigError: a judge returned something else than a verdict."""
+    try:
+        return _VERDICT.validate_python(returned)
+    except ValidationError as error:
+        raise ConfigError(f"evaluation.judge: the function returned no verdict ({describe_problems(error)}).") from error
 
 
 def share_right(verdict: Verdict | None) -> float | None:
-    """Share of the attributes that are as wanted; None without a verdict."""
-    answers = [right for _, _, right in iter_answers(verdict)] if verdict else []
-    return round(float(np.mean(answers)), 6) if answers else None
+    """Share of the attributes that are as wanted; None where no attribute was judged."""
+    answers = [answer for subject in verdict or () for answer in subject.attributes.values()]
+    return round(float(np.mean([each.shown == each.wanted for each in answers])), 6) if answers else None

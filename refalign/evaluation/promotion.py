@@ -1,20 +1,23 @@
-"""Who is champion: what ``pipelines/register.py promote | ask | rollback | list`` do, and print.
+"""What ``pipelines/register.py promote | ask | rollback | list`` do, and print.
 
-A challenger is compared with the champion on the challenger's own prompts and seeds. The first one is compared with the base
-model, whose videos its evaluation has already.
+A challenger is compared with the champion on the challenger's own prompts and seeds. Without a champion it is compared with the
+base model, whose videos are part of its evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from refalign.config import RunConfig, make_fingerprint
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
 from refalign.evaluation.blind import Question, export_questions, read_votes
-from refalign.evaluation.gate import decide
-from refalign.evaluation.worker import EvaluateWorker, VideoWork
+from refalign.evaluation.gate import GateScores, decide
+from refalign.evaluation.results import SampleRecord, VideoScores
+from refalign.evaluation.worker import EvaluateWorker, Model, VideoWork, name_video
 from refalign.pipeline.ray_data import complete_parts
 from refalign.pipeline.steps import Step
 from refalign.pipeline.summary import load_summary
@@ -22,32 +25,63 @@ from refalign.tracking.client import make_tracking_uri
 from refalign.tracking.promotion import CHAMPION, find_version, list_versions, promote, record_decision, rollback
 from refalign.tracking.registry import digest_weights, resolve_model
 
+_SAMPLES = TypeAdapter(list[SampleRecord])
+
+
+class Contest:
+    """The model that a run registered (the challenger), and the one that it is compared with.
+
+    Attributes:
+        step, samples: the evaluation of the challenger.
+        name, version: of the challenger.
+        champion: version of the champion; None: the base model.
+        comparison: an id, to which votes refer.
+
+    Raises:
+        ArtifactError: the run is not finished.
+    """
+
+    def __init__(self, config: RunConfig, output: Path) -> None:
+        folders = (load_summary(output) or {}).get("folders", {})
+        steps = {name: Step.open(output / folder) for name, folder in folders.items()}
+        evaluated, registered = (steps[name].load_manifest() if name in steps else None for name in ("evaluate", "register"))
+        if evaluated is None or registered is None:
+            raise ArtifactError(f"{output}: no registered model; finish pipelines/full.py with this output first.")
+        self.step, self.samples = steps["evaluate"], _SAMPLES.validate_python(evaluated["samples"])
+        self.name, self.version = str(registered["name"]), str(registered["version"])
+        self.uri = make_tracking_uri(config.tracking.uri, output)
+        self.champion = find_version(self.uri, self.name, CHAMPION)
+        self.comparison = make_fingerprint("blind", self.step.fingerprint, self.champion, config.seed)
+
+    def find_champion(self) -> Path | None:
+        """The champion's folder."""
+        return resolve_model(f"models:/{self.name}/{self.champion}", self.uri) if self.champion else None
+
 
 def run_promote(config: RunConfig, output: Path) -> None:
-    """Asks the gate about the model of a finished story, records what it says, and promotes the winner.
+    """Asks the gate about the model of a finished run, records the decision, and promotes the model if it passed.
 
     Raises:
         NotPromoted: the champion stays.
         ConfigError: the version is champion already.
-        ArtifactError: the story is not finished, another version became champion meanwhile, or the votes are about another
+        ArtifactError: the run is not finished, another version became champion meanwhile, or the votes are about another
             comparison.
     """
-    step, evaluated, name, version = _load_story(output)
-    uri = make_tracking_uri(config.tracking.uri, output)
-    champion = find_version(uri, name, CHAMPION)
-    if champion == version:
+    contest, gate, votes = Contest(config, output), config.evaluation.gate, None
+    name, version = contest.name, contest.version
+    if contest.champion == version:
         raise ConfigError(f"{name}: version {version} is champion already.")
-    before, after = ({each["key"]: each["scores"][label] for each in evaluated["samples"]} for label in ("before", "after"))
-    if champion is not None:
-        before = score_champion(config, step, evaluated, resolve_model(f"models:/{name}/{champion}", uri))
-    old, new, gate, votes = _to_gate(before), _to_gate(after), config.evaluation.gate, None
+    before, after = ({each.key: each.scores[label] for each in contest.samples} for label in ("before", "after"))
+    if model := contest.find_champion():
+        before = score_champion(config, contest.step, contest.samples, model)
+    old, new = ({key: _to_gate(scores) for key, scores in each.items()} for each in (before, after))
     if gate.votes is not None:
-        votes = read_votes(Path(gate.votes).expanduser(), name_comparison(config, step, champion), list(after))
+        votes = read_votes(Path(gate.votes).expanduser(), contest.comparison, list(after))
     decision = decide(old, new, gate, seed=config.seed, votes=votes)
-    evidence = {"champion_scores": old, "challenger_scores": new}
-    record_decision(uri, name, version, decision=decision.to_record() | evidence, champion=champion)
+    evidence = {**asdict(decision), "champion_scores": old, "challenger_scores": new}
+    record_decision(contest.uri, name, version, decision=evidence, champion=contest.champion)
     if decision.passed:
-        promote(uri, name, version, expected=champion)
+        promote(contest.uri, name, version, expected=contest.champion)
     for each in decision.comparisons:
         interval = f"[{each.low:+.3f}, {each.high:+.3f}]"
         print(f"  {each.score:12} {each.gain:+.3f} {interval} over {each.prompts} prompts, p {each.p_value:.4f}")
@@ -63,28 +97,24 @@ def run_ask(config: RunConfig, output: Path) -> None:
     """Exports pairs of videos, for people to choose between the challenger and the champion.
 
     Raises:
-        ArtifactError: the story is not finished.
+        ArtifactError: the run is not finished.
     """
-    step, evaluated, name, _ = _load_story(output)
-    uri = make_tracking_uri(config.tracking.uri, output)
-    champion = find_version(uri, name, CHAMPION)
-    others = {sample["key"]: step.folder / sample["videos"]["before"] for sample in evaluated["samples"]}
-    if champion is not None:
-        model = resolve_model(f"models:/{name}/{champion}", uri)
-        score_champion(config, step, evaluated, model)
-        others = {key: _champion_step(step, model).parts_folder / _video_name(key) for key in others}
+    contest = Contest(config, output)
+    step, others = contest.step, {each.key: contest.step.folder / each.videos["before"] for each in contest.samples}
+    if model := contest.find_champion():
+        score_champion(config, step, contest.samples, model)
+        others = {key: _champion_step(step, model).parts_folder / name_video(CHAMPION, key) for key in others}
     questions = [
         Question(
-            key=sample["key"],
-            prompt=sample["prompt"],
-            references=tuple((step.folder / reference["file"]).read_bytes() for reference in sample["references"]),
-            champion=others[sample["key"]].read_bytes(),
-            challenger=(step.folder / sample["videos"]["after"]).read_bytes(),
+            key=each.key,
+            prompt=each.prompt,
+            references=tuple((step.folder / reference.file).read_bytes() for reference in each.references),
+            champion=others[each.key].read_bytes(),
+            challenger=(step.folder / each.videos["after"]).read_bytes(),
         )
-        for sample in evaluated["samples"]
+        for each in contest.samples
     ]
-    comparison = name_comparison(config, step, champion)
-    table = export_questions(output / "ask" / comparison, comparison, questions)
+    table = export_questions(output / "ask" / contest.comparison, contest.comparison, questions)
     print(f"{len(questions)} questions: {table}; its column answer takes left, right or same")
     print("then: pipelines/register.py promote --set evaluation.gate.votes=<the table with answers, or a folder of them>")
 
@@ -97,69 +127,34 @@ def run_rollback(config: RunConfig, output: Path) -> None:
 
 
 def run_list(config: RunConfig, output: Path) -> None:
-    """Every version with its aliases and what the gate said."""
+    """Prints every version with its aliases and what the gate said."""
     for each in list_versions(make_tracking_uri(config.tracking.uri, output), config.tracking.model_name):
         aliases = ", ".join(each["aliases"]) or "-"
-        print(
-            f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {each['gate']}: {each['reason']}".rstrip(": ")
-        )
+        said = f"{each['gate']}: {each['reason']}".rstrip(": ")
+        print(f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {said}")
 
 
-def score_champion(config: RunConfig, step: Step, evaluated: Mapping[str, Any], model: Path) -> dict[str, dict[str, Any]]:
-    """Scores by prompt of another model's videos of the same prompts; they are made once per model.
+def score_champion(config: RunConfig, step: Step, samples: Sequence[SampleRecord], model: Path) -> dict[str, VideoScores]:
+    """Scores by prompt of another model's videos of the same prompts. The videos are made once per model.
 
     Args:
-        step: the challenger's evaluate step, with ``evaluated`` its manifest.
+        step: the challenger's evaluate step.
     """
-    mine = _champion_step(step, model)
-    plan = {
-        _video_name(sample["key"]): VideoWork(
-            label=CHAMPION,
-            source=str(model),
-            revision=None,
-            prompt=sample["prompt"],
-            seed=sample["seed"],
-            # The pictures are parts of the run's own evaluation; an absolute name is taken as it is.
-            **{whose: [name and str(step.parts_folder / name) for name in names] for whose, names in sample["pictures"].items()},
-        )
-        for sample in evaluated["samples"]
-    }
+    mine, plan = _champion_step(step, model), {}
+    for each in samples:
+        pictures = each.pictures.below(step.parts_folder)  # parts of the run's own evaluation
+        plan[name_video(CHAMPION, each.key)] = VideoWork(CHAMPION, Model(str(model)), each.prompt, each.seed, pictures)
     with mine.lease():
-        records = complete_parts(mine, plan, EvaluateWorker, config, label="champion")
+        commits = complete_parts(mine, plan, EvaluateWorker, config, label="champion")
         mine.commit({"folder": str(mine.parts_folder), "model": str(model)})
-    return {sample["key"]: records[_video_name(sample["key"])]["scores"] for sample in evaluated["samples"]}
-
-
-def name_comparison(config: RunConfig, step: Step, champion: str | None) -> str:
-    """The id of a comparison of this evaluation with a champion (None: with the base model)."""
-    return make_fingerprint("blind", step.fingerprint, champion, config.seed)
-
-
-def _load_story(output: Path) -> tuple[Step, dict[str, Any], str, str]:
-    """The evaluate step and its manifest, and name and version of the model that was registered after it."""
-    folders = (load_summary(output) or {}).get("folders", {})
-    steps = {name: Step.open(output / folder) for name, folder in folders.items()}
-    evaluated, registered = (steps[name].load_manifest() if name in steps else None for name in ("evaluate", "register"))
-    if evaluated is None or registered is None:
-        raise ArtifactError(f"{output}: no registered model; finish pipelines/full.py with this output first.")
-    return steps["evaluate"], evaluated, registered["name"], registered["version"]
+    return {each.key: VideoScores.model_validate(commits[name_video(CHAMPION, each.key)]["scores"]) for each in samples}
 
 
 def _champion_step(step: Step, model: Path) -> Step:
     return Step.make(step.folder.parent, "evaluate", "champion", digest_weights(model), step.fingerprint)
 
 
-def _video_name(key: str) -> str:
-    return f"{CHAMPION}-{key}.mp4"
-
-
-def _to_gate(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """The evaluation's scores under the gate's names; confusion is how often a stranger's reference fits as well or better."""
-    return {
-        key: {
-            "fidelity": each["fidelity"],
-            "confusion": None if each["own_above_other"] is None else 1 - each["own_above_other"],
-            "copy_paste": each.get("copy_paste"),
-        }
-        for key, each in scores.items()
-    }
+def _to_gate(scores: VideoScores) -> GateScores:
+    """Confusion is how often another sample's reference fits the video better than its own; a tie counts half."""
+    confusion = None if scores.own_above_other is None else 1 - scores.own_above_other
+    return {"fidelity": scores.fidelity, "confusion": confusion, "copy_paste": scores.copy_paste}

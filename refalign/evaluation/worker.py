@@ -1,208 +1,192 @@
-"""Who makes and scores videos: one per part, from the base model, the trained one, or any other. Models are loaded only here."""
+"""The worker of an evaluation: makes and scores videos, one part each, and measures how a model tells subjects apart."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from refalign.config import RunConfig
 from refalign.evaluation.fidelity import best_match, make_windows, measure_copy_paste, score_video
-from refalign.evaluation.judging import load_judge, share_right
-from refalign.evaluation.making import VideoMaker
+from refalign.evaluation.judging import load_judge, parse_verdict, share_right
+from refalign.evaluation.results import Pictures, Separability, VideoScores
 from refalign.evaluation.samples import ChosenSample
+from refalign.generation.settings import make_generation_settings
+from refalign.geometry import letterbox
 from refalign.io.images import decode_image, read_image, write_mp4
 from refalign.pipeline.steps import Step
 
+if TYPE_CHECKING:
+    from refalign.generation.pipeline import RefAlignPipeline
+
 _EMBED_BATCH = 32
-_PICTURES_PER_SUBJECT = 3  # at the most, for separability
-PICTURES = ("own", "other", "targets")
-"""Of a video: its references, strangers', and its references' subjects as its own clip shows them (None where it gave them)."""
+_PICTURES_PER_SUBJECT = 3  # at most, for separability
+
+
+class Model(NamedTuple):
+    """A folder or hub id, and the revision of a hub id."""
+
+    source: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
 class VideoWork:
-    """One video.
-
-    Attributes:
-        source, revision: folder or hub id of the model, and the revision of a hub id.
-        own, other, targets: names of pictures among the parts, or absolute paths; see `PICTURES`.
-    """
+    """One video to make, and the pictures to compare it with."""
 
     label: str
-    source: str
-    revision: str | None
+    model: Model
     prompt: str
     seed: int
-    own: list[str]
-    targets: list[str | None]
-    other: list[str]
+    pictures: Pictures
 
 
 @dataclass(frozen=True)
 class SeparabilityWork:
-    """How far one model tells the subjects of a split apart.
-
-    Attributes:
-        shards: folder of the shards stage.
-    """
+    """How well one model tells the subjects of a split apart; ``shards`` is the folder of the shards stage."""
 
     label: str
-    source: str
-    revision: str | None
+    model: Model
     shards: str
     split: str
 
 
-class EvaluateWorker:
-    """One pipeline at a time and the vision encoder; makes and scores one video per call, or measures a Transformer."""
+class VideoMaker:
+    """Makes videos with the settings of the run; holds the pipeline of the last model."""
 
     def __init__(self, config: RunConfig) -> None:
         import torch
 
-        from refalign.models.dinov3 import VisionEncoder
-
         torch.set_num_threads(config.cluster.threads)
         self.config = config
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.vision = VisionEncoder.from_config(config.models, self.device)
-        self.maker = VideoMaker(config, self.device)
+        self._opened: tuple[Model, RefAlignPipeline] | None = None
+
+    def make(self, model: Model, prompt: str, references: Sequence[np.ndarray], seed: int) -> np.ndarray:
+        """uint8 frames [F, H, W, 3] of one video; references are RGB pictures uint8 [H, W, 3]."""
+        import torch
+
+        options = make_generation_settings(self.config).list_options()
+        generator = torch.Generator().manual_seed(seed)
+        videos = self.open(model)(prompt, references, generator=generator, output_type="uint8", **options)
+        return videos.frames[0].numpy()
+
+    def open(self, model: Model) -> RefAlignPipeline:
+        """The pipeline. On a GPU its parts are moved there in turn, so that only the largest must fit."""
+        import torch
+
+        from refalign.generation.pipeline import RefAlignPipeline
+
+        if self._opened is None or self._opened[0] != model:
+            self._opened = None  # frees the memory of the other model
+            dtype = getattr(torch, self.config.training.precision)
+            pipeline = RefAlignPipeline.from_pretrained(model.source, revision=model.revision, torch_dtype=dtype)
+            pipeline.max_sequence_length = self.config.models.max_text_tokens
+            pipeline.set_progress_bar_config(disable=True)
+            if self.device == "cuda":
+                pipeline.enable_model_cpu_offload()
+            self._opened = model, pipeline
+        return self._opened[1]
+
+
+class EvaluateWorker:
+    """One pipeline at a time, the vision encoder, and the judge if the settings name one."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from refalign.models.dinov3 import VisionEncoder
+
+        self.config = config
+        self.maker = VideoMaker(config)
+        self.vision = VisionEncoder.from_config(config.models, self.maker.device)
         self.judge = load_judge(config.evaluation.judge) if config.evaluation.judge else None
-        self.embeddings: dict[str, Any] = {}
+        self._embeddings: dict[str, np.ndarray] = {}
 
     def make_part(self, step: Step, name: str, work: VideoWork | SeparabilityWork) -> dict[str, Any]:
-        """Generates, scores and writes one video, or writes the separability of one model."""
+        """Makes, scores and writes one video, or writes the separability of one model."""
         if isinstance(work, SeparabilityWork):
-            return self._measure_separability(step, name, work)
-        return self._make_video(step, name, work)
-
-    def _make_video(self, step: Step, name: str, work: VideoWork) -> dict[str, Any]:
-        import numpy as np
-
-        pictures = [read_image(step.parts_folder / picture) for picture in work.own]
-        frames = self.maker.make(work.source, work.prompt, pictures, work.seed, revision=work.revision)
-        windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
-        shown = {name for whose in (work.own, work.other, work.targets) for name in whose if name}
-        embed = {name: self._embed_reference(step.parts_folder / name) for name in sorted(shown)}
-        matches = {
-            whose: best_match(np.stack([embed[name] for name in names]), windows).tolist() if names else []
-            for whose, names in (("own", work.own), ("other", work.other))
+            found = self._measure_separability(work)
+            measured = found and found.model_dump(mode="json")
+            commit = {"label": work.label, "separability": measured}
+            return commit_part(step, name, lambda path: path.write_text(json.dumps(measured)), commit)
+        references = [read_image(step.parts_folder / picture) for picture in work.pictures.own]
+        frames = self.maker.make(work.model, work.prompt, references, work.seed)
+        verdict = parse_verdict(self.judge(frames, work.prompt, references)) if self.judge else None
+        scores = self._score(frames, step.parts_folder, work.pictures, share_right(verdict))
+        commit = {
+            "label": work.label,
+            "scores": scores.model_dump(),
+            "verdict": verdict and [each.model_dump() for each in verdict],
         }
-        pairs = zip(work.own, work.targets, strict=True)
-        pasted = [measure_copy_paste(windows, embed[given], embed[target]) for given, target in pairs if target]
-        scores = score_video(matches["own"], matches["other"], pasted)
-        verdict = self.judge(frames, work.prompt, pictures) if self.judge else None
-        record = {"label": work.label, "scores": {"judged": share_right(verdict)} | scores, "verdict": verdict}
+        return commit_part(step, name, lambda path: write_mp4(path, frames, self.config.video.fps), commit)
 
-        def write(path: Path) -> dict[str, Any]:
-            write_mp4(path, frames, self.config.video.fps)
-            return record
+    def _score(self, frames: np.ndarray, folder: Path, pictures: Pictures, judged: float | None) -> VideoScores:
+        windows = self._embed(make_windows(frames, self.config.curation.embedding_px))
+        own, other = ([self._embed_picture(folder / name) for name in names] for names in (pictures.own, pictures.other))
+        pasted = [
+            measure_copy_paste(windows, given, self._embed_picture(folder / target))
+            for given, target in zip(own, pictures.targets, strict=True)
+            if target
+        ]
+        return score_video(best_match(own, windows), best_match(other, windows), pasted, judged)
 
-        return step.write_part(name, write)
-
-    def _measure_separability(self, step: Step, name: str, work: SeparabilityWork) -> dict[str, Any]:
+    def _measure_separability(self, work: SeparabilityWork) -> Separability | None:
         from refalign.evaluation.separability import collect_references, describe
         from refalign.shards.reader import ShardIndex
 
         index = ShardIndex.open(Path(work.shards), work.split)
         references = collect_references(index, self.config.evaluation.separability_subjects, _PICTURES_PER_SUBJECT)
-        measured = None
-        if references is not None:
-            transformer = self.maker.open(work.source, work.revision).transformer
-            block = min(self.config.objective.alignment_blocks, len(transformer.blocks)) - 1
-            options = {"max_text_tokens": self.config.models.max_text_tokens, "picture_block": block}
-            measured = describe(transformer, references, index, **options)
+        if references is None:
+            return None
+        transformer = self.maker.open(work.model).transformer
+        block = min(self.config.objective.alignment_blocks, len(transformer.blocks)) - 1
+        max_text_tokens = self.config.models.max_text_tokens
+        return describe(transformer, references, index, max_text_tokens=max_text_tokens, picture_block=block)
 
-        def write(path: Path) -> dict[str, Any]:
-            path.write_text(json.dumps(measured))
-            return {"label": work.label, "separability": measured}
-
-        return step.write_part(name, write)
-
-    def _embed(self, images: Any) -> Any:
-        import numpy as np
-        import torch
-
+    def _embed(self, images: np.ndarray) -> np.ndarray:
         starts = range(0, len(images), _EMBED_BATCH)
-        chunks = [self.vision.embed(torch.from_numpy(images[start : start + _EMBED_BATCH])) for start in starts]
-        return np.concatenate([chunk.float().cpu().numpy() for chunk in chunks])
+        return np.concatenate([self.vision.embed(images[start : start + _EMBED_BATCH]).cpu().numpy() for start in starts])
 
-    def _embed_reference(self, path: Path) -> Any:
-        from refalign.geometry import letterbox
-
-        if path.name not in self.embeddings:
+    def _embed_picture(self, path: Path) -> np.ndarray:
+        if path.name not in self._embeddings:
             side_px = self.config.curation.embedding_px
-            self.embeddings[path.name] = self._embed(letterbox(read_image(path), side_px, side_px)[0][None])[0]
-        return self.embeddings[path.name]
+            self._embeddings[path.name] = self._embed(letterbox(read_image(path), side_px, side_px)[0][None])[0]
+        return self._embeddings[path.name]
 
 
-def plan_videos(
-    samples: Sequence[ChosenSample], pictures: Mapping[str, list[str]], sources: Mapping[str, tuple[str, str | None]]
-) -> dict[str, VideoWork]:
-    """Part name to the work behind it, all videos of one model before those of the next, so that an actor loads each once.
-
-    Args:
-        pictures: names of the reference parts by sample key.
-        sources: folder or hub id of the model, and the revision of a hub id, by label.
-    """
-    return {
-        name_video(label, sample): VideoWork(
-            label=label,
-            source=source,
-            revision=revision,
-            prompt=sample.prompt,
-            seed=sample.seed,
-            own=pictures[sample.key],
-            targets=[
-                name_target(sample, number) if reference.target_png else None
-                for number, reference in enumerate(sample.references)
-            ],
-            # Clips of one source may show one subject: they are no strangers to each other.
-            other=[name for each in samples if each.source_group != sample.source_group for name in pictures[each.key]],
-        )
-        for label, (source, revision) in sources.items()
-        for sample in samples
-    }
+def plan_videos(samples: Sequence[ChosenSample], models: Mapping[str, Model]) -> dict[str, VideoWork]:
+    """Work by part name; ``models`` are by label. All videos of one model come together, so that a worker loads it once."""
+    own = {sample.key: [Path(reference.file).name for reference in sample.references] for sample in samples}
+    plan = {}
+    for label, model in models.items():
+        for sample in samples:
+            # Clips of one source may show one subject.
+            other = [name for each in samples if each.source_group != sample.source_group for name in own[each.key]]
+            pictures = Pictures(own=own[sample.key], other=other, targets=sample.targets)
+            plan[name_video(label, sample.key)] = VideoWork(label, model, sample.prompt, sample.seed, pictures)
+    return plan
 
 
-def plan_separability(sources: Mapping[str, tuple[str, str | None]], shards: Path, split: str) -> dict[str, SeparabilityWork]:
-    """A part per model: how far it tells the split's subjects apart."""
-    return {
-        name_separability(label): SeparabilityWork(label, source, revision, str(shards), split)
-        for label, (source, revision) in sources.items()
-    }
+def write_pictures(step: Step, sample: ChosenSample) -> None:
+    """Writes the pictures of a sample as parts."""
+    for name, data in sample.pngs.items():
+        decode_image(data, name)  # a damaged picture is found before hours of generation
+        if step.load_part(name) is None:
+            commit_part(step, name, lambda path, data=data: path.write_bytes(data), {})
 
 
-def write_references(step: Step, sample: ChosenSample) -> list[str]:
-    """Keeps the reference pictures, and what they are to be told from, as parts; returns the names of the references."""
-    names = []
-    for number, reference in enumerate(sample.references):
-        names.append(f"reference-{sample.key}-{number}.png")
-        decode_image(reference.crop_png, reference.subject_id)  # a damaged crop is found before hours of generation
-        _write_picture(step, names[-1], reference.crop_png)
-        if reference.target_png:
-            _write_picture(step, name_target(sample, number), reference.target_png)
-    return names
+def name_video(label: str, key: str) -> str:
+    return f"{label}-{key}.mp4"
 
 
-def _write_picture(step: Step, name: str, data: bytes) -> None:
-    def write(path: Path) -> dict[str, Any]:
-        path.write_bytes(data)
-        return {}
+def commit_part(step: Step, name: str, write: Callable[[Path], object], commit: dict[str, Any]) -> dict[str, Any]:
+    """Writes a part with ``write`` and commits it with ``commit``; returns the whole commit."""
 
-    if step.load_part(name) is None:
-        step.write_part(name, write)
+    def write_and_tell(path: Path) -> dict[str, Any]:
+        write(path)
+        return commit
 
-
-def name_target(sample: ChosenSample, number: int) -> str:
-    return f"target-{sample.key}-{number}.png"
-
-
-def name_separability(label: str) -> str:
-    return f"separability-{label}.json"
-
-
-def name_video(label: str, sample: ChosenSample) -> str:
-    return f"{label}-{sample.key}.mp4"
+    return step.write_part(name, write_and_tell)

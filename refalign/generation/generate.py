@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refalign.errors import ConfigError
-from refalign.generation.settings import FACTS, check_seed, load_export_settings, published_settings
+from refalign.generation.settings import check_seed, load_export_settings, published_settings
 from refalign.io.images import read_image, write_mp4
 from refalign.io.writing import open_aside
 
@@ -40,12 +40,12 @@ def generate_file(
         ConfigError: an unknown setting or a value out of range, a size that does not fit, or an output that cannot be written.
     """
     # What is cheap to check comes first: the registry may download, and loading takes minutes at real size.
-    seed, changes = check_seed(seed), _parse_changes(settings)
+    seed, changes = check_seed(seed), dict(map(_split_setting, settings))
     published_settings().change(changes)
     _check_output(output)
     pictures = [read_image(path) for path in references]
     folder = find_model(model, tracking_uri)
-    chosen = load_export_settings(folder)[0].change(changes)
+    chosen = load_export_settings(folder).generation.change(changes)
 
     import torch
 
@@ -55,15 +55,21 @@ def generate_file(
     if torch.cuda.is_available():
         pipeline.enable_model_cpu_offload()
     generator = torch.Generator().manual_seed(seed)
-    options = chosen.model_dump(exclude={"fps", *FACTS})
-    frames = pipeline(prompt, pictures, generator=generator, output_type="uint8", **options).frames[0]
+    frames = pipeline(prompt, pictures, generator=generator, output_type="uint8", **chosen.list_options()).frames[0]
     with open_aside(str(output)) as aside:
         write_mp4(aside, frames.numpy(), chosen.fps)
     return output
 
 
+def _split_setting(text: str) -> tuple[str, str]:
+    name, found, raw = text.partition("=")
+    if not found:
+        raise ConfigError(f"--set {text}: expected name=value, for example --set num_frames=81.")
+    return name.strip(), raw
+
+
 def _check_output(output: Path) -> None:
-    """Makes the folder of a file that is to be written, and tries to write there."""
+    """Makes the folder of the file, and tries to write there."""
     if output.suffix.lower() != ".mp4":
         raise ConfigError(f"--output {output}: expected a name that ends in .mp4.")
     if output.is_dir():
@@ -87,13 +93,3 @@ def find_model(model: str, tracking_uri: str | None) -> Path:
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return resolve_model(model, make_tracking_uri(uri, _DEFAULT_TRACKING))
-
-
-def _parse_changes(settings: Sequence[str]) -> dict[str, str]:
-    changes = {}
-    for text in settings:
-        name, found, raw = text.partition("=")
-        if not found:
-            raise ConfigError(f"--set {text}: expected name=value, for example --set num_frames=81.")
-        changes[name.strip()] = raw
-    return changes

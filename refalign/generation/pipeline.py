@@ -3,7 +3,7 @@
     pipeline = RefAlignPipeline.from_pretrained("runs/model")
     video = pipeline("a red fox and a blue ball", references=[fox, ball], generator=torch.Generator().manual_seed(0)).frames[0]
 
-Nothing of the alignment is loaded: no projector, no vision encoder. A step costs what it costs in the base model.
+It loads neither projectors nor a vision encoder. A step costs as much as in the base model.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
-from transformers import UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 from refalign.errors import ConfigError
 from refalign.generation.settings import check_digests, load_export_settings, published_settings
@@ -36,10 +37,12 @@ from refalign.models.wan import RefAlignTransformer, load_transformer
 
 Reference = Image.Image | np.ndarray
 """A PIL image, or an RGB uint8 array [height, width, 3]; of any size."""
+Pass = tuple[Tensor, Tensor | None]
+"""Prompt embeddings and reference latents."""
 _MAX_TIMES_REFERENCES = 2
-"""More references than so many times those of a training sample are refused; each adds a frame of tokens."""
+"""More than this many times the references of a training sample are refused; each adds a frame of tokens."""
 _LOCKS: dict[str, threading.RLock] = {}
-"""One call at a time on each device: VAE and text encoder keep state while they work, and pipelines may share them."""
+"""By device. VAE and text encoder keep state while they work, and pipelines may share them."""
 _log = logging.getLogger(__name__)
 
 
@@ -66,14 +69,12 @@ def combine_guidance(
 class RefAlignPipeline(DiffusionPipeline):
     """Reference-to-video generation with Wan.
 
-    Any diffusers scheduler for flow matching can be set as ``pipeline.scheduler``. ``enable_model_cpu_offload``,
-    ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline.
-
-    Several threads may call one pipeline. The calls on one device wait for each other, and each steps its own copy of the
-    scheduler.
+    ``pipeline.scheduler`` may be any diffusers scheduler for flow matching. ``enable_model_cpu_offload``,
+    ``set_progress_bar_config`` and ``vae.enable_tiling`` work as in every diffusers pipeline. Several threads may call one
+    pipeline: calls on one device wait for each other, and each steps its own copy of the scheduler.
 
     Attributes:
-        max_sequence_length: text tokens the Transformer attends to, padding included; must be what it was trained with.
+        max_sequence_length: text tokens the Transformer attends to, padding included; as it was trained.
         max_references: most references of a training sample; None: unknown.
 
     Source: the published inference (three passes, Euler, shift 5). Ours also takes batches of prompts.
@@ -84,7 +85,7 @@ class RefAlignPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         text_encoder: UMT5EncoderModel,
         vae: AutoencoderKLWan,
         transformer: RefAlignTransformer,
@@ -111,23 +112,27 @@ class RefAlignPipeline(DiffusionPipeline):
         """Loads a diffusers-layout Wan folder or hub id.
 
         Args:
-            source: where ``transformer/`` is, and the other parts unless ``base`` is given.
-            base: where ``vae/``, ``text_encoder/`` and ``tokenizer/`` are, for a folder that holds only a Transformer;
-                None: what the folder's ``refalign.json`` names, else ``source`` itself.
-            torch_dtype: of Transformer and text encoder; the VAE stays in float32, where bf16 shows as banding.
+            source: holds ``transformer/``, and the other parts unless ``base`` is given.
+            base: holds ``vae/``, ``text_encoder/`` and ``tokenizer/``. Default: what the folder's ``refalign.json`` names,
+                else ``source``.
+            torch_dtype: of Transformer and text encoder; the VAE stays in float32, because bf16 shows as banding.
             transformer: one that is loaded already.
-            scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's differs from
-                RefAlign's in shift, which is 5 unless the folder's ``refalign.json`` says what it was trained with.
+            scheduler: ``euler``, ``unipc`` or a diffusers scheduler. The folder's own is not used: Wan's shift is not
+                RefAlign's, which is 5 unless the folder's ``refalign.json`` has another.
 
         Raises:
             ArtifactError: a part is missing, gated or incomplete.
         """
-        local = looks_local(source)
-        settings, stored = load_export_settings(Path(source).expanduser()) if local else (published_settings(), {})
-        if local:
-            check_digests(Path(source).expanduser())
-        named = (stored["base"], stored["base_revision"]) if "base" in stored else (source, revision)
-        parts, parts_revision = (base, None) if base else named
+        settings, parts, parts_revision = published_settings(), source, revision
+        if looks_local(source):
+            folder = Path(source).expanduser()
+            export = load_export_settings(folder)
+            check_digests(folder)
+            settings = export.generation
+            if export.base:
+                parts, parts_revision = export.base, export.base_revision
+        if base:
+            parts, parts_revision = base, None
         text = TextEncoder.from_pretrained(parts, revision=parts_revision, dtype=torch_dtype)
         pipeline = cls(
             tokenizer=text.tokenizer,
@@ -141,11 +146,11 @@ class RefAlignPipeline(DiffusionPipeline):
 
     @property
     def grid(self) -> Grid:
-        """How videos lie on the latents and tokens of this VAE and Transformer."""
+        """Sizes of latents and tokens of this VAE and Transformer."""
         return Grid.of(self.vae.config, self.transformer.config)
 
     def to_json_string(self) -> str:
-        """The index as stock diffusers' pipeline, so that the saved folder opens there too (as text-to-video)."""
+        """The index names stock diffusers' classes, so that a saved folder opens there too (as text-to-video)."""
         index = super().to_json_string()
         index = index.replace(f'"{type(self).__name__}"', '"WanPipeline"')
         return index.replace('"refalign.models.wan"', '"diffusers"').replace('"RefAlignTransformer"', '"WanTransformer3DModel"')
@@ -169,22 +174,24 @@ class RefAlignPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, Tensor]], dict[str, Tensor]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> WanPipelineOutput:
-        """Makes one video per prompt; the seed of ``generator`` decides which.
+        """Makes one video per prompt.
 
         Args:
-            references: images of the subjects, each fitted on white into height x width; with several prompts one
-                sequence for each of them, all of the same length. Segment subjects onto white beforehand, scenes not.
-            negative_prompt: the null text of all three passes' formula.
-            reference_guidance_scale: how strongly references count; likewise ``guidance_scale`` the text. 1: not amplified.
+            references: images of the subjects, each fitted on white into height x width. With several prompts: one sequence
+                for each, all of the same length. Cut subjects out onto white beforehand, but not scenes.
+            negative_prompt: the null text of the formula (`combine_guidance`).
+            reference_guidance_scale, guidance_scale: how strongly references and text count; 1 does not amplify them.
             batch_passes: runs passes of equal length as one batch: faster on a large GPU, more memory.
             output_type: ``np`` (float [B, F, H, W, 3] in [0, 1]), ``pil`` (lists of images), ``uint8`` (tensor) or ``latent``.
             callback_on_step_end: diffusers' callback (pipeline, step, timestep, tensors named below) -> changed tensors.
 
         Raises:
             GeometryError: height, width or num_frames do not fit the grid; the message names sizes that do.
-            ConfigError: references do not match the prompts or are far more than the model knows, or an unknown output type.
+            ConfigError: references do not match the prompts or are far too many for the model, or an unknown output type.
         """
-        _check_output(self.grid, height, width, num_frames, output_type)
+        self.grid.check(height, width, num_frames)
+        if output_type not in ("np", "pil", "uint8", "latent"):
+            raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
         prompts, given = _pair_up(prompt, references)
         self._check_references(max((len(each) for each in given), default=0))
         device = self._execution_device
@@ -212,11 +219,10 @@ class RefAlignPipeline(DiffusionPipeline):
         known = self.max_references
         if known is None or count <= known:
             return
-        if count > _MAX_TIMES_REFERENCES * known:
-            raise ConfigError(
-                f"{count} references; the model was trained with up to {known}. Give at most {_MAX_TIMES_REFERENCES * known}."
-            )
-        _log.warning("%d references; the model was trained with up to %d. Some may be ignored.", count, known)
+        told, most = f"{count} references; the model was trained with up to {known}.", _MAX_TIMES_REFERENCES * known
+        if count > most:
+            raise ConfigError(f"{told} Give at most {most}.")
+        _log.warning("%s Some may be ignored.", told)
 
     def _denoise(
         self,
@@ -227,7 +233,7 @@ class RefAlignPipeline(DiffusionPipeline):
         batch_passes: bool,
         callback: tuple[Callable[..., dict[str, Tensor]] | None, Sequence[str]],
     ) -> Tensor:
-        """Latents after all steps, one guided velocity a step; the scheduler is a copy, which no other call steps."""
+        """Latents after all steps."""
         scheduler = copy.deepcopy(self.scheduler)
         on_step_end, names = callback
         with self.progress_bar(total=num_steps) as progress:
@@ -264,40 +270,30 @@ class RefAlignPipeline(DiffusionPipeline):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Velocities for (null text, no reference), (null text, references), (text, references)."""
         null, text = tensors["negative_prompt_embeds"], tensors["prompt_embeds"]
+        passes: list[Pass] = [(null, None), (null, references), (text, references)]
         if references is None:
-            # The first two passes are one and the same.
-            without, with_text = self._run(tensors["latents"], timestep, [null, text], [None, None], batch_passes)
-            return without, without, with_text
-        texts, given = [null, null, text], [None, references, references]
-        if not batch_passes or references.shape[1] == 1:  # one reference is as long as the zero frame that stands for none
-            velocities = self._run(tensors["latents"], timestep, texts, given, batch_passes)
-        else:
-            velocities = [
-                *self._run(tensors["latents"], timestep, texts[:1], given[:1], batch_passes),
-                *self._run(tensors["latents"], timestep, texts[1:], given[1:], batch_passes),
-            ]
-        return velocities[0], velocities[1], velocities[2]
+            passes = passes[1:]  # the first two are the same
+        batches = [[each] for each in passes]
+        if batch_passes:  # a frame of zeros stands for no reference
+            batches = [[*batch] for _, batch in groupby(passes, lambda each: 1 if each[1] is None else each[1].shape[1])]
+        velocities = [velocity for batch in batches for velocity in self._run(tensors["latents"], timestep, batch)]
+        return velocities[0], velocities[-2], velocities[-1]
 
-    def _run(
-        self, latents: Tensor, timestep: Tensor, texts: list[Tensor], references: list[Tensor | None], batched: bool
-    ) -> list[Tensor]:
-        """The Transformer for several conditions, one after another or as one batch."""
-        steps = timestep.expand(len(latents))
-        if not batched:
-            return [
-                self.transformer(latents, steps, text, given).velocity.float()
-                for text, given in zip(texts, references, strict=True)
-            ]
-        example = next((each for each in references if each is not None), None)
-        stacked = mask = None
-        if example is not None:
-            stacked = torch.cat([example] * len(texts))
-            mask = torch.tensor([each is not None for each in references]).repeat_interleave(len(latents))
-            mask = mask[:, None].expand(stacked.shape[:2])
+    def _run(self, latents: Tensor, timestep: Tensor, passes: list[Pass]) -> Sequence[Tensor]:
+        """The Transformer for several passes as one batch."""
+        given = [references for _, references in passes if references is not None]
+        mask = None
+        if len(given) not in (0, len(passes)):
+            attends = torch.tensor([references is not None for _, references in passes]).repeat_interleave(len(latents))
+            mask, given = attends[:, None].expand(-1, given[0].shape[1]), given[:1] * len(passes)
         velocity = self.transformer(
-            torch.cat([latents] * len(texts)), steps.repeat(len(texts)), torch.cat(texts), stacked, mask
+            torch.cat([latents] * len(passes)),
+            timestep.expand(len(passes) * len(latents)),
+            torch.cat([text for text, _ in passes]),
+            torch.cat(given) if given else None,
+            mask,
         ).velocity
-        return list(velocity.float().chunk(len(texts)))
+        return velocity.float().chunk(len(passes))
 
     def _decode(self, latents: Tensor, output_type: str, device: torch.device) -> Any:
         if output_type == "latent":
@@ -319,14 +315,8 @@ def _set_timesteps(scheduler: Any, num_steps: int, device: torch.device) -> Tens
     return scheduler.timesteps
 
 
-def _check_output(grid: Grid, height: int, width: int, num_frames: int, output_type: str) -> None:
-    grid.check(height, width, num_frames)
-    if output_type not in ("np", "pil", "uint8", "latent"):
-        raise ConfigError(f"output_type {output_type!r} is not known; choose np, pil, uint8 or latent.")
-
-
 def _pair_up(prompt: str | Sequence[str], references: Sequence[Any]) -> tuple[list[str], Sequence[Sequence[Reference]]]:
-    """Prompts and, for each of them, its references; none at all stays an empty sequence.
+    """A list of prompts, and a sequence of references for each, or an empty sequence where there are none.
 
     Raises:
         ConfigError: references do not match the prompts, or each other, in number.

@@ -1,4 +1,4 @@
-"""``refalign.json`` of an exported model: where its frozen parts are, and what generation needs to know of it."""
+"""``refalign.json`` of an exported model: where its frozen parts are, and the settings that it is meant for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from refalign.config import Count, Positive, RunConfig, SamplingSettings, describe_problems
 from refalign.config.presets import load_preset
@@ -17,25 +17,28 @@ from refalign.io.writing import write_json
 
 FILE_NAME = "refalign.json"
 FACTS = ("max_references", "max_sequence_length", "shift")
-"""Settings that belong to the model; nobody chooses them when a video is made."""
+"""Settings that belong to the model; nobody chooses them for a video."""
 _SEED = TypeAdapter(Annotated[int, Field(ge=0, lt=2**32)])
 
 
 class GenerationSettings(SamplingSettings):
-    """What one video is made with; the names are those of `refalign.generation.pipeline.RefAlignPipeline`."""
+    """What one video is made with; the names are those of `refalign.generation.pipeline.RefAlignPipeline`.
+
+    Attributes:
+        max_references: most references of one training sample.
+        max_sequence_length: text tokens that the Transformer attends to, padding included.
+        shift: of the noise levels.
+    """
 
     num_frames: Count
     height: Count
     width: Count
     fps: Annotated[float, Field(gt=0.0, le=1000.0)]
     max_references: Count
-    """Most references of one training sample."""
     max_sequence_length: Count
-    """Text tokens that the Transformer attends to, padding included."""
     shift: Positive
-    """Of the noise levels."""
 
-    def change(self, values: Mapping[str, Any]) -> GenerationSettings:
+    def change(self, values: Mapping[str, object]) -> GenerationSettings:
         """The settings with other values, which may be text.
 
         Raises:
@@ -49,9 +52,27 @@ class GenerationSettings(SamplingSettings):
         except ValidationError as error:
             raise ConfigError(f"{describe_problems(error)}.") from error
 
+    def list_options(self) -> dict[str, Any]:
+        """Arguments for a call of the pipeline."""
+        return self.model_dump(exclude={"fps", *FACTS})
 
-def check_seed(seed: Any) -> int:
-    """The seed as a number of 32 bits; torch's generator uses no more of it.
+
+class Export(BaseModel):
+    """What ``refalign.json`` says.
+
+    Attributes:
+        base, base_revision: hub id of the frozen parts, if they were not copied into the folder.
+        files: sha256 of every other file by its path; empty if the folder has no digests.
+    """
+
+    base: str | None = None
+    base_revision: str | None = None
+    generation: GenerationSettings
+    files: dict[str, str] = {}
+
+
+def check_seed(seed: object) -> int:
+    """The seed as a number of 32 bits; torch's generator uses no more.
 
     Raises:
         ConfigError: it is no whole number from 0 to 4294967295.
@@ -63,7 +84,7 @@ def check_seed(seed: Any) -> int:
 
 
 def make_generation_settings(config: RunConfig) -> GenerationSettings:
-    """What generation assumes of a model of this run unless it is told otherwise."""
+    """The defaults of generation for a model of this run."""
     video, sampled = config.video, config.evaluation.model_dump(include=set(SamplingSettings.model_fields))
     return GenerationSettings(
         **sampled,
@@ -78,7 +99,7 @@ def make_generation_settings(config: RunConfig) -> GenerationSettings:
 
 
 def published_settings() -> GenerationSettings:
-    """Those of the preset ``wan2_1_1_3b``, for models that say nothing else."""
+    """The defaults of the preset ``wan2_1_1_3b``, for models without their own."""
     return make_generation_settings(load_preset("wan2_1_1_3b"))
 
 
@@ -88,37 +109,8 @@ def write_export_settings(folder: Path, config: RunConfig, *, base_is_copied: bo
     write_json(folder / FILE_NAME, {**base, "generation": make_generation_settings(config).model_dump()})
 
 
-def write_digests(folder: Path) -> None:
-    """Adds the digest of every file of a finished export, which `check_digests` compares."""
-    stored = parse_json_object((folder / FILE_NAME).read_text())
-    write_json(folder / FILE_NAME, {**stored, "files": _digest_files(folder)})
-
-
-def check_digests(folder: Path) -> None:
-    """Compares the files of an export with those that were written; folders without digests pass.
-
-    Raises:
-        ArtifactError: a file is missing or damaged.
-    """
-    path = folder / FILE_NAME
-    expected = parse_json_object(path.read_text()).get("files", {}) if path.is_file() else {}
-    found = _digest_files(folder) if expected else {}
-    for name, digest in expected.items():
-        if found.get(name) != digest:
-            fault = "missing" if name not in found else "damaged, its bytes are not those that were exported"
-            raise ArtifactError(f"{folder / name}: {fault}; export the model again, or restore the file.")
-
-
-def _digest_files(folder: Path) -> dict[str, str]:
-    """Name relative to the folder -> sha256, of every other file."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
-    return dict(zip((path.relative_to(folder).as_posix() for path in files), in_parallel(sha256_of, files), strict=True))
-
-
-def load_export_settings(folder: Path) -> tuple[GenerationSettings, dict[str, Any]]:
-    """The settings, and ``base`` and ``base_revision`` where the folder names a base.
-
-    A folder that was not exported from a run (stock diffusers) has the published settings and no base.
+def load_export_settings(folder: Path) -> Export:
+    """The file of an exported folder; for a folder without it (stock diffusers), the published settings and no base.
 
     Raises:
         ArtifactError: the folder is missing, or the file is damaged.
@@ -128,10 +120,34 @@ def load_export_settings(folder: Path) -> tuple[GenerationSettings, dict[str, An
     path = folder / FILE_NAME
     try:
         stored = parse_json_object(path.read_text()) if path.is_file() else {}
-        generation = stored.pop("generation", {})
-        stored.pop("files", None)
-        known = {name: value for name, value in generation.items() if name in GenerationSettings.model_fields}
-        return GenerationSettings.model_validate(published_settings().model_dump() | known), stored
+        known = {name: value for name, value in stored.get("generation", {}).items() if name in GenerationSettings.model_fields}
+        return Export.model_validate(stored | {"generation": published_settings().model_dump() | known})
     except (ValueError, AttributeError) as error:
         cause = describe_problems(error) if isinstance(error, ValidationError) else error
         raise ArtifactError(f"{path}: damaged ({cause}); export the model again.") from error
+
+
+def write_digests(folder: Path) -> None:
+    """Adds the digest of every file of a finished export, for `check_digests`."""
+    stored = parse_json_object((folder / FILE_NAME).read_text())
+    write_json(folder / FILE_NAME, {**stored, "files": _digest_files(folder)})
+
+
+def check_digests(folder: Path) -> None:
+    """Compares the files of an export with their digests; a folder without digests passes.
+
+    Raises:
+        ArtifactError: a file is missing or damaged, or as `load_export_settings`.
+    """
+    expected = load_export_settings(folder).files
+    found = _digest_files(folder) if expected else {}
+    for name, digest in expected.items():
+        if found.get(name) != digest:
+            fault = "missing" if name not in found else "damaged, its bytes are not those that were exported"
+            raise ArtifactError(f"{folder / name}: {fault}; export the model again, or restore the file.")
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    """sha256 of every other file, by its path relative to the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE_NAME)
+    return dict(zip((path.relative_to(folder).as_posix() for path in files), in_parallel(sha256_of, files), strict=True))

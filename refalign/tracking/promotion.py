@@ -39,7 +39,7 @@ def record_decision(uri: str, name: str, version: str, *, decision: Mapping[str,
     """Writes what the gate said onto the version: tags, the evidence as artifacts, and the table of comparisons.
 
     Args:
-        decision: `refalign.evaluation.gate.Decision.to_record`, with the scores by prompt under "champion_scores" and
+        decision: `refalign.evaluation.gate.Decision` as plain values, with the scores by prompt under "champion_scores" and
             "challenger_scores".
         champion: version it was compared with; None for the base model.
     """

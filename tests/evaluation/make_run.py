@@ -148,6 +148,7 @@ def make_evaluate(output, prompt="a red ball", class_name="ball", verdict=None):
         "videos": {"before": "parts/before-clip.mp4", "after": "parts/after-clip.mp4"},
         "scores": {label: {"fidelity": 0.61, "chance": 0.5, "own_above_other": 0.75} for label in ("before", "after")},
         "verdicts": {label: verdict for label in ("before", "after")},
+        "pictures": {"own": ["reference-clip-0.png"], "other": [], "targets": [None]},
     }  # fmt: skip
     averages = {"fidelity": 0.61, "chance": 0.5, "own_above_other": 0.75}
     step.commit(

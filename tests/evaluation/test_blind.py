@@ -1,6 +1,7 @@
 """Blind choices: sides are drawn, what people export is read back, and the gate heeds it only where it is told to."""
 
 import csv
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_a_second_person_is_no_second_prompt(tmp_path):
         (HEAD + "c2,clip0,left", "about comparison c2, not c1"),
         (HEAD + "c1,stranger,left", "stranger: left"),
         (HEAD + "c1,clip0,up", "clip0: up"),
-        (HEAD + "c1,clip0,left\nc1,clip0,right", "clip0: right.* or a second one"),
+        (HEAD + "c1,clip0,left\nc1,clip0,right", "clip0: right.*, or a second one"),
         (HEAD + "c1", "None: "),
         ("comparison,answer\nc1,left", "no table of answers"),
         (HEAD + f"c1,clip0,{'x' * 200_000}", "no table of answers.*a line longer"),
@@ -97,7 +98,7 @@ def test_the_gate_heeds_votes_only_where_it_is_told_to():
     asks, asks_not = GateConfig(min_vote_share=0.5), GateConfig()
     better, worse = make_scores(0.1), make_scores(-0.01)
     assert decide(*better, asks_not).passed and decide(*better, asks_not, votes=disliked).passed
-    assert decide(*better, asks_not, votes=disliked).to_record()["votes"]["share"] == 0.5
+    assert asdict(decide(*better, asks_not, votes=disliked))["votes"]["share"] == 0.5
     assert decide(*better, asks, votes=liked).passed
     refused = decide(*better, asks, votes=disliked)
     assert not refused.passed and "people do not prefer it: 0.500" in refused.reason

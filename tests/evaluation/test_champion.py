@@ -11,7 +11,8 @@ from make_run import make_evaluate, make_shards, make_subjects, make_train
 from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError, ConfigError, NotPromoted
 from refalign.evaluation.blind import place_challenger, read_votes
-from refalign.evaluation.promotion import name_comparison, run_ask, run_list, run_promote, run_rollback, score_champion
+from refalign.evaluation.promotion import Contest, run_ask, run_list, run_promote, run_rollback, score_champion
+from refalign.evaluation.results import Pictures, SampleRecord
 from refalign.io.writing import write_json
 from refalign.models.wan import load_transformer
 from refalign.pipeline.stage import Run
@@ -39,11 +40,11 @@ def test_a_champion_is_scored_on_the_same_videos_as_its_challenger(tmp_path):
     step = Step.make(tmp_path, "evaluate", 0)
     run = Run(config, tmp_path)
     run.steps, run.manifests = steps, {"train": SimpleNamespace(**steps["train"].load_manifest())}
-    evaluated = step.commit(Evaluate().perform(run, step).model_dump(mode="json"))
-    after = {sample["key"]: sample["scores"]["after"] for sample in evaluated["samples"]}
-    assert score_champion(config, step, evaluated, export) == after
-    assert after["a"]["copy_paste"] is not None and after["b"]["copy_paste"] is None
-    before = {sample["key"]: sample["scores"]["before"] for sample in evaluated["samples"]}
+    samples = Evaluate().perform(run, step).samples
+    after = {sample.key: sample.scores["after"] for sample in samples}
+    assert score_champion(config, step, samples, export) == after
+    assert after["a"].copy_paste is not None and after["b"].copy_paste is None
+    before = {sample.key: sample.scores["before"] for sample in samples}
     assert before != after
 
 
@@ -54,7 +55,7 @@ def test_a_first_challenger_is_asked_about_against_the_base_model(registry, tmp_
     register.commit({"name": "nobody", "version": first})
     write_json(tmp_path / "summary.json", {"folders": {step.name: step.folder.name for step in (evaluate, register)}})
     run_ask(config, tmp_path)
-    comparison = name_comparison(config, evaluate, None)
+    comparison = Contest(config, tmp_path).comparison
     path = tmp_path / "ask" / comparison / "questions.csv"
     assert str(path) in capsys.readouterr().out and len(list(path.parent.glob("*.mp4"))) == 2
     path.write_text(path.read_text().rstrip() + place_challenger(comparison, "clip"))
@@ -78,7 +79,9 @@ def tell(output, version, gain):
     for number in range(24):
         before, after = rng.uniform(0.4, 0.6), rng.uniform(0.4, 0.6) + gain
         scores = {"before": {"fidelity": before, "own_above_other": 0.5}, "after": {"fidelity": after, "own_above_other": 0.5}}
-        samples.append({"key": str(number), "scores": scores})
+        pictures = Pictures(own=[], other=[], targets=[])
+        told = {"prompt": "", "seed": 0, "references": [], "videos": {}, "verdicts": {}, "pictures": pictures}
+        samples.append(SampleRecord(key=str(number), scores=scores, **told).model_dump())
     evaluate, register = Step.make(output, "evaluate", version, gain), Step.make(output, "register", version, gain)
     evaluate.commit({"samples": samples})
     register.commit({"name": "refalign", "version": version})

@@ -59,7 +59,7 @@ def test_a_score_that_was_not_measured_is_left_out():
 def test_holm_multiplies_the_smallest_p_by_the_number_of_scores():
     champion, challenger = pair({"fidelity": 0.012, "confusion": 0.05, "copy_paste": 0.05})
     corrected = {each.score: each.p_value for each in decide(champion, challenger, GateConfig()).comparisons}
-    raw = compare("fidelity", champion, challenger, GateConfig(), 0)
+    raw = compare("fidelity", champion, challenger, 0)
     assert 0.0 < raw.p_value < 0.3
     assert corrected["fidelity"] == pytest.approx(min(1, 3 * raw.p_value), abs=1e-6)
     assert corrected["confusion"] == corrected["copy_paste"] == 1.0
@@ -69,5 +69,5 @@ def test_a_decision_is_repeatable_and_its_interval_holds_the_gain():
     champion, challenger = pair({"fidelity": 0.05})
     first, again = (decide(champion, challenger, GateConfig()) for _ in range(2))
     assert first == again
-    assert first.to_record()["comparisons"][0]["low"] < first.comparisons[0].gain < first.comparisons[0].high
+    assert first.comparisons[0].low < first.comparisons[0].gain < first.comparisons[0].high
     assert first.comparisons[0].gain == pytest.approx(0.05, abs=0.03)

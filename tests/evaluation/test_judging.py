@@ -6,7 +6,7 @@ import pytest
 from refalign.config import apply_overrides
 from refalign.config.presets import PRESETS, toy
 from refalign.errors import ConfigError
-from refalign.evaluation.judging import iter_answers, load_judge, share_right
+from refalign.evaluation.judging import load_judge, parse_verdict, share_right
 from refalign.stages.evaluate import Evaluate, EvaluateManifest
 from refalign.toy.verdict import judge_video
 
@@ -17,17 +17,26 @@ def make_verdict(*subjects):
     for place, answers in enumerate(subjects):
         attributes = {name: {"wanted": wanted, "shown": shown} for name, (wanted, shown) in answers.items()}
         verdict.append({"name": f"number {place}", "attributes": attributes})
-    return verdict
+    return parse_verdict(verdict)
 
 
 VERDICT = make_verdict({"shape": ("round", "round"), "eyes": ("one", "two")}, {"shape": ("square", None), "eyes": ("two", "two")})
 
 
 def test_every_answer_is_right_or_wrong_and_what_cannot_be_told_is_wrong():
-    first = [("number 0", "shape", True), ("number 0", "eyes", False)]
-    second = [("number 1", "shape", False), ("number 1", "eyes", True)]
-    assert list(iter_answers(VERDICT)) == first + second
-    assert list(iter_answers([])) == []
+    alone = [
+        share_right([subject.model_copy(update={"attributes": {name: answer}})])
+        for subject in VERDICT
+        for name, answer in subject.attributes.items()
+    ]
+    assert alone == [True, False, False, True]
+
+
+@pytest.mark.parametrize("returned", ["all fine", [{"name": "a"}], [{"name": "a", "attributes": {"eyes": {"wanted": "one"}}}]])
+def test_what_is_no_verdict_is_one_line(returned):
+    with pytest.raises(ConfigError, match=r"^evaluation\.judge: the function returned no verdict") as caught:
+        parse_verdict(returned)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_share_right_is_over_all_attributes_of_all_subjects():
@@ -82,5 +91,5 @@ def test_the_steps_line_says_how_much_is_right_where_both_models_were_judged():
         return Evaluate().describe(EvaluateManifest.model_construct(num_samples=8, scores={"before": before, "after": after}))
 
     assert say({"judged": 0.456}, {"judged": 0.784}) == "8 sample videos; attributes right: base 46%, trained 78%"
-    for before, after in (({"fidelity": 0.5}, {"fidelity": 0.6}), ({"judged": 0.5}, {}), ({}, {"judged": 0.5}), (None, None)):
+    for before, after in (({"fidelity": 0.5}, {"fidelity": 0.6}), ({"judged": 0.5}, {}), ({}, {"judged": 0.5}), ({}, {})):
         assert say(before, after) == "8 sample videos"

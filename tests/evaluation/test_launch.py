@@ -61,7 +61,9 @@ def test_each_sample_has_playable_videos_of_both_models(evaluated):
 def test_scores_compare_with_references_the_video_was_not_given(evaluated):
     _, _, plan, _, manifest = evaluated
     videos = [work for work in plan.values() if isinstance(work, VideoWork)]
-    assert len(videos) == 4 and all(not set(work.own) & set(work.other) and work.other for work in videos)
+    assert len(videos) == 4 and all(
+        not set(work.pictures.own) & set(work.pictures.other) and work.pictures.other for work in videos
+    )
     for averages in manifest["scores"].values():
         assert set(averages) == {"judged", "fidelity", "chance", "own_above_other", "copy_paste"}
         assert -1 <= averages["fidelity"] <= 1 and 0 <= averages["own_above_other"] <= 1

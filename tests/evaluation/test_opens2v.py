@@ -10,7 +10,7 @@ from PIL import Image
 
 from refalign.config.presets import toy_tiny
 from refalign.errors import ArtifactError
-from refalign.evaluation.opens2v import describe_scores, load_prompts, motion_amplitude, score_folder, total
+from refalign.evaluation.opens2v import load_prompts, motion_amplitude, run_opens2v, score_folder, total
 
 NAMES = ("aesthetics", "motion_smoothness", "motion_amplitude", "face_similarity", "gme", "nexus", "natural")
 LEADERBOARD = {
@@ -39,11 +39,11 @@ def test_the_published_motion_comes_out(real_data):
 
 def test_upstreams_files_are_read_and_what_was_not_run_is_said(real_data):
     result = score_folder(real_data / "eval" / "output_json", "open")
-    assert result["scores"]["aesthetics"] == pytest.approx(((4.811809 + 5.659755) / 2 - 4) / 3, abs=1e-6)
-    assert result["scores"]["natural"] == pytest.approx((3.5 - 1) / 4)
-    assert result["scores"]["nexus"] == pytest.approx((0.01300048828125 + 0.01030731201171875) / 2 / 0.05)
-    assert result["scores"]["motion_smoothness"] is None and result["total"] is None
-    assert "motion_smoothness  not run" in describe_scores(result) and "no total" in describe_scores(result)
+    assert result.scores["aesthetics"] == pytest.approx(((4.811809 + 5.659755) / 2 - 4) / 3, abs=1e-6)
+    assert result.scores["natural"] == pytest.approx((3.5 - 1) / 4)
+    assert result.scores["nexus"] == pytest.approx((0.01300048828125 + 0.01030731201171875) / 2 / 0.05)
+    assert result.scores["motion_smoothness"] is None and result.total is None
+    assert "motion_smoothness  not run" in result.describe() and "no total: motion_smoothness" in result.describe()
 
 
 def test_faces_zeros_and_clipping_follow_the_leaderboard(tmp_path):
@@ -59,7 +59,7 @@ def test_faces_zeros_and_clipping_follow_the_leaderboard(tmp_path):
     for name, field in (("motion_smoothness", "motion_smoothness"), ("gmescore", "gme_score"), ("motionscore", "motion_fb")):
         write(f"{name}.json", {"a_1": {field: 0.5}})
     result = score_folder(tmp_path, "open")
-    assert result["scores"] == pytest.approx(
+    assert result.scores == pytest.approx(
         {
             "face_similarity": 0.5,
             "nexus": 0.7,
@@ -70,8 +70,8 @@ def test_faces_zeros_and_clipping_follow_the_leaderboard(tmp_path):
             "motion_amplitude": 0.5,
         }
     )
-    assert result["total"] == pytest.approx(0.5 + 0.2 * 0.2 + 0.24 * 0.125)
-    assert score_folder(tmp_path, "human")["total"] == pytest.approx(0.5 + 0.3 * 0.125)
+    assert result.total == pytest.approx(0.5 + 0.2 * 0.2 + 0.24 * 0.125)
+    assert score_folder(tmp_path, "human").total == pytest.approx(0.5 + 0.3 * 0.125)
 
 
 @pytest.mark.parametrize("entry", [{"gme_score": "high"}, {"gme_score": float("nan")}])
@@ -94,8 +94,6 @@ def test_all_180_prompts_are_read_and_paths_stay_below(real_data, tmp_path):
 
 
 def test_videos_are_made_once_and_scored_by_the_given_command(tmp_path, ray_cluster):
-    from refalign.evaluation.opens2v_videos import run_opens2v
-
     base = toy_tiny()
     (tmp_path / "Images").mkdir()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "Images" / "a.png")
@@ -108,8 +106,8 @@ def test_videos_are_made_once_and_scored_by_the_given_command(tmp_path, ray_clus
     settings = {"num_inference_steps": 2, "opens2v_evaluator": f"sh {script}"}
     config = base.model_copy(update={"evaluation": base.evaluation.model_copy(update=settings)})
     manifest = run_opens2v(config, Path(config.models.base), prompts, tmp_path / "out")
-    assert manifest["scores"]["gme"] == 0.5 and manifest["scores"]["motion_amplitude"] is not None and manifest["total"] is None
-    folder = Path(manifest["folder"])
+    assert manifest.scores["gme"] == 0.5 and manifest.scores["motion_amplitude"] is not None and manifest.total is None
+    folder = Path(manifest.folder)
     assert int((folder.parent / "scores" / "count").read_text()) == 2
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.mp4")}
     assert set(before) == {"singleobj_1.mp4", "singleface_2.mp4"}

@@ -15,9 +15,11 @@ def test_held_out_samples_with_pictures_from_other_clips(tmp_path):
     assert split == "validation" and [sample.key for sample in samples] == ["c", "d"]
     assert [sample.seed for sample in samples] == [7, 8]
     (first,), (second,) = (sample.references for sample in samples)
+    pngs = samples[0].pngs | samples[1].pngs
     assert (first.subject_id, first.kind, second.subject_id, second.kind) == ("d-s0", "cross_pair", "d-s0", "in_pair")
-    assert (decode_image(first.crop_png) == on_white(make_picture(3, alpha=True))).all()
-    assert (decode_image(first.target_png) == on_white(make_picture(2, alpha=True))).all() and second.target_png is None
+    assert (decode_image(pngs["reference-c-0.png"]) == on_white(make_picture(3, alpha=True))).all()
+    assert (decode_image(pngs["target-c-0.png"]) == on_white(make_picture(2, alpha=True))).all()
+    assert samples[1].targets == [None] and set(samples[1].pngs) == {"reference-d-0.png"}
 
 
 def test_samples_are_spread_over_the_split(tmp_path):

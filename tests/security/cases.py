@@ -262,7 +262,7 @@ CASES = {
     "a prompt whose pictures are a text": (
         partial(send.prompts, {"a": {"prompt": "p", "img_paths": "/etc"}}),
         ArtifactError,
-        "img_paths no list of texts",
+        "img_paths: Input should be a valid list",
     ),
     "evaluator's score that is no number": (
         partial(send.evaluator_scores, '{"a": {"gme_score": NaN}}'),

@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 
 from benchmarks.recording import describe_machine, write_result
-from refalign.evaluation.confusion import find_fates
 from refalign.io.images import make_contact_sheet
 from refalign.models.vae import VideoVAE
 from refalign.models.yolo import Detections, load_detector
@@ -42,6 +41,7 @@ from workshop.judging.cases import (
     without_references,
 )
 from workshop.judging.clips import run_benchmark
+from workshop.judging.confusion import find_fates
 from workshop.judging.scoring import score_clip, summarise
 from workshop.weights.initial_weights import make_vision_encoder
 from workshop.weights.sampling import FrameTruth, sample_clutter, sample_frames, sample_references

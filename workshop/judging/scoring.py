@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from refalign.evaluation.confusion import CONFUSED, FATES, find_fates
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES, attributes_of
 from refalign.toy.judge import Reading, is_occupied, read_clip
 from refalign.toy.scenes import SIDES
 from workshop.judging.cases import Case
+from workshop.judging.confusion import CONFUSED, FATES, find_fates
 
 Record = dict[str, Any]
 
@@ -26,7 +26,7 @@ def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Recor
 
     Per subject: shown (attribute -> value as read; None: nobody stands there), right (attributes and action as wanted), chance
     (hidden attributes that agree with ``other``). Of the clip: extra (slots that somebody fills unasked), fates
-    (`refalign.evaluation.confusion`), copy_paste (the reference's action in place of the asked one, from -1 to 1).
+    (`workshop.judging.confusion`), copy_paste (the reference's action in place of the asked one, from -1 to 1).
 
     Args:
         other: the case with another's hidden looks (`workshop.judging.cases.shuffle_references`), whose fidelity is chance.

@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.recording import describe_machine
 from refalign.config import RunConfig
-from refalign.evaluation.confusion import CONFUSED
 from refalign.evaluation.separability import collect_references
 from refalign.evaluation.separability import describe as describe_blocks
 from refalign.generation.pipeline import RefAlignPipeline, make_scheduler
@@ -36,6 +35,7 @@ from refalign.training.optim import Ema
 from refalign.training.records import read_records
 from workshop.judging.cases import Case, make_benchmark, make_cases
 from workshop.judging.clips import OPTIONS, run_benchmark
+from workshop.judging.confusion import CONFUSED
 from workshop.study.arms import ARMS, PRIMARY, Budget, Job, make_config
 from workshop.study.results import load_result, summarise_job
 from workshop.weights.training import autocast_where_fast
@@ -183,7 +183,8 @@ def measure_references(place: Place, config: RunConfig, before: Any, after: Any)
         return {}
     options = {"max_text_tokens": config.models.max_text_tokens, "picture_block": 0}
     sides = {"before": before, "after": after}
-    return {name: describe_blocks(each.cpu().eval(), references, index, **options)["blocks"] for name, each in sides.items()}
+    told = {name: describe_blocks(each.cpu().eval(), references, index, **options) for name, each in sides.items()}
+    return {name: [block.model_dump() for block in each.blocks] for name, each in told.items()}
 
 
 def describe(job: Job, budget: Budget, config: RunConfig, shards: Path, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Charts as SVG for the reports: no script and no file to load; equal numbers give equal bytes."""
+"""Charts as SVG, without scripts and external files. Equal numbers give equal bytes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def draw_lines(label: str, curves: Mapping[str, Points], marks: Sequence[tuple[f
     """Curves over common axes; None where no point is finite.
 
     Args:
-        curves: points (x, y) by the kind of curve, a key of `_CURVES`; x counts something.
-        marks: (x, text) of vertical rules, for example where a stage begins.
+        curves: points (x, y) by kind, a key of `_CURVES`; x is a whole number.
+        marks: (x, text) of vertical lines.
     """
     figure, axes = _open()
     for kind, points in curves.items():
@@ -69,7 +69,7 @@ def draw_lines(label: str, curves: Mapping[str, Points], marks: Sequence[tuple[f
 
 @rc_context(_LOOK)
 def draw_histogram(label: str, values: Iterable[float], bins: int = 24) -> Chart | None:
-    """How often values occur; the outermost hundredth at either end counts in the last bar. None where none is finite."""
+    """How often values occur; None where none is finite. The outermost 1% at either end counts in the last bar."""
     numbers = np.array(list(values), float)
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
@@ -83,7 +83,7 @@ def draw_histogram(label: str, values: Iterable[float], bins: int = 24) -> Chart
 
 @rc_context(_LOOK)
 def draw_groups(label: str, points: Sequence[Sequence[float]], groups: Sequence[int]) -> Chart | None:
-    """Places in the plane, each shown as the number of its group; those of one group are joined and in one colour."""
+    """Places in the plane, each shown as the number of its group. A group has one colour and its places are joined."""
     if not points:
         return None
     figure, axes = _open()
@@ -99,7 +99,7 @@ def draw_groups(label: str, points: Sequence[Sequence[float]], groups: Sequence[
 
 
 def smooth(points: Points) -> np.ndarray:
-    """Centred running mean [N, 2] over a twentieth of the finite points; what it hides stays visible as the raw curve behind."""
+    """Centred running mean [N, 2] over a twentieth of the finite points."""
     finite = _find_finite(points)
     size = 2 * max(1, len(finite) // 40) + 1
     return np.column_stack([finite[:, 0], uniform_filter1d(finite[:, 1], size, mode="nearest")])
@@ -118,14 +118,14 @@ def _close(figure: Figure, label: str) -> Chart:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = file.getvalue()
-    # Nothing lies outside of the axes, and a page with several drawings would have each group's id several times.
+    # Nothing lies outside of the axes, and several drawings in one page would repeat the ids.
     drawing = re.sub(r'(?<=<g) id="[^"]*"| clip-path="[^"]*"| transform="rotate\(-0 [^"]*"', "", drawing)
     opening = Markup('<svg role="img" aria-label="{}" ').format(label)
     return Chart(label, opening + Markup(drawing.partition("<svg ")[2]))
 
 
 def _widen(ends: Iterable[float]) -> tuple[float, float]:
-    """Lowest and highest value, apart even where they are equal."""
+    """Lowest and highest value; equal ones are moved apart."""
     low, high = ends
     return nonsingular(low, high, expander=0.1, tiny=1e-9)
 
@@ -136,6 +136,6 @@ def _find_finite(points: Points) -> np.ndarray:
 
 
 def _thin(places: np.ndarray) -> np.ndarray:
-    """At most `_MAX_POINTS` points, each the mean of those it stands for: a peak is flattened, never dropped."""
+    """At most `_MAX_POINTS` points, each the mean of its neighbours, so that a peak is flattened but not dropped."""
     parts = np.array_split(places, min(len(places), _MAX_POINTS) or 1)
     return np.array([part.mean(axis=0) for part in parts if len(part)])

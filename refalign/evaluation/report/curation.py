@@ -1,4 +1,4 @@
-"""``curation_report.html``: what curation kept and left out, with examples, scores and pictures to look at."""
+"""``curation_report.html``: what curation kept and left out, with examples, scores and pictures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -19,12 +19,11 @@ from refalign.pipeline.steps import Step
 
 FILE_NAME = "curation_report.html"
 _MAX_SUBJECTS, _MAX_PAIRS = 60, 30
-_MAX_SCORED = 100_000
-"""Rows whose scores are drawn; more would change no histogram that a person can tell apart."""
+_MAX_SCORED = 100_000  # rows in a histogram
 
 
 def make_curation_report(summary: Mapping[str, Any], *, output: Path, steps: Mapping[str, Step]) -> Path | None:
-    """Writes ``<output>/curation_report.html`` and returns its path; None where the subjects step has not finished.
+    """Writes ``<output>/curation_report.html`` and returns its path; None if the subjects step has not finished.
 
     Args:
         summary: what ``summary.json`` holds.
@@ -46,19 +45,19 @@ def make_curation_report(summary: Mapping[str, Any], *, output: Path, steps: Map
         pairs=_find_pairs(subjects, finished["pairs"]) if "pairs" in finished else [],
         shards=Sheets.load(finished.get("shards")),
     )
-    path = Path(output) / FILE_NAME
+    path = output / FILE_NAME
     write_bytes(path, page.encode())
     return path
 
 
 def _iter_rows(step: Step, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Some columns of the rows of a finished step, one part at a time."""
+    """Columns of all rows of a finished step; one part is in memory at a time."""
     for part in (step.load_manifest() or {}).get("parts", []):
         yield from read_table(step.locate(part), columns).to_pylist()
 
 
 def _draw_histograms(steps: Mapping[str, Step]) -> list[Chart]:
-    """One for each score of clips, subjects and pairs that was computed for any of them."""
+    """One for each score of clips, subjects and pairs; none for a score that was never computed."""
     of_clips, of_subjects = ([field.name for field in kind if pa.types.is_float32(field.type)] for kind in (CLIP_SCHEMA, SUBJECT))
     values = defaultdict(list)
     for row in islice(_iter_rows(steps["subjects"], [*of_clips, "subjects"]), _MAX_SCORED):
@@ -74,8 +73,15 @@ def _draw_histograms(steps: Mapping[str, Step]) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def _find_pairs(subjects: Step, pairs: Step) -> list[dict[str, Any]]:
-    """The first pairs, each with the pictures (PNG) of a subject and of its reference from another clip."""
+class ShownPair(NamedTuple):
+    """Pictures (PNG) of a subject and of its reference from another clip."""
+
+    similarity: float
+    crops: list[bytes]
+
+
+def _find_pairs(subjects: Step, pairs: Step) -> list[ShownPair]:
+    """The first pairs whose pictures are there."""
     found = list(islice(_iter_rows(pairs, PAIR_SCHEMA.names), _MAX_PAIRS))
     names = {pair[key] for pair in found for key in ("subject_id", "reference_subject_id")}
     clips = {pair[key] for pair in found for key in ("clip_id", "reference_clip_id")}
@@ -85,6 +91,5 @@ def _find_pairs(subjects: Step, pairs: Step) -> list[dict[str, Any]]:
             break
         if row["clip_id"] in clips:
             crops |= {each["subject_id"]: each["crop_png"] for each in row["subjects"] if each["subject_id"] in names}
-    for pair in found:
-        pair["crops"] = [crops.get(pair[key]) for key in ("subject_id", "reference_subject_id")]
-    return [pair for pair in found if all(pair["crops"])]
+    sides = [(pair["similarity"], pair["subject_id"], pair["reference_subject_id"]) for pair in found]
+    return [ShownPair(similarity, [crops[one], crops[other]]) for similarity, one, other in sides if {one, other} <= crops.keys()]

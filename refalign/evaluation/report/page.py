@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file: every value is escaped there, and all that a page shows is part of it."""
+"""The templates beside this file and their filters. Values are escaped, and a page contains all that it shows."""
 
 from __future__ import annotations
 
@@ -37,17 +37,14 @@ class Sheets:
 
     @classmethod
     def load(cls, step: Step | None) -> Sheets:
-        """Those of the first shards; none without a step."""
+        """Of the first shards; none without a step."""
         parts = ((step.load_manifest() or {}) if step else {}).get("parts", [])
         first = sorted(parts, key=lambda part: not part.startswith("validation"))[:_MAX_SHARDS]
         return cls([(part, [*iter_contact_sheets(step, [part], _MAX_SHEETS)]) for part in first if step], len(parts))
 
 
 def gain(samples: Sequence[Mapping[str, Any]], name: str) -> str:
-    """A score of the trained model less that of the base, over the prompts where both have one; a dash for fewer than two.
-
-    The interval is that of a paired t test at 95%.
-    """
+    """Mean gain of the trained model over the base, with the 95% interval of a paired t test; a dash below two prompts."""
     pairs = [[(sample.get("scores", {}).get(side) or {}).get(name) for side in ("before", "after")] for sample in samples or ()]
     gains = [after - before for before, after in pairs if before is not None and after is not None]
     if len(gains) < 2:
@@ -56,18 +53,18 @@ def gain(samples: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}]"
 
 
-def count(value: Any) -> str:
-    """A whole number with thousands separated; anything else as it is."""
+def count(value: object) -> str:
+    """A whole number with separated thousands; anything else as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A measured number with three digits after the point; a dash where nothing was measured."""
     return f"{value:.3f}" if isinstance(value, int | float) else "–"
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a file; none where it is missing."""
+    """The bytes of a file; empty if it is missing."""
     try:
         return path.read_bytes()
     except OSError:
@@ -75,12 +72,12 @@ def read(path: Path) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """The bytes themselves in place of an address."""
+    """An address that holds the bytes."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def thumbnail(data: bytes, height_px: int) -> str:
-    """Address of an encoded picture on white, scaled down to a height; empty where the picture is damaged."""
+    """Address of a picture on white, scaled down to a height; empty if the picture is damaged."""
     try:
         picture = decode_image(data)
     except DataError:
@@ -90,12 +87,12 @@ def thumbnail(data: bytes, height_px: int) -> str:
 
 
 def allow(script: str) -> Markup:
-    """What a page's policy lets run: this script, or nothing."""
+    """The source of scripts in the page's policy: this script, or none."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Markup(f"'sha256-{digest}'" if script else "'none'")
 
 
-# Sections that a run has not come to are undefined, and so is all that is asked of them.
+# Sections that a run has not reached are undefined, and so are their fields.
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
