@@ -56,7 +56,7 @@ def test_an_object_that_was_being_built_does_not_complain_of_the_end():
             def __del__(self):
                 assert self.built
 
-        raise SystemExit(run_command(Half, argv=["x"]))
+        raise SystemExit(run_command(Half))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 143 and "Traceback" not in ended.stderr and "The same command goes on" in ended.stderr
