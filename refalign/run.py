@@ -29,7 +29,8 @@ from refalign.pipeline.tombstones import check_finished
 from refalign.stages import STAGES, Train
 from refalign.training.records import UNSENT
 
-Stages = Sequence[type[Stage[Any]]]
+AnyStage = Stage[Any]
+Stages = Sequence[type[AnyStage]]
 _SMALLEST_FREE_BYTES = 2 * 2**30
 
 
@@ -82,16 +83,12 @@ def check_train(config: RunConfig, output: Path) -> None:
         stage.check(loop, loop.make_step(stage))
 
 
-def run_stages(config: RunConfig, output: Path, *, only: str | None = None, stages: Stages = STAGES) -> Summary:
-    """Runs all stages, or one whose predecessors are done, and returns the summary that `summary.json` holds.
-
-    Raises:
-        RefAlignError: one line; what was finished stays finished.
-    """
+def run_stages(config: RunConfig, output: Path, *, only: str | None = None) -> Summary:
+    """Runs all stages, or one whose predecessors are done, and returns the content of `summary.json`."""
     output = Path(output).resolve()
     check_start(config, output)
     with ExitStack() as stack:
-        loop = Loop(config, output, stack, only=only, stages=stages)
+        loop = Loop(config, output, stack, only=only)
         try:
             loop.go_through()
             loop.send_unsent()
@@ -131,15 +128,14 @@ class Loop(Run):
             if stage.name == self.only:
                 break
 
-    def make_step(self, stage: Stage[Any]) -> Step:
+    def make_step(self, stage: AnyStage) -> Step:
         """The stage's folder for the present settings and input."""
         inputs = stage.find_inputs(self)
         store = self.config.storage.parts if stage.parts_in_store else None
         self.steps[stage.name] = Step.make(self.output, stage.name, *inputs.settings, store=store, recipe=inputs.recipe)
         return self.steps[stage.name]
 
-    def _complete(self, stage: Stage[Any]) -> None:
-        """The stage's manifest: as it stands, or made now."""
+    def _complete(self, stage: AnyStage) -> None:
         step = self.make_step(stage)
         is_due = self.only in (None, stage.name)
         files = stage.list_files() if is_due else None
@@ -158,7 +154,7 @@ class Loop(Run):
             self._log(stage)
         stage.accept(self, manifest)
 
-    def _load(self, stage: Stage[Any], step: Step) -> Manifest | None:
+    def _load(self, stage: AnyStage, step: Step) -> Manifest | None:
         if (manifest := step.read_manifest(stage.manifest)) is None:
             return None
         if step.store and kind_of(join(step.location, "parts")) != "folder":
@@ -168,7 +164,7 @@ class Loop(Run):
         step.discard_manifest()
         return None
 
-    def _perform(self, stage: Stage[Any], step: Step) -> Manifest:
+    def _perform(self, stage: AnyStage, step: Step) -> Manifest:
         with step.lease():  # first: a folder that another process holds is refused before anything is started
             if stage.needs_services:
                 self._open_services()
@@ -225,7 +221,7 @@ class Loop(Run):
             self.tracker = None
             print(f"metrics wait: {error}", file=sys.stderr, flush=True)
 
-    def _log(self, stage: Stage[Any]) -> None:
+    def _log(self, stage: AnyStage) -> None:
         """Sends a finished stage to its MLflow run and ends that; a second call adds nothing."""
         step, manifest = self.steps[stage.name], self.manifests[stage.name]
         self.tracker.log_totals(step, manifest.model_dump(mode="json"), self.seconds.get(stage.name))

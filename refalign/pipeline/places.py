@@ -23,13 +23,8 @@ _OF_DECODING = frozenset(
 def judge_fault(error: DataError, location: str, video_id: str) -> DataError:
     """The error itself if it is the file's own, otherwise one that names the fault of its place.
 
-    Args:
-        location: of the video that was read.
-        video_id: its content when the run was planned (`refalign.io.storage.digest_sampled`).
-
-    Returns:
-        With the reason MISSING, FORBIDDEN, UNREACHABLE (a mount or a share that does not answer), IO_ERROR, or CHANGED (another
-        content than planned), if it is one of these.
+    Those are MISSING, FORBIDDEN, UNREACHABLE (a mount or a share that does not answer), IO_ERROR, and CHANGED (the content is
+    not the one of ``video_id``, which was planned).
 
     Raises:
         BackendUnavailable: an object store does not answer.
@@ -62,8 +57,8 @@ def check_place(where: str | Path | None, locations: Sequence[str]) -> None:
     """Stops a run whose input is gone as a whole, before faults of all its files are stored.
 
     Args:
-        where: what the input names; a folder is gone if it is missing or empty, as an unmounted one is.
-        locations: of videos of the input; an input that is no folder is gone if all of them are missing.
+        where: the input. A folder is gone if it is missing or empty, as an unmounted one is.
+        locations: of videos of the input. If it is no folder, it is gone if all of them are missing.
 
     Raises:
         BackendUnavailable: the input is gone, or an object store does not answer.
@@ -89,11 +84,7 @@ def _is_gone(where: str, locations: Sequence[str]) -> bool:
 
 
 def is_there(location: str) -> bool:
-    """Whether there is a file.
-
-    Raises:
-        BackendUnavailable: an object store does not answer.
-    """
+    """Whether there is a file. Raises `BackendUnavailable` if an object store does not answer."""
     try:
         return storage.kind_of(location) == "file"
     except DataError:

@@ -191,8 +191,8 @@ def read_work(worker: Worker[Any], text: str) -> Any:
 class _PartActor:
     """Adapts a worker to Ray Data's batches of one row.
 
-    Our own errors travel as rows: raised in an actor they would come back wrapped, and an actor that cannot be built would be
-    started again for ever.
+    Our own errors travel as rows: raised, they would come back wrapped, and an actor that cannot be built would be started again
+    for ever.
     """
 
     def __init__(self, worker: type[Worker[Any]], step: Step, config: RunConfig) -> None:

@@ -1,8 +1,4 @@
-"""What is tried again: parts whose faults may have passed, whose faulty files have changed, or that a person names.
-
-To reopen a part, the manifests of the steps that are made of its step go first, then its step's own, and then its commit is
-marked. A run that is killed in between finds a step that is not done.
-"""
+"""Which parts are made again: their faults may have passed, their faulty files have changed, or a person asks for it."""
 
 from __future__ import annotations
 
@@ -59,6 +55,8 @@ def _has_changed(commit: Commit, locations: Mapping[str, str]) -> bool:
 def reopen(step: Step, names: Sequence[str], *, forget_tries: bool = False) -> None:
     """Lets parts be made again, and with them whatever was made of this step.
 
+    Manifests are deleted before commits are marked, so that a run that is killed in between finds steps that are not done.
+
     Raises:
         BackendUnavailable: a process works in the step's folder, or the object store does not answer.
     """
@@ -75,7 +73,7 @@ def reopen(step: Step, names: Sequence[str], *, forget_tries: bool = False) -> N
 def iter_quarantined(output: Path) -> Iterator[tuple[Step, str, Outcome]]:
     """Every quarantined item of the last run and of unfinished steps: its step, its part, and its outcome.
 
-    The part is empty for a file that was refused before any part was made: every run looks at it anew.
+    The part is empty if a file was refused before any part was made.
     """
     current = set((load_summary(output) or {}).get("folders", {}).values())
     for step in map(Step.open, iter_step_folders(output)):
@@ -96,11 +94,7 @@ def iter_quarantined(output: Path) -> Iterator[tuple[Step, str, Outcome]]:
 
 
 def retry_quarantined(output: Path) -> int:
-    """Reopens every part with a quarantined item and returns their number; the next run of the same command makes them.
-
-    Raises:
-        BackendUnavailable: as `reopen`.
-    """
+    """Reopens (`reopen`) every part with a quarantined item and returns their number."""
     parts: dict[Step, set[str]] = defaultdict(set)
     for step, name, _ in iter_quarantined(output):
         if name and not step.find_owner(step.load_commit(name) or Commit()):

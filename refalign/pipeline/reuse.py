@@ -1,8 +1,8 @@
 """Versions of a step: the same settings on other input. A new version reuses the parts of earlier ones that are still whole.
 
-A commit records its part's ``work``: a digest for every item, of all that the item's rows or bytes depend on besides the
-settings. A part of an earlier finished version is adopted if each of its items is wanted, unchanged and without fault: the new
-version gets a commit of its own with the ``location`` of the old data. What is left is cut into new parts.
+A commit records its part's ``work``: a digest for every item, of all that its rows or bytes depend on besides the settings. A
+part is adopted if each of its items is wanted, unchanged and without fault: the new version gets a commit of its own with the
+``location`` of the old data. What is left is cut into new parts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ def digest_work(*described: object) -> str:
 def adopt_parts(step: Step, wanted: Collection[str]) -> dict[str, list[str]]:
     """Lets a step refer to parts of earlier versions and returns these parts' names with their work.
 
-    Once a step has made parts of its own, nothing more is adopted.
-
-    Args:
-        wanted: digests of all work that is planned.
+    Once a step has made parts of its own, nothing more is adopted. ``wanted`` are the digests of all planned work.
     """
     wanted = set(wanted)
     commits = step.load_commits()

@@ -27,11 +27,11 @@ C = TypeVar("C", default=Commit)
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that a stage's output depends on; its folder is named by it.
+    """All that a stage's output depends on. The folder is named by it.
 
     Attributes:
         settings: sections, plain values, and fingerprints of the data.
-        recipe: those of them that are not the data. Versions of one stage have it in common.
+        recipe: those that are not the data. Versions of one stage have it in common.
     """
 
     settings: tuple[object, ...]
@@ -87,7 +87,7 @@ class Stage(ABC, Generic[M]):
 
     @abstractmethod
     def find_inputs(self, run: Run) -> Inputs:
-        """All that names the folder. The stages before are done; what is found here may be kept for `perform`."""
+        """All that names the folder. Called when the stages before are done."""
 
     @abstractmethod
     def perform(self, run: Run, step: Step) -> M:

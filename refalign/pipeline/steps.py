@@ -4,15 +4,12 @@
         lease               held while a process works here
         parts/<name>        one file per planned part, complete or absent
         parts/<name>.json   its commit: size, sha256 and what the part recorded
-        attempts/<name>/<n> what a worker on it was doing; deleted with the commit
+        attempts/<name>/<n> which item a worker was on; deleted after the commit
         manifest.json       written last; its presence means done
-        store               only if parts lie in an object store: its location
+        store               the object store that holds ``parts`` and ``attempts`` instead, if there is one
 
-A part is written aside, renamed, and only then committed. A resumed step skips the parts whose commit and size agree.
-
-``parts`` and ``attempts`` may lie in an object store instead, below ``storage.parts`` and the same folder name; lease and
-manifest stay in the output folder, which on a cluster is a small shared folder. Data without a commit do not exist, and
-`Step.locate` says where the data of a commit lie.
+A part is written aside, renamed, and only then committed. A resumed step skips the parts whose commit and size agree. Data
+without a commit do not count, and `Step.locate` says where the data of a commit lie.
 """
 
 from __future__ import annotations
@@ -49,8 +46,8 @@ class Step:
 
     Attributes:
         folder: local; holds lease and manifest, and the parts if ``store`` is None.
-        store: location below which folders like this one hold the parts.
-        recipe: fingerprint of the code's schema and of the settings without the input; versions of one step have it in common.
+        store: location below which folders of the same name hold the parts.
+        recipe: fingerprint of the settings without the input; versions of one step have it in common.
     """
 
     name: str
@@ -60,13 +57,8 @@ class Step:
     recipe: str = ""
 
     @classmethod
-    def make(cls, output: Path, name: str, *settings: Any, store: str | None = None, recipe: Sequence[Any] = ()) -> Step:
-        """The step whose output is determined by ``settings``: config sections, plain values, input fingerprints.
-
-        Args:
-            store: location for the parts; a step that has begun keeps the one that it has.
-            recipe: those of ``settings`` that are not the input.
-        """
+    def make(cls, output: Path, name: str, *settings: object, store: str | None = None, recipe: Sequence[object] = ()) -> Step:
+        """The step whose output is determined by ``settings``; one that has begun keeps the store that it has."""
         fingerprint = make_fingerprint(name, CODE_SCHEMA, *settings)
         folder = Path(output).resolve() / f"{name}-{fingerprint}"
         has_begun = (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
@@ -96,11 +88,7 @@ class Step:
         return self.folder / "parts"
 
     def load_manifest(self) -> dict[str, Any] | None:
-        """What the finished step recorded, or None while it is unfinished.
-
-        Raises:
-            ArtifactError: the manifest is damaged.
-        """
+        """What the finished step recorded, or None. Raises `ArtifactError` if the manifest is damaged."""
         return load_json(str(self.folder / "manifest.json"))
 
     def read_manifest(self, kind: type[M]) -> M | None:
@@ -108,7 +96,7 @@ class Step:
         found = self.load_manifest()
         return None if found is None else kind.model_validate(found)
 
-    def commit(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    def commit(self, manifest: Mapping[str, object]) -> dict[str, Any]:
         """Marks the step done. Returns what a later `load_manifest` gives."""
         self._note_store()
         self._drop_unfinished()
@@ -122,11 +110,7 @@ class Step:
         (self.folder / "manifest.json").unlink(missing_ok=True)
 
     def locate(self, name: str, commit: Mapping[str, Any] | None = None) -> str:
-        """Location of a part's data.
-
-        Args:
-            commit: the part's commit; it is read if it is not given.
-        """
+        """Location of a part's data; the part's commit is read if it is not given."""
         commit = commit if commit is not None else self.load_commit(name)
         return join(self.root, (commit or {}).get("location") or f"{self.folder.name}/parts/{name}")
 
@@ -160,11 +144,11 @@ class Step:
         names = list(names)
         return {name: commit for name, commit in zip(names, in_parallel(self.load_part, names), strict=True) if commit}
 
-    def write_part(self, name: str, write: Callable[[Path], Any]) -> Commit:
-        """Calls ``write(path)`` on a temporary path, moves the file into place and commits it with what ``write`` returned.
+    def write_part(self, name: str, write: Callable[[Path], object]) -> Commit:
+        """Calls ``write`` with a temporary path, moves the file into place and commits it.
 
         Args:
-            write: returns a mapping, a pydantic model or a dataclass.
+            write: returns what to record: a mapping, a pydantic model or a dataclass.
         """
         with open_aside(join(self.location, f"parts/{name}")) as aside:
             recorded = to_jsonable_python(write(aside))
@@ -175,7 +159,7 @@ class Step:
         return commit
 
     def reopen(self, names: Iterable[str], *, forget_tries: bool = False) -> None:
-        """Lets finished parts be made again: the step is not done any more, and their commits say so."""
+        """Lets finished parts be made again; the step is not done any more."""
         self.discard_manifest()
         for name in names:
             commit = self.load_commit(name) or Commit()
@@ -236,10 +220,7 @@ def _list_files(folder: str) -> list[str]:
 
 
 class Journal:
-    """Finds the item that kills its workers: each attempt at a part notes its current item, and the note survives the worker.
-
-    Without it a video that crashes its decoder would be started again for ever.
-    """
+    """Finds the item that kills its workers: each attempt at a part notes its current item, and the note survives the worker."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
