@@ -36,8 +36,8 @@ def clean(output: Path, forget: str | None, *, remove: bool) -> None:
         forget_run(output, forget)
     runs = list_runs(output)
     for run in runs:
-        note = " ".join(word for word in ("current" if run.is_current else "", run.model) if word)
-        print(f"{run.ended or 'unknown time':25}  {run.status:9} {run.name}  {_show(run.size_bytes)}  {note}".rstrip())
+        head, note = run.head, f"{'current ' if run.is_current else ''}{run.head.model or ''}"
+        print(f"{head.ended or 'unknown time':25}  {head.status:9} {head.name or '?'}  {_show(run.size_bytes)}  {note}".rstrip())
     unused = find_unused(output, runs)
     for folder, size_bytes in unused:
         print(f"{'not needed by any run':25}  {folder.name}  {_show(size_bytes)}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from refalign.cli import leave, load_config, make_parser, run_command, run_described  # noqa: E402
+from refalign.cli import leave, load_config, make_parser, run_command, run_from_flags  # noqa: E402
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
 
     def work() -> None:
         if not arguments.action:
-            run_described(arguments, "shards")
+            run_from_flags(arguments, "shards")
             return
         from refalign.takedown import run_takedown
 

@@ -93,12 +93,12 @@ def run_command(work: Callable[[], object]) -> int:
         if error.errno not in _PLACE_FAULTS:
             raise
         where = error.filename or "a file"
-        print(f"error: {where}: {error.strerror}; make room or mend it, or give another --output.", file=sys.stderr)
+        print(f"error: {where}: {error.strerror}; free some space or repair it, or give another --output.", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:
         heed_signal()
         command = hide_secrets(shlex.join(["uv", "run", *sys.argv]))
-        print(f"\nstopped; finished parts are kept. The same command goes on from there: {command}", file=sys.stderr)
+        print(f"\nstopped; finished parts are kept. Run the same command to continue: {command}", file=sys.stderr)
         return 143 if isinstance(interruption, Terminated) else 130
     return 0
 
@@ -113,10 +113,10 @@ def leave(code: int) -> None:
 def run_one(only: str | None, description: str) -> None:
     """The command of one stage, for which the stages before it must be done, or of all (None)."""
     arguments = make_parser(description).parse_args()
-    leave(run_command(lambda: run_described(arguments, only)))
+    leave(run_command(lambda: run_from_flags(arguments, only)))
 
 
-def run_described(arguments: argparse.Namespace, only: str | None) -> None:
+def run_from_flags(arguments: argparse.Namespace, only: str | None) -> None:
     """Runs the stage, or all, with the settings that the flags describe."""
     from refalign.pipeline.summary import print_ending
     from refalign.run import run_stages  # after the flags: it loads half of the library

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from refalign.errors import ArtifactError, ConfigError
 from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_of
@@ -23,20 +23,10 @@ from refalign.pipeline.summary import FINISHED, REPORTS, Head, Summary, load_hea
 _FOLDER = "runs"
 
 
-@dataclass(frozen=True)
-class EndedRun:
-    """A run and what it takes on the disk.
+class EndedRun(NamedTuple):
+    """A run with its step folders, and those that it took parts from."""
 
-    Attributes:
-        model: name and version that it registered, or empty.
-        folders: its step folders, and those that it took parts from.
-        size_bytes: of all of them.
-    """
-
-    name: str
-    status: str
-    ended: str
-    model: str
+    head: Head
     is_current: bool
     folders: frozenset[str]
     size_bytes: int
@@ -78,23 +68,15 @@ def list_runs(output: Path) -> list[EndedRun]:
     folders = {place: _find_folders(output, head) for place, head in heads.items()}
     sizes = {name: _size_bytes(output / name) for name in frozenset().union(*folders.values()) if (output / name).is_dir()}
     return [
-        EndedRun(
-            name=head.name or "?",
-            status=head.status,
-            ended=head.ended,
-            model=f"{head.model.name} version {head.model.version}" if head.model else "",
-            is_current=place == output,
-            folders=folders[place],
-            size_bytes=sum(sizes.get(name, 0) for name in folders[place]),
-        )
+        EndedRun(head, place == output, folders[place], sum(sizes.get(name, 0) for name in folders[place]))
         for place, head in heads.items()
     ]
 
 
 def find_unused(output: Path, runs: list[EndedRun]) -> list[tuple[Path, int]]:
     """Step folders, with their sizes in bytes, that neither a finished run nor the run that ended last names."""
-    last = max(runs, key=lambda run: run.ended)
-    used = frozenset().union(*(run.folders for run in runs if run.status == FINISHED or run.is_current or run is last))
+    last = max(runs, key=lambda run: run.head.ended)
+    used = frozenset().union(*(run.folders for run in runs if run.head.status == FINISHED or run.is_current or run is last))
     return [(folder, _size_bytes(folder)) for folder in iter_step_folders(output) if folder.name not in used]
 
 

@@ -152,4 +152,4 @@ def check_quarantined(counts: Mapping[str, Counts], outcomes: Iterable[Outcome],
 
 def describe_deaths(item: str, deaths: int) -> str:
     """What is said of an item that is left out because workers died on it."""
-    return f"{item}: {deaths} workers died while they were at it (a crash of the decoder, or too little memory)"
+    return f"{item}: {deaths} workers died on it (a crash of the decoder, or too little memory)"

@@ -26,6 +26,9 @@ class _Model(BaseModel):
     name: str
     version: str
 
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
 
 class Head(BaseModel):
     """What a summary says of its run.
