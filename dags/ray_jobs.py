@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 _GOING = {"PENDING", "RUNNING"}
+_TIMEOUT_S = 30.0
 _SILENCE_S = 600.0
 """How long a head node may be away, for example for a restart, before a followed job counts as lost."""
 _LOG_STEP_BYTES = 2**20
@@ -73,19 +74,17 @@ def make_submission_id(*parts: str) -> str:
 
 
 class RayJobs:
-    """The jobs of one Ray cluster."""
+    """The jobs of the Ray cluster at ``address``, for example ``http://head:8265``, which need not be there yet.
 
-    def __init__(self, address: str, token: str | None, *, timeout_s: float = 30.0) -> None:
-        """Speaks to ``address``, for example ``http://head:8265``, which need not be there yet.
+    Raises:
+        RayJobError: the address is no http address.
+    """
 
-        Raises:
-            RayJobError: the address is no http address.
-        """
+    def __init__(self, address: str, token: str | None) -> None:
         if not address.startswith(("http://", "https://")):
             raise RayJobError(f"{address!r} is no address of a Ray dashboard; expected http://host:8265 or https://...")
         self.address = address.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def find(self, submission_id: str) -> Job | None:
@@ -127,15 +126,15 @@ class RayJobs:
             submission_id = f"{base}-{number}"
             job = self.find(submission_id)
             if job is None:
-                self._submit(submission_id, entrypoint, dict(env_vars or {}))
+                self._submit(submission_id, entrypoint, env_vars or {})
                 return submission_id
             is_result = job["status"] == "FAILED" and job.get("driver_exit_code") in accepted
             if job["status"] in {*_GOING, "SUCCEEDED"} or is_result:
                 return submission_id
         raise AssertionError("count has no end")
 
-    def _submit(self, submission_id: str, entrypoint: str, env_vars: dict[str, str]) -> None:
-        request = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": {"env_vars": env_vars}}
+    def _submit(self, submission_id: str, entrypoint: str, env_vars: Mapping[str, str]) -> None:
+        request = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": {"env_vars": dict(env_vars)}}
         try:
             self._call("POST", "/api/jobs/", request)  # without the last slash the dashboard answers 405
         except urllib.error.HTTPError as error:
@@ -156,7 +155,7 @@ class RayJobs:
                     raise RayJobError(f"{self.address} does not know {submission_id} any more: its head node was replaced")
                 ended = job["status"] not in _GOING
                 if ended or waits == 0:
-                    log = self.load_log(submission_id)
+                    log = self._call("GET", f"/api/jobs/{submission_id}/logs")["logs"] or ""
                     shown = _say_lines(log, shown, say, all_of_it=ended)
                     waits = len(log) // _LOG_STEP_BYTES + 1
                 heard = time.monotonic()
@@ -171,10 +170,6 @@ class RayJobs:
             waits = max(0, waits - 1)
             time.sleep(poll_s)
 
-    def load_log(self, submission_id: str) -> str:
-        """All that the job has printed so far."""
-        return self._call("GET", f"/api/jobs/{submission_id}/logs")["logs"] or ""
-
     def stop(self, submission_id: str) -> None:
         """Asks a job to end: SIGTERM, and SIGKILL after ``RAY_JOB_STOP_WAIT_TIME_S``. No error if there is none."""
         try:
@@ -188,7 +183,7 @@ class RayJobs:
         headers = {**self._headers, "Content-Type": "application/json"}
         request = urllib.request.Request(self.address + path, data=data, headers=headers, method=method)
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as answer:
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
