@@ -13,13 +13,13 @@ from refalign.cli import leave, run_command  # noqa: E402
 
 
 def main() -> None:
-    """Parses the flags and lists or removes."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="output folder of the runs")
     parser.add_argument("--forget", metavar="RUN", help="count the step folders of this run as not needed; delete its reports")
     parser.add_argument("--remove", action="store_true", help="delete the step folders that no run needs")
     parser.add_argument("--quarantined", action="store_true", help="list what was quarantined, and why")
-    parser.add_argument("--retry", action="store_true", help="of --quarantined: the next run tries all of it again")
+    parser.add_argument("--retry", action="store_true", help="with --quarantined: let the next run try all of it again")
     arguments = parser.parse_args()
     if arguments.quarantined or arguments.retry:
         if arguments.remove or arguments.forget:
@@ -53,7 +53,7 @@ def _show(size_bytes: int) -> str:
 
 
 def list_quarantined(output: Path, *, retry: bool) -> None:
-    """Prints a line for each item, and reopens the parts that hold them."""
+    """Prints a line for each item; with ``retry`` the parts that hold them are made again."""
     from refalign.pipeline.retries import iter_quarantined, retry_quarantined
 
     found = list(iter_quarantined(output))

@@ -32,7 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--input",
         metavar="FOLDER",
-        help="videos to learn from: a folder, file, pattern, list, table, annotation or s3:// URI; without it some are drawn",
+        help="videos to learn from: a folder, file, pattern, list, table, annotation or s3:// URI (default: drawn videos)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")

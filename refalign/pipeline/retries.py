@@ -10,7 +10,7 @@ from typing import TypedDict
 from refalign.pipeline.outcomes import Commit, Outcome, PartsManifest
 from refalign.pipeline.places import changed_at
 from refalign.pipeline.steps import Step, iter_step_folders
-from refalign.pipeline.summary import load_summary
+from refalign.pipeline.summary import Head, load_head
 
 _STEPS = ("subjects", "shards")
 """Those that read videos."""
@@ -75,12 +75,10 @@ def iter_quarantined(output: Path) -> Iterator[tuple[Step, str, Outcome]]:
 
     The part is empty if a file was refused before any part was made.
     """
-    current = set((load_summary(output) or {}).get("folders", {}).values())
+    current = set((load_head(output) or Head()).folders.values())
     for step in map(Step.open, iter_step_folders(output)):
-        if step.name not in _STEPS:
-            continue
-        manifest = step.read_manifest(PartsManifest)
-        if manifest and current and step.folder.name not in current:
+        finished = step.load_manifest()
+        if step.name not in _STEPS or (finished and current and step.folder.name not in current):
             continue
         of_parts: set[tuple[str, str]] = set()
         for name, commit in step.load_parts(step.list_commits()).items():
@@ -88,7 +86,7 @@ def iter_quarantined(output: Path) -> Iterator[tuple[Step, str, Outcome]]:
                 of_parts.add((outcome.level, outcome.item))
                 if outcome.status == "quarantined":
                     yield step, name, outcome
-        for outcome in manifest.outcomes if manifest else ():
+        for outcome in PartsManifest.model_validate(finished).outcomes if finished else ():
             if outcome.status == "quarantined" and (outcome.level, outcome.item) not in of_parts:
                 yield step, "", outcome
 
