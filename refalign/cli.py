@@ -65,13 +65,10 @@ def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
         remote = "://" in arguments.input
         overrides.insert(0, f"input.path={arguments.input if remote else Path(arguments.input).expanduser().absolute()}")
     config = apply_overrides(load_preset(arguments.preset), overrides)
-    output = arguments.output or _default_runs_folder() / arguments.preset
+    # In a submitted Ray job the working folder is a temporary copy of the code.
+    runs = Path.home() / "refalign-runs" if "_ray_pkg_" in str(Path.cwd()) else Path("runs")
+    output = arguments.output or runs / arguments.preset
     return config, output.expanduser().resolve()
-
-
-def _default_runs_folder() -> Path:
-    """``runs/`` here. In a submitted Ray job "here" is a temporary copy of the code, so below the home folder instead."""
-    return Path.home() / "refalign-runs" if "_ray_pkg_" in str(Path.cwd()) else Path("runs")
 
 
 def run_command(work: Callable[[], object]) -> int:

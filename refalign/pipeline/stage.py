@@ -124,10 +124,11 @@ class PartStage(Stage[M], Generic[M, W, C]):
     """A stage that is cut into parts, which workers make.
 
     ``W``, the work behind a part, is a dataclass or plain values; it travels to the worker as JSON. ``C`` is what `finish` reads
-    of a part's commit: a pydantic model, a dataclass or a TypedDict, which stands in ``commit``, or by default the whole record.
+    of a part's commit.
 
     Attributes:
         worker: who makes a part.
+        commit: ``C``: a pydantic model or a dataclass, by default the whole record.
     """
 
     worker: ClassVar[type[Worker[Any]]]

@@ -233,17 +233,13 @@ class Journal:
         write_bytes(self._note, item.encode())
         return self._deaths[item]
 
-    def close(self) -> None:
-        """Deletes the notes of a committed part."""
-        delete_folder(self._folder)
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an error no worker has died: only this attempt's note is deleted."""
+        """Deletes the notes of a finished part. After an error no worker has died: only this attempt's note is deleted."""
         if kind is None:
-            self.close()
+            delete_folder(self._folder)
         else:
             delete_file(self._note)
 
