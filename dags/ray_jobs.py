@@ -1,6 +1,6 @@
 """A client of Ray's job REST API, with the standard library alone.
 
-A job has an id made of what asked for it, so that whoever asks again after a restart finds the job instead of starting another.
+A job's id is made of what asked for it, so that a restarted caller finds the job instead of starting another.
 """
 
 from __future__ import annotations
@@ -15,32 +15,44 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 _GOING = {"PENDING", "RUNNING"}
+_TIMEOUT_S = 30.0
 _SILENCE_S = 600.0
-"""How long a head node may be away, for example while it is restarted, before a job that is followed counts as lost."""
+"""How long a head node may be away, for example for a restart, before a followed job counts as lost."""
 _LOG_STEP_BYTES = 2**20
-"""Ray sends a log whole: for each so many bytes of it, one poll goes by without asking for it."""
+"""Ray always sends the whole log, so for every so many bytes of it one poll does not ask for it."""
 
 
 class RayJobError(Exception):
     """Ray does not answer, refuses, or no longer knows a job. The message says which, and what to do."""
 
 
+class Job(TypedDict, total=False):
+    """What Ray knows of a job; ``driver_exit_code`` is missing if the command never started or was killed with its node."""
+
+    status: str
+    driver_exit_code: int | None
+    message: str | None
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended."""
+    """How a job ended.
+
+    Attributes:
+        status: ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
+        exit_code: as in `Job`.
+        message: what Ray says about it.
+        log: all that the command printed.
+    """
 
     submission_id: str
     status: str
-    """``SUCCEEDED``, ``FAILED`` or ``STOPPED``."""
     exit_code: int | None
-    """Of the command; None if it was never started or was killed with its node."""
     message: str
-    """What Ray says about it."""
     log: str
-    """All that the command printed."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -62,23 +74,21 @@ def make_submission_id(*parts: str) -> str:
 
 
 class RayJobs:
-    """The jobs of one Ray cluster."""
+    """The jobs of the Ray cluster at ``address``, for example ``http://head:8265``, which need not be there yet.
 
-    def __init__(self, address: str, token: str | None, *, timeout_s: float = 30.0) -> None:
-        """Speaks to ``address``, for example ``http://head:8265``, which need not be there yet.
+    Raises:
+        RayJobError: the address is no http address.
+    """
 
-        Raises:
-            RayJobError: the address is no http address.
-        """
+    def __init__(self, address: str, token: str | None) -> None:
         if not address.startswith(("http://", "https://")):
             raise RayJobError(f"{address!r} is no address of a Ray dashboard; expected http://host:8265 or https://...")
         self.address = address.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def find(self, submission_id: str) -> dict[str, Any] | None:
-        """What Ray knows of a job, or None.
+    def find(self, submission_id: str) -> Job | None:
+        """The job, if there is one.
 
         Raises:
             RayJobError: Ray refuses.
@@ -99,9 +109,9 @@ class RayJobs:
         env_vars: Mapping[str, str] | None = None,
         accepted: Collection[int] = (0,),
     ) -> str:
-        """The id of the job that does ``entrypoint`` for ``base``: the one that is there, or a new one.
+        """The id of the job that does ``entrypoint`` for ``base``: an existing one, or a new one.
 
-        A job that goes on or has ended well is taken as it is; after one that failed or was stopped, the next number is tried.
+        A job that is running or has succeeded is taken; after one that failed or was stopped, the next number is tried.
 
         Args:
             base: from `make_submission_id`.
@@ -110,23 +120,21 @@ class RayJobs:
             accepted: exit codes that are results, not failures.
 
         Raises:
-            RayJobError: Ray refuses.
-            OSError: Ray does not answer.
+            RayJobError, OSError: as `find`.
         """
         for number in itertools.count(1):
             submission_id = f"{base}-{number}"
             job = self.find(submission_id)
             if job is None:
-                self._submit(submission_id, entrypoint, dict(env_vars or {}))
+                self._submit(submission_id, entrypoint, env_vars or {})
                 return submission_id
-            if job["status"] in {*_GOING, "SUCCEEDED"}:
-                return submission_id
-            if job["status"] == "FAILED" and job.get("driver_exit_code") in accepted:
+            is_result = job["status"] == "FAILED" and job.get("driver_exit_code") in accepted
+            if job["status"] in {*_GOING, "SUCCEEDED"} or is_result:
                 return submission_id
         raise AssertionError("count has no end")
 
-    def _submit(self, submission_id: str, entrypoint: str, env_vars: dict[str, str]) -> None:
-        request = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": {"env_vars": env_vars}}
+    def _submit(self, submission_id: str, entrypoint: str, env_vars: Mapping[str, str]) -> None:
+        request = {"submission_id": submission_id, "entrypoint": entrypoint, "runtime_env": {"env_vars": dict(env_vars)}}
         try:
             self._call("POST", "/api/jobs/", request)  # without the last slash the dashboard answers 405
         except urllib.error.HTTPError as error:
@@ -147,7 +155,7 @@ class RayJobs:
                     raise RayJobError(f"{self.address} does not know {submission_id} any more: its head node was replaced")
                 ended = job["status"] not in _GOING
                 if ended or waits == 0:
-                    log = self.load_log(submission_id)
+                    log = self._call("GET", f"/api/jobs/{submission_id}/logs")["logs"] or ""
                     shown = _say_lines(log, shown, say, all_of_it=ended)
                     waits = len(log) // _LOG_STEP_BYTES + 1
                 heard = time.monotonic()
@@ -162,24 +170,20 @@ class RayJobs:
             waits = max(0, waits - 1)
             time.sleep(poll_s)
 
-    def load_log(self, submission_id: str) -> str:
-        """All that the job has printed so far."""
-        return self._call("GET", f"/api/jobs/{submission_id}/logs")["logs"] or ""
-
     def stop(self, submission_id: str) -> None:
-        """Asks for the end of a job: SIGTERM, and SIGKILL after ``RAY_JOB_STOP_WAIT_TIME_S``. No error if there is none."""
+        """Asks a job to end: SIGTERM, and SIGKILL after ``RAY_JOB_STOP_WAIT_TIME_S``. No error if there is none."""
         try:
             self._call("POST", f"/api/jobs/{submission_id}/stop")
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None
         headers = {**self._headers, "Content-Type": "application/json"}
         request = urllib.request.Request(self.address + path, data=data, headers=headers, method=method)
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as answer:
+            with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code in (401, 403):
@@ -190,13 +194,13 @@ class RayJobs:
 
 
 def _first_line(error: urllib.error.HTTPError) -> str:
-    """The end of what the server said: of a traceback, the exception."""
+    """The last line of what the server said: of a traceback, the exception."""
     lines = error.read().decode(errors="replace").strip().splitlines()
     return lines[-1][:300] if lines else error.reason
 
 
 def _say_lines(log: str, shown: int, say: Callable[[str], object], *, all_of_it: bool) -> int:
-    """Says complete lines from position ``shown`` on; returns the new position. To Ray a progress bar is lines, too."""
+    """Says complete lines from position ``shown`` on; returns the new position."""
     end = len(log) if all_of_it else log.rfind("\n") + 1
     for line in log[shown:end].split("\n")[: None if all_of_it else -1]:
         if line.strip():

@@ -1,7 +1,7 @@
-"""Retrains when videos have arrived or a week has gone by: check -> subjects -> ... -> register -> promote, each a Ray job.
+"""Retrains when videos have arrived, and every week: check -> subjects -> ... -> register -> promote, each a Ray job.
 
-Connection ``refalign_ray``: host (``http://head:8265``), password (the cluster's token). Connection ``refalign_notify``, if
-failures are to be told: its password is a URL that takes a JSON message. Environment of Airflow: ``REFALIGN_PRESET``,
+Connection ``refalign_ray``: host (``http://head:8265``) and password (the cluster's token). Connection ``refalign_notify``,
+optional: its password is a URL that takes a JSON message when a run fails. Environment of Airflow: ``REFALIGN_PRESET``,
 ``REFALIGN_INPUT``, ``REFALIGN_OUTPUT``, ``REFALIGN_TRACKING_URI``, ``REFALIGN_REPOSITORY``. Whoever delivers videos updates the
 asset ``refalign_videos``; the asset ``refalign_champion`` is updated when a model is promoted.
 """
@@ -27,9 +27,9 @@ _log = logging.getLogger(__name__)
 
 
 class RayJobOperator(BaseOperator):
-    """Runs a stage as a Ray job, or goes on following the one that an earlier attempt of this task started.
+    """Runs a stage as a Ray job, or follows the one that an earlier attempt of this task started.
 
-    It polls instead of deferring: one run with one task at a time takes one slot.
+    It polls instead of deferring, because one run with one task at a time takes one slot.
     """
 
     def __init__(self, *, stage: Stage, **arguments: Any) -> None:
@@ -38,18 +38,17 @@ class RayJobOperator(BaseOperator):
         self.submission_id: str | None = None
 
     def execute(self, context: Any) -> str:
-        """Waits for the job's end.
+        """Waits for the job's end and returns its id.
 
         Raises:
             AirflowSkipException: there is nothing new, or the champion stays.
-            AirflowFailException: the settings are wrong, which a retry does not cure.
+            AirflowFailException: the settings are wrong; a retry would not help.
             RuntimeError: the job failed.
         """
         params = context["params"]
         if self.stage == CHECK and params["force"]:
             return "forced"
-        run = context["run_id"]
-        base = make_submission_id(self.dag_id, run, self.task_id)
+        base = make_submission_id(self.dag_id, context["run_id"], self.task_id)
         entrypoint = make_entrypoint(self.stage, params)
         jobs = self._connect()
         self.submission_id = jobs.attach(base, entrypoint, env_vars=ENV_VARS, accepted=self.stage.accepted)
@@ -78,7 +77,7 @@ class RayJobOperator(BaseOperator):
 
 
 def notify(context: Any) -> None:
-    """Tells whoever is concerned that a run failed; a failure to tell is written down and nothing else."""
+    """Sends a message that a run failed. If that fails too, the log says so."""
     text = f"{context['dag'].dag_id} {context['run_id']} failed"
     _log.error(text)
     try:

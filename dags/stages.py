@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 NOTHING_NEW = "register: done before, skipped"
-"""What the register step prints when all steps are done for the present input, settings and models."""
+"""What the register step prints if all steps are done for the present input, settings and models."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One task."""
+    """One task; ``accepted`` are the exit codes of its command that are results."""
 
     name: str
     script: str
     action: str = ""
     accepted: tuple[int, ...] = (0,)
-    """Exit codes of the command that are results."""
+
+
+class Params(TypedDict):
+    """Of a DAG run; ``repository`` is the folder of the code on the cluster, ``settings`` a list of ``section.field=value``."""
+
+    repository: str
+    preset: str
+    input: NotRequired[str]
+    output: str
+    settings: NotRequired[list[str]]
+    force: NotRequired[bool]
 
 
 CHECK = Stage("check_new_data", "register", accepted=(0, 1))
-"""Registering needs all steps before it: exit code 1 says that one is not done for what the input now holds."""
+"""Registering needs all steps before it. Exit code 1: one is not done for the present input."""
 STEPS = tuple(Stage(name, name) for name in ("subjects", "pairs", "shards", "train", "evaluate", "register"))
 GATE = Stage("promote", "register", action="promote", accepted=(0, 3))
 """Exit code 3: the gate kept the champion."""
@@ -35,13 +44,8 @@ ENV_VARS = {
 }
 
 
-def make_entrypoint(stage: Stage, params: Mapping[str, Any]) -> str:
-    """The command line of a stage.
-
-    Args:
-        stage: which one.
-        params: ``repository`` (folder of the code on the cluster), ``preset``, ``input``, ``output``, and ``settings``, a list
-            of ``section.field=value``. All of them are quoted: a value is never read by the shell.
+def make_entrypoint(stage: Stage, params: Params) -> str:
+    """The command line of a stage. All values are quoted: none is read by the shell.
 
     >>> make_entrypoint(GATE, {"repository": "/opt/refalign", "preset": "toy", "output": "/shared/runs/a b"})
     "python /opt/refalign/pipelines/register.py promote --preset toy --output '/shared/runs/a b'"
@@ -57,5 +61,5 @@ def make_entrypoint(stage: Stage, params: Mapping[str, Any]) -> str:
 
 
 def is_nothing_new(exit_code: int | None, log: str) -> bool:
-    """Whether the check found every step done; a register step that it had to do itself is news for the gate."""
+    """Whether the check found every step done. If it had to register a model, the gate has something to do."""
     return exit_code == 0 and NOTHING_NEW in log

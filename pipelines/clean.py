@@ -13,13 +13,13 @@ from refalign.cli import leave, run_command  # noqa: E402
 
 
 def main() -> None:
-    """Parses the flags and lists or removes."""
+    """Parses the flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/toy"), metavar="FOLDER", help="output folder of the runs")
     parser.add_argument("--forget", metavar="RUN", help="count the step folders of this run as not needed; delete its reports")
     parser.add_argument("--remove", action="store_true", help="delete the step folders that no run needs")
     parser.add_argument("--quarantined", action="store_true", help="list what was quarantined, and why")
-    parser.add_argument("--retry", action="store_true", help="of --quarantined: the next run tries all of it again")
+    parser.add_argument("--retry", action="store_true", help="with --quarantined: let the next run try all of it again")
     arguments = parser.parse_args()
     if arguments.quarantined or arguments.retry:
         if arguments.remove or arguments.forget:
@@ -36,8 +36,8 @@ def clean(output: Path, forget: str | None, *, remove: bool) -> None:
         forget_run(output, forget)
     runs = list_runs(output)
     for run in runs:
-        note = " ".join(word for word in ("current" if run.is_current else "", run.model) if word)
-        print(f"{run.ended or 'unknown time':25}  {run.status:9} {run.name}  {_show(run.size_bytes)}  {note}".rstrip())
+        head, note = run.head, f"{'current ' if run.is_current else ''}{run.head.model or ''}"
+        print(f"{head.ended or 'unknown time':25}  {head.status:9} {head.name or '?'}  {_show(run.size_bytes)}  {note}".rstrip())
     unused = find_unused(output, runs)
     for folder, size_bytes in unused:
         print(f"{'not needed by any run':25}  {folder.name}  {_show(size_bytes)}")
@@ -53,7 +53,7 @@ def _show(size_bytes: int) -> str:
 
 
 def list_quarantined(output: Path, *, retry: bool) -> None:
-    """Prints a line for each item, and reopens the parts that hold them."""
+    """Prints a line for each item; with ``retry`` the parts that hold them are made again."""
     from refalign.pipeline.retries import iter_quarantined, retry_quarantined
 
     found = list(iter_quarantined(output))

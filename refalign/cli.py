@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from refalign.config import RunConfig, apply_overrides
@@ -18,13 +18,11 @@ from refalign.io.untrusted import hide_secrets
 from refalign.pipeline.signals import Terminated, arm_signals, heed_signal
 
 _SECOND_TRY = "REFALIGN_SECOND_TRY"
-"""Set in a process that takes the place of one in which Ray did not start."""
-
-
+"""Set in a process that replaces one in which Ray did not start."""
 _PLACE_FAULTS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.ESTALE}
 )
-"""Of disks and folders, not of this program: full, read-only, forbidden, renamed, broken."""
+"""Of disks and folders, not of this program."""
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -34,7 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--input",
         metavar="FOLDER",
-        help="videos to learn from: a folder, file, pattern, list, table, annotation or s3:// URI; without it some are drawn",
+        help="videos to learn from: a folder, file, pattern, list, table, annotation or s3:// URI (default: drawn videos)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")
@@ -42,13 +40,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], float]:
-    """A type of flag: a finite number within limits. argparse refuses others before anything is imported."""
+    """A type of flag: a finite number within limits."""
 
     def parse(text: str) -> float:
         value = float(text)
         limits = {"above": above, "at least": at_least, "at most": at_most}
-        met = (above is None or value > above, at_least is None or value >= at_least, at_most is None or value <= at_most)
-        if not math.isfinite(value) or not all(met):
+        is_met = (above is None or value > above) and (at_least is None or value >= at_least)
+        if not math.isfinite(value) or not is_met or (at_most is not None and value > at_most):
             wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
             raise argparse.ArgumentTypeError(f"{text}: expected a number {wanted}")
         return value
@@ -67,16 +65,13 @@ def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
         remote = "://" in arguments.input
         overrides.insert(0, f"input.path={arguments.input if remote else Path(arguments.input).expanduser().absolute()}")
     config = apply_overrides(load_preset(arguments.preset), overrides)
-    output = arguments.output or _default_runs_folder() / arguments.preset
+    # In a submitted Ray job the working folder is a temporary copy of the code.
+    runs = Path.home() / "refalign-runs" if "_ray_pkg_" in str(Path.cwd()) else Path("runs")
+    output = arguments.output or runs / arguments.preset
     return config, output.expanduser().resolve()
 
 
-def _default_runs_folder() -> Path:
-    """``runs/`` here; in a submitted Ray job "here" is a temporary copy of the code, so the home folder instead."""
-    return Path.home() / "refalign-runs" if "_ray_pkg_" in str(Path.cwd()) else Path("runs")
-
-
-def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None) -> int:
+def run_command(work: Callable[[], object]) -> int:
     """Runs ``work`` and returns the exit code: 0, 1 to 3 (an error of one line), 130 (Ctrl-C), 143 (SIGTERM)."""
     arm_signals()
     try:
@@ -95,30 +90,34 @@ def run_command(work: Callable[[], object], *, argv: Sequence[str] | None = None
         if error.errno not in _PLACE_FAULTS:
             raise
         where = error.filename or "a file"
-        print(f"error: {where}: {error.strerror}; make room or mend it, or give another --output.", file=sys.stderr)
+        print(f"error: {where}: {error.strerror}; free some space or repair it, or give another --output.", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interruption:
         heed_signal()
-        command = hide_secrets(shlex.join(["uv", "run", *(argv if argv is not None else sys.argv)]))
-        print(f"\nstopped; finished parts are kept. The same command goes on from there: {command}", file=sys.stderr)
+        command = hide_secrets(shlex.join(["uv", "run", *sys.argv]))
+        print(f"\nstopped; finished parts are kept. Run the same command to continue: {command}", file=sys.stderr)
         return 143 if isinstance(interruption, Terminated) else 130
     return 0
 
 
 def leave(code: int) -> None:
-    """Ends the process without waiting for idle threads of libraries (MLflow's and Ray's can take a minute)."""
+    """Ends the process without waiting for idle threads of MLflow and Ray, which can take a minute."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def run_one(name: str, description: str) -> None:
-    """The command of one stage; the stages before it must be done."""
+def run_one(only: str | None, description: str) -> None:
+    """The command of one stage, for which the stages before it must be done, or of all (None)."""
     arguments = make_parser(description).parse_args()
-    leave(run_command(lambda: _run_stages(arguments, name)))
+    leave(run_command(lambda: run_from_flags(arguments, only)))
 
 
-def _run_stages(arguments: argparse.Namespace, name: str) -> None:
+def run_from_flags(arguments: argparse.Namespace, only: str | None) -> None:
+    """Runs the stage, or all, with the settings that the flags describe."""
+    from refalign.pipeline.summary import print_ending
     from refalign.run import run_stages  # after the flags: it loads half of the library
 
-    run_stages(*load_config(arguments), only=name)
+    summary = run_stages(*load_config(arguments), only=only)
+    if only is None:
+        print_ending(summary)

@@ -8,7 +8,7 @@ to are deleted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ class _Held:
 
     step: Step
     manifest: dict[str, Any] | None
-    commits: dict[str, dict[str, Any]]
+    commits: Mapping[str, dict[str, Any]]
     clips: dict[str, dict[str, Clip]]
 
 

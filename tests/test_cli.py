@@ -18,7 +18,9 @@ def test_a_fault_of_the_disk_is_one_line(number, capsys):
         raise OSError(number, "No room", "/out/report.html")
 
     assert run_command(work) == 1
-    assert capsys.readouterr().err == "error: /out/report.html: No room; make room or mend it, or give another --output.\n"
+    assert (
+        capsys.readouterr().err == "error: /out/report.html: No room; free some space or repair it, or give another --output.\n"
+    )
 
 
 def test_a_fault_of_this_program_keeps_its_traceback():

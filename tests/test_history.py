@@ -32,17 +32,17 @@ def test_a_failed_run_never_takes_the_place_of_a_finished_one(tmp_path):
     end_run(tmp_path, "partial", steps=("shards",), day=4)
     assert load_summary(tmp_path)["story"] == (tmp_path / "report.html").read_text() == "good"
     assert {path.parent.name for path in tmp_path.glob("runs/*/report.html")} == {"bad", "killed", "partial"}
-    assert {run.name: (run.status, run.is_current) for run in list_runs(tmp_path)} == {
+    assert {run.head.name: (run.head.status, run.is_current) for run in list_runs(tmp_path)} == {
         "good": ("FINISHED", True), "bad": ("FAILED", False), "killed": ("KILLED", False), "partial": ("FINISHED", False),
     }  # fmt: skip
-    assert list_runs(tmp_path)[0].model == "refalign version 3" and list_runs(tmp_path)[0].size_bytes > 200
+    assert str(list_runs(tmp_path)[0].head.model) == "refalign version 3" and list_runs(tmp_path)[0].size_bytes > 200
 
 
 def test_a_finished_run_takes_the_place_of_any_other_which_is_set_aside(tmp_path):
     for day, (name, status) in enumerate([("first", "FAILED"), ("second", "FINISHED"), ("first", "FINISHED")], 1):
         end_run(tmp_path, name, status, day=day)
         assert load_summary(tmp_path)["story"] == name and (tmp_path / "report.html").read_text() == name
-    assert [run.name for run in list_runs(tmp_path)] == ["first", "second"]
+    assert [run.head.name for run in list_runs(tmp_path)] == ["first", "second"]
     assert load_summary(tmp_path / "runs" / "second")["ended"].startswith("2026-01-02")
 
 

@@ -123,7 +123,8 @@ def test_the_journal_of_a_part_is_seen_by_workers_elsewhere(bucket, tmp_path):
         journal = step.open_journal("p.parquet")
         assert journal.begin("poison") == "abc".index(machine)
     assert step.open_journal("q.parquet").begin("poison") == 0
-    journal.close()
+    with journal:  # the part is made
+        pass
     assert Step.make(tmp_path, "subjects", 4, store=STORE).open_journal("p.parquet").begin("poison") == 0
 
 

@@ -10,62 +10,44 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from refalign.errors import ArtifactError, ConfigError
 from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_of
 from refalign.io.writing import delete_folder
 from refalign.pipeline.reuse import find_referred
 from refalign.pipeline.steps import Step, iter_step_folders
-from refalign.pipeline.summary import REPORTS, load_summary
+from refalign.pipeline.summary import FINISHED, REPORTS, Head, Summary, load_head
 
-FINISHED = "FINISHED"
 _FOLDER = "runs"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run and the step folders it names.
+class EndedRun(NamedTuple):
+    """A run with its step folders, and those that it took parts from."""
 
-    Attributes:
-        name: the fingerprint of its settings and input.
-        status: FINISHED, FAILED or KILLED.
-        ended: date and time (UTC, ISO 8601), or empty.
-        model: name and version that it registered, or empty.
-        folders: its step folders, and those that it took parts from.
-        size_bytes: of all of them.
-    """
-
-    name: str
-    status: str
-    ended: str
-    model: str
+    head: Head
     is_current: bool
     folders: frozenset[str]
     size_bytes: int
 
 
-def choose_place(output: Path, summary: dict[str, Any]) -> Path:
-    """The folder for a run's summary and reports. Where it is ``output``, what another run left there is set aside."""
-    known, name = load_summary(output), summary["story"]
-    if known is not None and not _replaces(summary, known):
-        return output / _FOLDER / name
-    if known is not None and known.get("story", name) != name:
-        place = output / _FOLDER / known["story"]
-        place.mkdir(parents=True, exist_ok=True)
-        for file in ("summary.json", *REPORTS):
-            if (output / file).is_file():
-                (output / file).replace(place / file)
-    shutil.rmtree(output / _FOLDER / name, ignore_errors=True)
+def choose_place(output: Path, summary: Summary) -> Path:
+    """The folder for a run's summary and reports. If it is ``output``, what another run left there is set aside."""
+    new, known = Head.model_validate(summary), load_head(output)
+    own = output / _FOLDER / new.name
+    if known is not None:
+        keeps_place = new.status != FINISHED or len(new.folders) < len(known.folders)
+        if known.status == FINISHED and keeps_place:
+            return own
+        if known.name not in ("", new.name):
+            place = output / _FOLDER / known.name
+            place.mkdir(parents=True, exist_ok=True)
+            for file in ("summary.json", *REPORTS):
+                if (output / file).is_file():
+                    (output / file).replace(place / file)
+    shutil.rmtree(own, ignore_errors=True)
     return output
-
-
-def _replaces(new: dict[str, Any], known: dict[str, Any]) -> bool:
-    if known.get("status", FINISHED) != FINISHED:
-        return True
-    return new["status"] == FINISHED and len(new["folders"]) >= len(known.get("folders", {}))
 
 
 def iter_places(output: Path) -> Iterator[Path]:
@@ -74,40 +56,32 @@ def iter_places(output: Path) -> Iterator[Path]:
     yield from sorted(output.glob(f"{_FOLDER}/*"))
 
 
-def list_runs(output: Path) -> list[Run]:
+def list_runs(output: Path) -> list[EndedRun]:
     """All runs of an output folder, the current one first.
 
     Raises:
         ArtifactError: no run has ended there.
     """
-    summaries = [(place, summary) for place in iter_places(output) if (summary := load_summary(place)) is not None]
-    if not summaries:
+    heads = {place: head for place in iter_places(output) if (head := load_head(place)) is not None}
+    if not heads:
         raise ArtifactError(f"{output}: no summary.json here; give the --output folder of a run that has ended.")
-    folders = [_find_folders(output, summary) for _, summary in summaries]
-    sizes = {name: _size_bytes(output / name) for name in frozenset().union(*folders) if (output / name).is_dir()}
+    folders = {place: _find_folders(output, head) for place, head in heads.items()}
+    sizes = {name: _size_bytes(output / name) for name in frozenset().union(*folders.values()) if (output / name).is_dir()}
     return [
-        Run(
-            name=summary.get("story", "?"),
-            status=summary.get("status", FINISHED),
-            ended=summary.get("ended", ""),
-            model="{name} version {version}".format(**summary["model"]) if "model" in summary else "",
-            is_current=place == output,
-            folders=named,
-            size_bytes=sum(sizes.get(name, 0) for name in named),
-        )
-        for (place, summary), named in zip(summaries, folders, strict=True)
+        EndedRun(head, place == output, folders[place], sum(sizes.get(name, 0) for name in folders[place]))
+        for place, head in heads.items()
     ]
 
 
-def find_unused(output: Path, runs: list[Run]) -> list[tuple[Path, int]]:
+def find_unused(output: Path, runs: list[EndedRun]) -> list[tuple[Path, int]]:
     """Step folders, with their sizes in bytes, that neither a finished run nor the run that ended last names."""
-    last = max(runs, key=lambda run: run.ended)
-    used = frozenset().union(*(run.folders for run in runs if run.status == FINISHED or run.is_current or run is last))
+    last = max(runs, key=lambda run: run.head.ended)
+    used = frozenset().union(*(run.folders for run in runs if run.head.status == FINISHED or run.is_current or run is last))
     return [(folder, _size_bytes(folder)) for folder in iter_step_folders(output) if folder.name not in used]
 
 
 def forget_run(output: Path, name: str) -> None:
-    """Deletes the summary and the reports of a run; its step folders are then unused, where no other run names them.
+    """Deletes the summary and the reports of a run; its step folders are then unused, unless another run names them.
 
     Raises:
         ConfigError: there is no such run, or it is the current one.
@@ -132,11 +106,10 @@ def remove_folder(folder: Path) -> None:
         delete_folder(str(folder))
 
 
-def _find_folders(output: Path, summary: dict[str, Any]) -> frozenset[str]:
+def _find_folders(output: Path, head: Head) -> frozenset[str]:
     """Names of the run's step folders; a version may refer to parts of earlier ones."""
-    named = set(summary.get("folders", {}).values())
-    referred = (find_referred(Step.open(output / name)) for name in sorted(named) if (output / name).is_dir())
-    return frozenset(named.union(*referred))
+    named = frozenset(head.folders.values())
+    return named.union(*(find_referred(Step.open(output / name)) for name in sorted(named) if (output / name).is_dir()))
 
 
 def _size_bytes(folder: Path) -> int:

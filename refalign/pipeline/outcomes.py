@@ -1,9 +1,9 @@
-"""What became of every planned item: written, filtered (not wanted) or quarantined (a fault), with its reason."""
+"""What became of every planned item: written, filtered (not wanted) or quarantined (faulty), each with a reason."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +12,25 @@ from pydantic import BaseModel, ConfigDict
 from refalign.errors import TooManyQuarantined
 
 BESIDE = frozenset({"HIDDEN", "OWN_OUTPUT", "COMMENT"})
-"""Reasons of what only lies beside the input: it is counted, and the input stays the same with or without it."""
+"""Reasons of files that are not part of the input: they are counted, and do not change the input's fingerprint."""
 _FILTERED = frozenset(
     {"NOT_A_VIDEO", "UNSUPPORTED_PICTURE", "TOO_SHORT", "NO_SUBJECT", "DUPLICATE", "FILTERED_BEFORE", "NOT_ANNOTATED"}
     | {"TOO_BLURRED", "TOO_DARK", "CLIPPED", "NO_MOTION", "TOO_MUCH_MOTION", "POOR_CAPTION_MATCH", "NOT_AESTHETIC"}
     | {"NEAR_DUPLICATE", "CONTAMINATED", "TAKEN_DOWN"}
     | BESIDE
 )
-"""Reasons that mean "not wanted"; every other reason is a fault and counts as quarantined."""
+"""Every other reason is a fault and counts as quarantined."""
 
 _OF_THE_PLACE = frozenset({"MISSING", "FORBIDDEN", "UNREACHABLE", "CHANGED"})
 """Faults of the place or the moment; every run tries again."""
 _OF_THE_MOMENT = frozenset({"CRASH", "KILLS_WORKERS", "IO_ERROR"})
-"""Faults that may be the item's own as well: a later run tries once more, and then they hold."""
+"""Faults that may also be the item's own: one later run tries again."""
 _MOST_TRIES = 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one planned item; ``reason`` is empty when it was written."""
+    """What became of one planned item; ``reason`` is empty if it was written."""
 
     level: str
     item: str
@@ -44,21 +44,32 @@ class Outcome:
         return "filtered" if self.reason in _FILTERED else "quarantined"
 
 
+class Commit(dict[str, Any]):
+    """The JSON that marks a part as done. Each stage adds fields of its own; what the pipeline itself reads is typed here."""
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [Outcome(**each) for each in self.get("outcomes", ())]
+
+    @property
+    def work(self) -> list[str]:
+        """Digests of the part's items, see `refalign.pipeline.reuse`."""
+        return self.get("work") or []
+
+    @property
+    def has_faults_of_the_moment(self) -> bool:
+        return any(each.reason in _OF_THE_MOMENT for each in self.outcomes)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the next run may find other outcomes, so that the part is not done."""
+        tries_again = self.has_faults_of_the_moment and self.get("tries", 1) < _MOST_TRIES
+        return tries_again or any(belongs_to_place(each.reason) for each in self.outcomes)
+
+
 def belongs_to_place(reason: str) -> bool:
     """Whether a fault is that of the place where an item lies, not the item's."""
     return reason in _OF_THE_PLACE
-
-
-def may_pass(commit: Mapping[str, Any]) -> bool:
-    """Whether a part has outcomes that may be others in the next run, so that it is not done."""
-    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
-    return bool(reasons & _OF_THE_PLACE) or (bool(reasons & _OF_THE_MOMENT) and commit.get("tries", 1) < _MOST_TRIES)
-
-
-def count_tries(commit: Mapping[str, Any], load_earlier: Callable[[], Mapping[str, Any] | None]) -> dict[str, Any]:
-    """What a commit with faults of the moment says besides: in how many runs they came up."""
-    reasons = {outcome["reason"] for outcome in commit.get("outcomes", ())}
-    return {"tries": (load_earlier() or {}).get("tries", 0) + 1} if reasons & _OF_THE_MOMENT else {}
 
 
 class Counts(BaseModel):
@@ -77,32 +88,45 @@ class Counts(BaseModel):
         return self.filtered | self.quarantined
 
 
-class Counted(BaseModel):
-    """What a stage says of its items.
+class Manifest(BaseModel):
+    """What a finished stage recorded: its ``manifest.json``."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class PartsManifest(Manifest):
+    """Of a stage that is made of parts.
 
     Attributes:
+        parts: names in the order of the plan.
+        made_of: folders of the stages that these parts were made of.
+        versions: folders of earlier versions that hold parts of this one.
         counts: by level (``video``, ``clip``).
         outcomes: the items that were filtered or quarantined.
     """
 
-    model_config = ConfigDict(frozen=True)
-
+    parts: tuple[str, ...]
+    made_of: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
     counts: dict[str, Counts] = {}
     outcomes: tuple[Outcome, ...] = ()
 
 
-def count_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Counts]:
+def count_outcomes(outcomes: Iterable[Outcome]) -> dict[str, Counts]:
     """Counts by level."""
-    counts = {}
-    for level in sorted({outcome.level for outcome in outcomes}):
-        of_level = [outcome for outcome in outcomes if outcome.level == level]
-        reasons = {
-            kind: dict(sorted(Counter(each.reason for each in of_level if each.status == kind).items()))
-            for kind in ("filtered", "quarantined")
-        }
-        written = sum(each.status == "written" for each in of_level)
-        counts[level] = Counts(planned=len(of_level), written=written, **reasons)
-    return counts
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for each in outcomes:
+        of_level = found.setdefault(each.level, {"written": Counter(), "filtered": Counter(), "quarantined": Counter()})
+        of_level[each.status][each.reason] += 1
+    return {
+        level: Counts(
+            planned=sum(reasons.total() for reasons in of_level.values()),
+            written=of_level["written"].total(),
+            filtered=dict(sorted(of_level["filtered"].items())),
+            quarantined=dict(sorted(of_level["quarantined"].items())),
+        )
+        for level, of_level in sorted(found.items())
+    }
 
 
 def check_quarantined(counts: Mapping[str, Counts], outcomes: Iterable[Outcome], limit: float) -> None:
@@ -128,4 +152,4 @@ def check_quarantined(counts: Mapping[str, Counts], outcomes: Iterable[Outcome],
 
 def describe_deaths(item: str, deaths: int) -> str:
     """What is said of an item that is left out because workers died on it."""
-    return f"{item}: {deaths} workers died while they were at it (a crash of the decoder, or too little memory)"
+    return f"{item}: {deaths} workers died on it (a crash of the decoder, or too little memory)"

@@ -11,9 +11,8 @@ from refalign.io import storage
 from refalign.pipeline.outcomes import belongs_to_place
 
 _UNREACHABLE = frozenset(
-    getattr(errno, name)
-    for name in ("ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENODEV", "ENXIO")
-    if hasattr(errno, name)
+    {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+    | {errno.ENETDOWN, errno.ENETUNREACH, errno.ENODEV, errno.ENXIO}
 )
 _OF_DECODING = frozenset(
     {"UNREADABLE", "TRUNCATED", "NO_FRAMES", "NO_VIDEO", "BAD_TIMES", "TOO_SHORT", "EMPTY_FILE", "TOO_LARGE", "NOT_A_FILE"}
@@ -22,20 +21,15 @@ _OF_DECODING = frozenset(
 
 
 def judge_fault(error: DataError, location: str, video_id: str) -> DataError:
-    """The error itself where it is the file's own, or another one that tells of its place.
+    """The error itself if it is the file's own, otherwise one that names the fault of its place.
 
-    Args:
-        location: of the video that was read.
-        video_id: its content when the run was planned (`refalign.io.storage.digest_sampled`).
-
-    Returns:
-        With the reason MISSING, FORBIDDEN, UNREACHABLE (a mount or a share that does not answer), IO_ERROR, or CHANGED (another
-        content than planned), if it is one of these.
+    Those are MISSING, FORBIDDEN, UNREACHABLE (a mount or a share that does not answer), IO_ERROR, and CHANGED (the content is
+    not the one of ``video_id``, which was planned).
 
     Raises:
         BackendUnavailable: an object store does not answer.
     """
-    if belongs_to_place(error.reason) or error.reason not in _OF_DECODING:
+    if error.reason not in _OF_DECODING:
         return error
     numbers = _list_error_numbers(error)
     if numbers & _UNREACHABLE:
@@ -50,12 +44,12 @@ def judge_fault(error: DataError, location: str, video_id: str) -> DataError:
     return DataError("IO_ERROR", str(error)) if errno.EIO in numbers else error
 
 
-def _list_error_numbers(error: BaseException) -> set[int]:
+def _list_error_numbers(error: BaseException | None) -> set[int]:
     numbers: set[int] = set()
-    link: BaseException | None = error
-    while link is not None:
-        numbers |= {link.errno} if isinstance(link, OSError) and link.errno else set()
-        link = link.__cause__
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            numbers.add(error.errno)
+        error = error.__cause__
     return numbers
 
 
@@ -63,13 +57,13 @@ def check_place(where: str | Path | None, locations: Sequence[str]) -> None:
     """Stops a run whose input is gone as a whole, before faults of all its files are stored.
 
     Args:
-        where: what the input names; a folder is gone if it is not there or empty, as an unmounted one is.
-        locations: of videos of the input; where it is no folder, it is gone if none of them is there.
+        where: the input. A folder is gone if it is missing or empty, as an unmounted one is.
+        locations: of videos of the input. If it is no folder, it is gone if all of them are missing.
 
     Raises:
         BackendUnavailable: the input is gone, or an object store does not answer.
     """
-    if _is_gone(str(where) if where else "", locations):
+    if _is_gone(str(where or ""), locations):
         raise BackendUnavailable(
             f"--input {where or 'of the drawn world'}: gone since this run was planned (for example {locations[0]}); bring it "
             "back and run the same command again. Nothing was stored of what was being read."
@@ -82,21 +76,15 @@ def _is_gone(where: str, locations: Sequence[str]) -> bool:
         kind = storage.kind_of(folder) if where else "other"
         if kind == "folder":
             return not storage.is_remote(folder) and not any(Path(folder).iterdir())
-        if kind == "missing" and "*" not in where and "?" not in where and "[" not in where:
-            return True
-    except DataError:
+    except (DataError, OSError):
         return True
-    except OSError:
+    if kind == "missing" and not set("*?[") & set(where):
         return True
     return bool(locations) and not any(is_there(location) for location in locations)
 
 
 def is_there(location: str) -> bool:
-    """Whether there is a file that can be told of.
-
-    Raises:
-        BackendUnavailable: an object store does not answer.
-    """
+    """Whether there is a file. Raises `BackendUnavailable` if an object store does not answer."""
     try:
         return storage.kind_of(location) == "file"
     except DataError:
@@ -104,7 +92,7 @@ def is_there(location: str) -> bool:
 
 
 def changed_at(location: str) -> int | None:
-    """Time of the file's last change in ns since 1970; None where it cannot be told."""
+    """Time of the file's last change in ns since 1970; None if it cannot be told."""
     try:
         if not storage.is_remote(location):
             return Path(location).stat().st_mtime_ns

@@ -1,7 +1,7 @@
-"""Ray on one screen: the cluster a run uses, and Ray Data over a plan of parts.
+"""The Ray cluster of a run, and Ray Data over a plan of parts.
 
-Every unfinished part goes to one actor of a pool, which writes and commits it (`refalign.pipeline.steps`) and returns the commit
-record. Ray Data places the actors, restarts lost ones and scales the pool; what is done is decided by commits alone.
+Every unfinished part goes to one worker of a pool, which writes it, commits it and returns the commit. Ray Data places the
+workers, restarts lost ones and scales the pool. Only commits say what is done.
 """
 
 from __future__ import annotations
@@ -11,22 +11,35 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, TypedDict, TypeVar, cast, get_type_hints
 
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from refalign.config import ClusterConfig, PoolConfig, RunConfig
 from refalign.errors import BackendUnavailable, RefAlignError
-from refalign.pipeline.outcomes import may_pass
+from refalign.pipeline.outcomes import Commit
 from refalign.pipeline.ray_start import start_ray
 from refalign.pipeline.steps import Step
 from refalign.pipeline.telemetry import count_part
 
 _ROOT = Path(__file__).resolve().parents[2]
+W = TypeVar("W")
+W_contra = TypeVar("W_contra", contravariant=True)
+
+
+class Worker(Protocol[W_contra]):
+    """Makes parts in a Ray actor; loads its models once."""
+
+    def __init__(self, config: RunConfig) -> None: ...
+
+    def make_part(self, step: Step, name: str, work: W_contra) -> Mapping[str, object]:
+        """Makes one part, commits it (`Step.write_part`) and returns the commit."""
+        ...
 
 
 @contextmanager
@@ -53,12 +66,12 @@ def connect(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    options: dict[str, Any] = {"logging_level": logging.WARNING, "runtime_env": {"env_vars": _worker_env(config)}}
+    environment = {"env_vars": _worker_env(config)}
     if started_here:
-        start_ray(options)
+        start_ray(environment)
     else:
         try:
-            ray.init(**options)
+            ray.init(logging_level=logging.WARNING, runtime_env=environment)
         except Exception as error:  # what Ray raises here has no type of its own
             where = os.environ["RAY_ADDRESS"]
             raise BackendUnavailable(
@@ -82,79 +95,83 @@ def _worker_env(config: ClusterConfig) -> dict[str, str]:
     }
 
 
-def find_done(step: Step, plan: Mapping[str, Any], works: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+def find_done(step: Step, plan: Mapping[str, object], works: Mapping[str, Sequence[str]] | None = None) -> dict[str, Commit]:
     """Commits of the parts that need not be made; others are reopened.
 
     Args:
-        works: part name to what its commit must say of its ``work``; parts that are not named may say anything.
+        works: what a part's commit must say of its ``work``, by part name; other parts may say anything.
     """
-
-    def is_settled(name: str, commit: dict[str, Any]) -> bool:
-        return not may_pass(commit) and (works is None or name not in works or works[name] == commit.get("work"))
-
-    done = step.load_parts(plan)
-    again = [name for name, commit in done.items() if not is_settled(name, commit)]
-    if again:
-        step.reopen(again)
-    return {name: commit for name, commit in done.items() if name not in again}
+    commits = step.load_parts(plan)
+    done = {
+        name: commit
+        for name, commit in commits.items()
+        if not commit.may_pass and (works is None or name not in works or works[name] == commit.get("work"))
+    }
+    if again := commits.keys() - done.keys():
+        step.reopen(sorted(again))
+    return done
 
 
 def run_parts(
     step: Step,
-    plan: Mapping[str, Any],
-    actor: type,
+    plan: Mapping[str, W],
+    worker: type[Worker[W]],
     config: RunConfig,
     *,
     label: str,
-    works: Mapping[str, Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Completes every part of ``plan`` and returns the commit records in plan order.
+    works: Mapping[str, Sequence[str]] | None = None,
+) -> list[Commit]:
+    """Completes every part of ``plan`` and returns the commits in plan order.
 
     Args:
         step: the folder that the parts are written to; its name chooses the pool, ``cluster.<step>``.
-        plan: part name to what the actor needs to make it: a dataclass or plain values.
-        actor: a class with ``__init__(config)`` and ``make_part(step, name, work) -> record``.
-        label: what the progress bar says.
+        plan: part name to what the worker needs to make it: a dataclass or plain values. It travels as JSON.
+        label: of the progress bar.
         works: as of `find_done`.
     """
     from tqdm import tqdm
 
     done = find_done(step, plan, works)
-    todo = [name for name in plan if name not in done]
+    todo = {name: work for name, work in plan.items() if name not in done}
     with tqdm(total=len(plan), initial=len(done), desc=label, unit="part", file=sys.stderr) as progress:
-        if todo:
-            for row in _map_parts(step, plan, todo, actor, config):
-                if row["error"]:
-                    raise RefAlignError.from_record(json.loads(row["error"]))
-                record = json.loads(row["record"])
-                done[record["part"]] = record
-                count_part(step.name, record)
-                progress.update()
+        for row in _map_parts(step, todo, worker, config) if todo else ():
+            if row["error"]:
+                raise RefAlignError.from_record(json.loads(row["error"]))
+            commit = Commit(json.loads(row["commit"]))
+            done[commit["part"]] = commit
+            count_part(step.name, commit)
+            progress.update()
     return [done[name] for name in plan]
 
 
 def complete_parts(
-    step: Step, plan: Mapping[str, Any], actor: type, config: RunConfig, *, label: str
-) -> dict[str, dict[str, Any]]:
-    """Commit records by part name, for a step outside of the story: Ray is joined only if a part is missing."""
-    records = step.load_parts(plan)
-    if records.keys() != plan.keys():
+    step: Step, plan: Mapping[str, W], worker: type[Worker[W]], config: RunConfig, *, label: str
+) -> dict[str, Commit]:
+    """Commits by part name, for a step that is not a stage of a run: Ray is joined only if a part is missing."""
+    commits = step.load_parts(plan)
+    if commits.keys() != plan.keys():
         with connect(config.cluster):
-            records = dict(zip(plan, run_parts(step, plan, actor, config, label=label), strict=True))
-    return records
+            commits = dict(zip(plan, run_parts(step, plan, worker, config, label=label), strict=True))
+    return commits
 
 
-def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type, config: RunConfig) -> Iterator[dict[str, Any]]:
+class _Row(TypedDict):
+    """What comes back of one part, as JSON: its commit, or the error that stops the run."""
+
+    commit: str
+    error: str
+
+
+def _map_parts(step: Step, todo: Mapping[str, W], worker: type[Worker[W]], config: RunConfig) -> Iterator[_Row]:
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its warnings speak of its own progress bars
-    rows = [{"name": name, "work": to_json(plan[name]).decode()} for name in todo]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its warnings are about its own progress bars
+    rows = [{"name": name, "work": to_json(work).decode()} for name, work in todo.items()]
     pool: PoolConfig = getattr(config.cluster, step.name, PoolConfig())
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _PartWorker,
-        fn_constructor_kwargs={"actor": actor, "step": step, "config": config},
+        _PartActor,
+        fn_constructor_kwargs={"worker": worker, "step": step, "config": config},
         batch_size=1,
         batch_format="numpy",
         num_cpus=pool.cpus,
@@ -163,34 +180,33 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
         # Never more actors than parts: the rest would load their models for nothing.
         compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, len(rows)), max_size=min(pool.max_actors, len(rows))),
     )
-    yield from data.iter_rows()
+    yield from cast(Iterator[_Row], data.iter_rows())
 
 
-def read_work(actor: Any, text: str) -> Any:
-    """A part's work from JSON, as the class that the actor's ``make_part`` takes."""
-    return TypeAdapter(get_type_hints(actor.make_part).get("work", Any)).validate_json(text)
+def read_work(worker: Worker[Any], text: str) -> Any:
+    """A part's work from JSON, as the class that the worker's ``make_part`` takes."""
+    return TypeAdapter(get_type_hints(worker.make_part).get("work", object)).validate_json(text)
 
 
-class _PartWorker:
-    """Adapts a step's actor to Ray Data's batches of one row.
+class _PartActor:
+    """Adapts a worker to Ray Data's batches of one row.
 
-    Our own errors travel as rows: raised in a worker they would come back wrapped, and an actor that cannot be built would be
-    started again for ever.
+    Our own errors travel as rows: raised, they would come back wrapped, and an actor that cannot be built would be started again
+    for ever.
     """
 
-    def __init__(self, actor: type, step: Step, config: RunConfig) -> None:
-        self._make_actor = lambda: actor(config)
-        self._actor: Any = None
+    def __init__(self, worker: type[Worker[Any]], step: Step, config: RunConfig) -> None:
         self._step = step
+        self._make_worker = cache(lambda: worker(config))
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         name = str(batch["name"][0])
         try:
             # A part finished just before its worker was lost is done: the commit decides, not the scheduler.
-            record = self._step.load_part(name)
-            if record is None:
-                self._actor = self._actor or self._make_actor()
-                record = self._actor.make_part(self._step, name, read_work(self._actor, str(batch["work"][0])))
+            commit = self._step.load_part(name)
+            if commit is None:
+                worker = self._make_worker()
+                commit = worker.make_part(self._step, name, read_work(worker, str(batch["work"][0])))
         except RefAlignError as error:
-            return {"record": [""], "error": [json.dumps(error.to_record())]}
-        return {"record": [json.dumps(record)], "error": [""]}
+            return {"commit": [""], "error": [json.dumps(error.to_record())]}
+        return {"commit": [json.dumps(commit)], "error": [""]}

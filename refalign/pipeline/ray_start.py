@@ -8,9 +8,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import psutil
 
@@ -22,19 +23,20 @@ _PROCESSES = ("gcs_server", "raylet")
 _POLL_S, _NOTICE_S, _END_S = 0.2, 20.0, 10.0
 
 
-def start_ray(options: dict[str, Any]) -> None:
-    """``ray.init`` of a cluster of this process alone.
+def start_ray(environment: Mapping[str, Mapping[str, str]]) -> None:
+    """``ray.init`` of a cluster of this process alone, in a thread that can be left: Ray waits inside of C++.
 
-    Ray waits inside of C++, so it runs in a thread that can be left. After a failure this process cannot start Ray again.
+    After a failure this process cannot start Ray again.
+
+    Args:
+        environment: Ray's ``runtime_env``.
 
     Raises:
         RayNotStarted: with what happened and the folder of Ray's logs.
     """
-    # In its log folder Ray tells more than is of use here; errors arrive as exceptions.
-    local = {"address": "local", "include_dashboard": False, "log_to_driver": False, "object_store_memory": _OBJECT_STORE_BYTES}
     errors: list[BaseException] = []
     done = threading.Event()
-    threading.Thread(target=_init, args=(local | options, errors, done), name="ray-init", daemon=True).start()
+    threading.Thread(target=_init, args=(environment, errors, done), name="ray-init", daemon=True).start()
     began, told, seen = time.monotonic(), False, {}
     while not done.wait(_POLL_S):
         seen |= _find_processes()
@@ -58,14 +60,21 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
-def _init(options: dict[str, Any], errors: list[BaseException], done: threading.Event) -> None:
+def _init(environment: Mapping[str, Mapping[str, str]], errors: list[BaseException], done: threading.Event) -> None:
     import ray
 
     # It warns that its own handler of SIGTERM is not set outside of the main thread; the command line has one.
     logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM" not in record.getMessage())
     try:
-        ray.init(**options)
-    except BaseException as error:  # it is told by the thread that waits
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,  # errors arrive as exceptions
+            logging_level=logging.WARNING,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            runtime_env=dict(environment),
+        )
+    except BaseException as error:  # told by the thread that waits
         errors.append(error)
     done.set()
     threading.Event().wait()  # for ever: Ray's processes end with the thread that started them (PR_SET_PDEATHSIG)

@@ -9,7 +9,7 @@ _RAISE_AGAIN_S = 5.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, delivered like Ctrl-C so that the same clean-up runs."""
+    """SIGTERM was received."""
 
 
 def arm_signals() -> None:
@@ -19,9 +19,9 @@ def arm_signals() -> None:
 
 
 def _raise_terminated(number: int, frame: object) -> None:
-    """Raises, and again every few seconds until `heed_signal`: raised in a finaliser, the first is lost.
+    """Raises, and again every few seconds until `heed_signal`: an exception in a finaliser is lost.
 
-    From here on finalisers are not heard: of a lost termination, or of an object that was being built when it came.
+    Messages of finalisers are not shown from here on.
     """
     sys.unraisablehook = lambda unraisable: None
     signal.signal(signal.SIGALRM, _raise_terminated)
@@ -30,5 +30,5 @@ def _raise_terminated(number: int, frame: object) -> None:
 
 
 def heed_signal() -> None:
-    """The interruption has arrived where it is handled: it is not raised again."""
+    """Called where the interruption is handled, so that it is not raised again."""
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,61 +1,41 @@
-"""The contract of a stage: what it depends on, the parts that it is cut into, who makes one, and what is recorded at the end.
+"""The contract of a stage: what it depends on, the parts that it is cut into, who makes a part, and what is recorded at the end.
 
-`refalign.stages.STAGES` lists the stages of a run in order, and `refalign.run` goes through them. A stage knows the manifests of
-those before it (`Run.manifest_of`) and its own folder (`Step`); nothing else of a run travels between stages.
+`refalign.stages.STAGES` lists the stages of a run in order, and `refalign.run` goes through them. A stage knows its own folder
+(`Step`) and the manifests of those before it (`Run.manifest_of`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import TypeAdapter
+from typing_extensions import TypeVar  # typing's has no default before Python 3.13
 
 from refalign.config import RunConfig
-from refalign.pipeline.outcomes import Counted, Outcome, count_outcomes
-from refalign.pipeline.ray_data import run_parts
+from refalign.pipeline.outcomes import Commit, Manifest, Outcome, count_outcomes
+from refalign.pipeline.outcomes import PartsManifest as PartsManifest  # stages take all of the contract from here
+from refalign.pipeline.ray_data import W, Worker, run_parts
 from refalign.pipeline.steps import Step
 
-
-class Manifest(BaseModel):
-    """What a finished stage recorded: its ``manifest.json``."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class PartsManifest(Counted, Manifest):
-    """Of a stage that is made of parts.
-
-    Attributes:
-        parts: names in the order of the plan.
-        made_of: folders of the stages that these parts were made of.
-        versions: folders of earlier versions that hold parts of this one.
-    """
-
-    parts: tuple[str, ...]
-    made_of: tuple[str, ...] = ()
-    versions: tuple[str, ...] = ()
-
-
 M = TypeVar("M", bound=Manifest)
-W = TypeVar("W")
-W_contra = TypeVar("W_contra", contravariant=True)
+C = TypeVar("C", default=Commit)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Inputs:
-    """All that a stage's output depends on; its folder is named by it.
+    """All that a stage's output depends on. The folder is named by it.
 
     Attributes:
         settings: sections, plain values, and fingerprints of the data.
-        recipe: those of them that are not the data: what versions of one stage have in common.
+        recipe: those that are not the data. Versions of one stage have it in common.
     """
 
-    settings: tuple[Any, ...]
-    recipe: tuple[Any, ...] = ()
+    settings: tuple[object, ...]
+    recipe: tuple[object, ...] = ()
 
 
 class Run:
@@ -64,7 +44,7 @@ class Run:
     Attributes:
         steps: the folder of each stage so far, by its name.
         manifests: of the finished ones.
-        locations: where each video of the present input lies, by its id; the path in a row is where it once lay.
+        locations: where each video of the present input lies now, by its id.
         tracker: the MLflow run, open while a stage works.
     """
 
@@ -89,10 +69,10 @@ class Stage(ABC, Generic[M]):
 
     Attributes:
         name: of its folders, of its MLflow run, and of its pool ``cluster.<name>``.
-        sections: of the settings, shown as params of its MLflow run, so that runs of one stage can be compared side by side.
         manifest: the class of what it records.
-        parts_in_store: its parts go to ``storage.parts`` where that is set.
-        needs_services: it works with Ray and MLflow, which are started before.
+        sections: of the settings, shown as params of its MLflow run.
+        parts_in_store: its parts go to ``storage.parts`` if that is set.
+        needs_services: Ray and MLflow are started before it works.
     """
 
     name: ClassVar[str]
@@ -107,11 +87,11 @@ class Stage(ABC, Generic[M]):
 
     @abstractmethod
     def find_inputs(self, run: Run) -> Inputs:
-        """All that names the folder. The stages before are done, and what is found out here may be kept for `perform`."""
+        """All that names the folder. Called when the stages before are done."""
 
     @abstractmethod
     def perform(self, run: Run, step: Step) -> M:
-        """Does the work and returns what is to be recorded; the caller writes it. What is finished already is not done again."""
+        """Does the work that is not done yet and returns what is to be recorded; the caller writes it."""
 
     @abstractmethod
     def describe(self, manifest: M) -> str:
@@ -125,60 +105,56 @@ class Stage(ABC, Generic[M]):
         """
 
     def is_still_there(self, run: Run, manifest: M) -> bool:
-        """Whether what the manifest stands for exists, where it lies outside of the folder."""
+        """Whether what the manifest describes still exists outside of the folder."""
         return True
 
     def list_files(self) -> Mapping[str, str] | None:
-        """Where the files of the items lie, by item; faults in them are tried again where a file changed. None: it reads none."""
+        """Where the files of the items lie, by item; faults are tried again if a file changed. None: it reads none."""
         return None
 
-    def summarise(self, manifest: M) -> dict[str, Any]:
+    def summarise(self, manifest: M) -> Mapping[str, object]:
         """What it adds to ``summary.json``."""
         return {}
 
     def log(self, run: Run, step: Step, manifest: M) -> None:
-        """Sends what else MLflow is to have: data sets, pictures, videos. Totals and the manifest are sent anyway."""
+        """Sends data sets, pictures and videos to MLflow, which has the manifest already."""
 
 
-class Worker(Protocol[W_contra]):
-    """Makes parts; loads its models once. Built and called in a Ray actor."""
-
-    def __init__(self, config: RunConfig) -> None: ...
-
-    def make_part(self, step: Step, name: str, work: W_contra) -> dict[str, Any]:
-        """Makes one part, commits it (`Step.write_part`) and returns the commit."""
-        ...
-
-
-class PartStage(Stage[M], Generic[M, W]):
+class PartStage(Stage[M], Generic[M, W, C]):
     """A stage that is cut into parts, which workers make.
 
-    ``W``, the work behind a part, is a dataclass or plain values; it travels to the worker as JSON.
+    ``W``, the work behind a part, is a dataclass or plain values; it travels to the worker as JSON. ``C`` is what `finish` reads
+    of a part's commit.
 
     Attributes:
         worker: who makes a part.
+        commit: ``C``: a pydantic model or a dataclass, by default the whole record.
     """
 
     worker: ClassVar[type[Worker[Any]]]
+    commit: ClassVar[type] = Commit
 
     @abstractmethod
     def plan(self, run: Run, step: Step) -> dict[str, W]:
         """Part name to the work behind it."""
 
     @abstractmethod
-    def finish(self, run: Run, step: Step, plan: Mapping[str, W], commits: Sequence[dict[str, Any]]) -> M:
+    def finish(self, run: Run, step: Step, plan: Mapping[str, W], commits: Sequence[C]) -> M:
         """What is recorded, from the commits in the order of the plan."""
 
     def digest(self, work: W) -> list[str] | None:
-        """What a part's commit must say of its ``work``; another part is made again. None: a commit holds whatever it says."""
+        """What a part's commit must say of its ``work``, otherwise the part is made again. None: anything."""
         return None
 
     def perform(self, run: Run, step: Step) -> M:
         plan = self.plan(run, step)
         works = {name: digests for name, work in plan.items() if (digests := self.digest(work)) is not None}
-        return self.finish(run, step, plan, run_parts(step, plan, self.worker, run.config, label=self.name, works=works))
+        commits = run_parts(step, plan, self.worker, run.config, label=self.name, works=works)
+        read = Commit if self.commit is Commit else TypeAdapter(self.commit).validate_python
+        return self.finish(run, step, plan, cast(list[C], [read(commit) for commit in commits]))
 
 
-def count_all(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def count_all(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     """``counts`` and ``outcomes`` of a manifest."""
+    outcomes = tuple(outcomes)
     return {"counts": count_outcomes(outcomes), "outcomes": tuple(outcome for outcome in outcomes if outcome.reason)}

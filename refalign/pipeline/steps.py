@@ -4,16 +4,12 @@
         lease               held while a process works here
         parts/<name>        one file per planned part, complete or absent
         parts/<name>.json   its commit: size, sha256 and what the part recorded
-        attempts/<name>/<n> what a worker on it was at; gone with the commit
+        attempts/<name>/<n> which item a worker was on; deleted after the commit
         manifest.json       written last; its presence means done
-        store               only where parts lie in an object store: its location
+        store               the object store that holds ``parts`` and ``attempts`` instead, if there is one
 
-A part is written aside, brought to its place at once, and only then committed. A resumed step skips the parts whose commit and
-size agree.
-
-``parts`` and ``attempts`` may lie in an object store instead, below ``storage.parts`` and the same folder name; lease and
-manifest stay in the output folder, which on a cluster is a small shared folder. The commit is the only pointer to a part:
-data without a commit does not exist, and `Step.locate` says where the data of a commit lie.
+A part is written aside, renamed, and only then committed. A resumed step skips the parts whose commit and size agree. Data
+without a commit do not count, and `Step.locate` says where the data of a commit lie.
 """
 
 from __future__ import annotations
@@ -23,31 +19,35 @@ import os
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from refalign.config import make_fingerprint
 from refalign.errors import BackendUnavailable
 from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_of, load_json, read_bytes, sha256_of
 from refalign.io.writing import delete_file, delete_folder, open_aside, write_bytes, write_json
-from refalign.pipeline.outcomes import count_tries
+from refalign.pipeline.outcomes import Commit
 
+M = TypeVar("M", bound=BaseModel)
 _STORE_NAME = "store"
 CODE_SCHEMA = 3
-"""Raised by hand when the same settings would give other bytes: it is part of every fingerprint."""
+"""Part of every fingerprint. Raise it by hand when the same settings would give other bytes."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of one run: its name, its fingerprint and its folder.
+    """One step of one run.
 
     Attributes:
-        folder: local; holds lease and manifest, and the parts where ``store`` is None.
-        store: location below which folders like this one hold the parts.
-        recipe: fingerprint of the code's schema and of the settings without the input: what versions of one step have in common.
+        folder: local; holds lease and manifest, and the parts if ``store`` is None.
+        store: location below which folders of the same name hold the parts.
+        recipe: fingerprint of the settings without the input; versions of one step have it in common.
     """
 
     name: str
@@ -57,33 +57,29 @@ class Step:
     recipe: str = ""
 
     @classmethod
-    def make(cls, output: Path, name: str, *settings: Any, store: str | None = None, recipe: Sequence[Any] = ()) -> Step:
-        """The step whose output is determined by ``settings``: config sections, plain values, input fingerprints.
-
-        Args:
-            store: location for the parts; a step that has begun keeps the one that it has.
-            recipe: those of ``settings`` that are not the input.
-        """
+    def make(cls, output: Path, name: str, *settings: object, store: str | None = None, recipe: Sequence[object] = ()) -> Step:
+        """The step whose output is determined by ``settings``; one that has begun keeps the store that it has."""
         fingerprint = make_fingerprint(name, CODE_SCHEMA, *settings)
         folder = Path(output).resolve() / f"{name}-{fingerprint}"
-        return cls(
-            name, fingerprint, folder, _choose_store(folder, store), make_fingerprint(CODE_SCHEMA, *recipe) if recipe else ""
-        )
+        has_begun = (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
+        wanted = store.rstrip("/") if store and not has_begun else None
+        common = make_fingerprint(CODE_SCHEMA, *recipe) if recipe else ""
+        return cls(name, fingerprint, folder, _noted_store(folder) or wanted, common)
 
     @classmethod
     def open(cls, folder: Path) -> Step:
         """The step that a folder holds, begun or finished."""
         name, _, fingerprint = Path(folder).name.partition("-")
-        return cls(name, fingerprint, Path(folder), _choose_store(Path(folder), None))
+        return cls(name, fingerprint, Path(folder), _noted_store(Path(folder)))
 
     @property
     def root(self) -> str:
-        """The location that holds this step's folder of parts, and those of other steps beside it."""
+        """The location that holds this step's folder of parts, and those of other steps."""
         return self.store or str(self.folder.parent)
 
     @property
     def location(self) -> str:
-        """Where the parts' folder lies, and what belongs to all parts beside it."""
+        """Where the folder of parts lies, and what belongs to all parts beside it."""
         return join(self.root, self.folder.name)
 
     @property
@@ -92,14 +88,15 @@ class Step:
         return self.folder / "parts"
 
     def load_manifest(self) -> dict[str, Any] | None:
-        """What the finished step recorded, or None while it is unfinished.
-
-        Raises:
-            ArtifactError: the manifest is damaged.
-        """
+        """What the finished step recorded, or None. Raises `ArtifactError` if the manifest is damaged."""
         return load_json(str(self.folder / "manifest.json"))
 
-    def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def read_manifest(self, kind: type[M]) -> M | None:
+        """The same as a typed manifest."""
+        found = self.load_manifest()
+        return None if found is None else kind.model_validate(found)
+
+    def commit(self, manifest: Mapping[str, object]) -> dict[str, Any]:
         """Marks the step done. Returns what a later `load_manifest` gives."""
         self._note_store()
         self._drop_unfinished()
@@ -109,68 +106,78 @@ class Step:
         return full
 
     def discard_manifest(self) -> None:
-        """Makes a finished step unfinished: what it stands for is gone. Committed parts stay."""
+        """Makes a finished step unfinished. Committed parts stay."""
         (self.folder / "manifest.json").unlink(missing_ok=True)
 
-    def locate(self, name: str, commit: dict[str, Any] | None = None) -> str:
-        """Location of a part's data.
-
-        Args:
-            commit: the part's commit, where the caller has it; it is read otherwise.
-        """
+    def locate(self, name: str, commit: Mapping[str, Any] | None = None) -> str:
+        """Location of a part's data; the part's commit is read if it is not given."""
         commit = commit if commit is not None else self.load_commit(name)
         return join(self.root, (commit or {}).get("location") or f"{self.folder.name}/parts/{name}")
+
+    def find_owner(self, commit: Commit) -> str:
+        """The folder of another version that holds the data of a commit, or nothing."""
+        owner = commit.get("location", "").partition("/")[0]
+        return "" if owner == self.folder.name else owner
 
     def locate_commit(self, name: str) -> str:
         """Location of a part's commit."""
         return join(self.location, f"parts/{name}.json")
 
-    def load_commit(self, name: str) -> dict[str, Any] | None:
+    def load_commit(self, name: str) -> Commit | None:
         """The commit of part ``name``, whether or not its data are there."""
-        return load_json(self.locate_commit(name))
+        found = load_json(self.locate_commit(name))
+        return None if found is None else Commit(found)
 
-    def load_part(self, name: str) -> dict[str, Any] | None:
-        """The commit of part ``name``, or None when the part must be (re)done."""
-        record = self.load_commit(name)
-        is_done = record and not record.get("again") and find_size(self.locate(name, record)) == record["size_bytes"]
-        return record if is_done else None
+    def load_commits(self) -> dict[str, Commit]:
+        """All commits, of parts that are planned or not."""
+        names = self.list_commits()
+        return {name: commit for name, commit in zip(names, in_parallel(self.load_commit, names), strict=True) if commit}
 
-    def load_parts(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The commits of those parts that need not be done."""
+    def load_part(self, name: str) -> Commit | None:
+        """The commit of part ``name``, or None if the part must be made (again)."""
+        commit = self.load_commit(name)
+        is_done = commit and not commit.get("again") and find_size(self.locate(name, commit)) == commit["size_bytes"]
+        return commit if is_done else None
+
+    def load_parts(self, names: Iterable[str]) -> dict[str, Commit]:
+        """The commits of those parts that need not be made."""
         names = list(names)
-        return {name: record for name, record in zip(names, in_parallel(self.load_part, names), strict=True) if record}
+        return {name: commit for name, commit in zip(names, in_parallel(self.load_part, names), strict=True) if commit}
 
-    def write_part(self, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Calls ``write(path)`` on a temporary path, moves the file into place and commits it with what ``write`` returned."""
+    def write_part(self, name: str, write: Callable[[Path], object]) -> Commit:
+        """Calls ``write`` with a temporary path, moves the file into place and commits it.
+
+        Args:
+            write: returns what to record: a mapping, a pydantic model or a dataclass.
+        """
         with open_aside(join(self.location, f"parts/{name}")) as aside:
-            record = write(aside)
-            record = {"part": name, "size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), **record}
-        record |= count_tries(record, lambda: self.load_commit(name))
-        write_json(self.locate_commit(name), record)
-        return record
+            recorded = to_jsonable_python(write(aside))
+            commit = Commit({"part": name, "size_bytes": aside.stat().st_size, "sha256": sha256_of(aside), **recorded})
+        if commit.has_faults_of_the_moment:
+            commit["tries"] = (self.load_commit(name) or Commit()).get("tries", 0) + 1
+        write_json(self.locate_commit(name), commit)
+        return commit
 
     def reopen(self, names: Iterable[str], *, forget_tries: bool = False) -> None:
-        """Lets finished parts be made again: the step is not done any more, and their commits say so."""
+        """Lets finished parts be made again; the step is not done any more."""
         self.discard_manifest()
         for name in names:
-            commit = self.load_commit(name) or {}
+            commit = self.load_commit(name) or Commit()
             if forget_tries:
                 commit.pop("tries", None)
             write_json(self.locate_commit(name), {**commit, "again": True})
 
     def list_commits(self) -> list[str]:
         """Names of all parts that have a commit, planned or not."""
-        folder = join(self.location, "parts")
-        names = iter_files(folder) if kind_of(folder) == "folder" else ()
-        return [name.removesuffix(".json") for name in names if isinstance(name, str) and name.endswith(".json")]
+        return [name.removesuffix(".json") for name in _list_files(join(self.location, "parts")) if name.endswith(".json")]
 
     def open_journal(self, name: str) -> Journal:
-        """Notes of what the workers of part ``name`` were at; for the worker that begins the part now."""
+        """Notes of what the workers of part ``name`` were doing, for the worker that begins the part now."""
         return Journal(join(self.location, f"attempts/{name}"))
 
     @contextmanager
     def lease(self) -> Iterator[None]:
-        """Holds the folder for this process; a second holder is refused. The lease ends with the process.
+        """Holds the folder for this process. The lease ends with the process.
 
         Raises:
             BackendUnavailable: another live process works in this folder.
@@ -202,44 +209,38 @@ class Step:
             write_bytes(self.folder / _STORE_NAME, self.store.encode())
 
 
-def _choose_store(folder: Path, wanted: str | None) -> str | None:
-    """Where the parts of a step that has begun are, or where those of a new one are to be."""
+def _noted_store(folder: Path) -> str | None:
     noted = folder / _STORE_NAME
-    if noted.is_file():
-        return noted.read_text()
-    has_begun = (folder / "parts").is_dir() or (folder / "manifest.json").is_file()
-    return None if has_begun or not wanted else wanted.rstrip("/")
+    return noted.read_text() if noted.is_file() else None
+
+
+def _list_files(folder: str) -> list[str]:
+    """Names of the files in a folder that may be missing, without those that cannot be read."""
+    return [name for name in iter_files(folder) if isinstance(name, str)] if kind_of(folder) == "folder" else []
 
 
 class Journal:
-    """Finds out the item that kills its workers: each attempt at a part notes what it is at, and the note outlives it.
-
-    A video that crashes its decoder would otherwise be started again for ever.
-    """
+    """Finds the item that kills its workers: each attempt at a part notes its current item, and the note survives the worker."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        earlier = sorted(name for name in iter_files(folder) if isinstance(name, str)) if kind_of(folder) == "folder" else []
+        earlier = sorted(_list_files(folder))
         self._deaths = Counter(read_bytes(join(folder, name)).decode() for name in earlier)
         self._note = join(folder, f"{len(earlier):04d}")
 
     def begin(self, item: str) -> int:
-        """Notes that ``item`` is worked on; returns how many workers died while they were at it."""
+        """Notes that ``item`` is worked on; returns how many workers died on it."""
         write_bytes(self._note, item.encode())
         return self._deaths[item]
-
-    def close(self) -> None:
-        """The part is committed: no note is needed any more."""
-        delete_folder(self._folder)
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """An error that stops the run is nobody's death: its note goes, and those of earlier attempts stay."""
+        """Deletes the notes of a finished part. After an error no worker has died: only this attempt's note is deleted."""
         if kind is None:
-            self.close()
-        elif find_size(self._note) is not None:
+            delete_folder(self._folder)
+        else:
             delete_file(self._note)
 
 

@@ -1,7 +1,6 @@
-"""What Prometheus sees of a running story: every Ray node serves it beside Ray's own metrics, with the prefix ``ray_``.
+"""What Prometheus sees of a run: every Ray node serves it beside Ray's own metrics, with the prefix ``ray_``.
 
-The driver counts, from commit records and from the training's own record: what is not committed is not counted. A process that
-has not joined Ray counts nothing.
+The driver counts committed parts and reads the training's metrics. A process that has not joined Ray counts nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-WRITTEN = "WRITTEN"
-"""Stands for the reason where there is none: the item became clips or samples."""
+from refalign.pipeline.outcomes import Commit
+
 TRAINING = {
     "step": "Optimizer steps done",
     "total": "Loss of the newest step",
@@ -30,19 +29,22 @@ TRAINING = {
 """Numbers of a training record that become gauges, and what Prometheus says they are."""
 
 
-def count_part(step: str, record: Mapping[str, Any]) -> None:
-    """Counts one committed part of a step, and the videos and clips that it accounts for."""
+def count_part(step: str, commit: Commit) -> None:
+    """Counts one committed part of a step, and the videos and clips that it accounts for.
+
+    An item that became clips or samples has the reason ``WRITTEN``.
+    """
     if not _has_ray():
         return
     _metric("Counter", "refalign_parts", "Parts committed", "step").inc(tags={"step": step})
-    outcomes = Counter((outcome["level"], outcome["reason"] or WRITTEN) for outcome in record.get("outcomes", ()))
+    outcomes = Counter((outcome.level, outcome.reason or "WRITTEN") for outcome in commit.outcomes)
     items = _metric("Counter", "refalign_items", "Videos and clips accounted for", "step", "level", "reason")
     for (level, reason), count in outcomes.items():
         items.inc(count, tags={"step": step, "level": level, "reason": reason})
 
 
 def show_training(record: Mapping[str, Any]) -> None:
-    """Shows the numbers of the newest optimizer step, with the stage it belongs to."""
+    """Shows the numbers of the newest optimizer step, by training stage."""
     if not _has_ray():
         return
     for name in TRAINING.keys() & record.keys():

@@ -1,4 +1,4 @@
-"""What was taken down: ``tombstones.jsonl`` in the output folder, which every later plan consults."""
+"""What was taken down: ``tombstones.jsonl`` in the output folder, which every later plan reads."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Tombstone:
         source: what the request named.
         reason: why, in the words of whoever asked.
         date: of the request, ISO 8601.
-        video_ids: videos that go as a whole, by content: a copy under another name does not come back either.
-        source_groups: groups that go as a whole, with videos that are still to come.
-        clips: clips that go, by id.
+        video_ids: videos that are removed as a whole, by content, so that a copy under another name is removed too.
+        source_groups: groups that are removed as a whole, with videos that are still to come.
+        clips: clips that are removed, by id.
         held: folders of the steps that held any of them; for shards, the digests of those that did.
-        parts: the parts of subjects and shards that were deleted, by folder and name, with the items that stay in each: digests
-            of the work of videos, and ids of clips. Later plans keep to it, so that other parts stay as they are.
-        beside: clips of other sources that were in such parts; they may be taken down before the parts are made again.
+        parts: the deleted parts of subjects and shards, by folder and name, with the items that stay in each: digests of the work
+            of videos, and ids of clips. Later plans keep them together, so that no other part changes.
+        beside: clips of other sources in such parts; they may be taken down before the parts are made again.
         finished: when all of it had been deleted; empty before.
     """
 
@@ -75,17 +75,14 @@ def load_tombstones(output: Path) -> list[Tombstone]:
 
 
 def save_tombstone(output: Path, stone: Tombstone) -> None:
-    """Adds it, in place of the one of the same source."""
+    """Adds it, or replaces the one of the same source."""
     stones = {each.source: each for each in load_tombstones(output)} | {stone.source: stone}
     lines = [json.dumps(asdict(each), ensure_ascii=False, sort_keys=True) for each in stones.values()]
     write_bytes(Path(output) / FILE_NAME, "".join(f"{line}\n" for line in lines).encode())
 
 
 def check_finished(output: Path, *, besides: str = "") -> None:
-    """Refuses to go on with data of which a part was to be removed.
-
-    Args:
-        besides: a source whose takedown may be unfinished.
+    """Refuses to go on while a takedown is unfinished, except that of the source ``besides``.
 
     Raises:
         ArtifactError: a takedown was interrupted.
@@ -107,7 +104,7 @@ def load_kept(folder: Path) -> dict[str, list[str]]:
 
 
 def find_tombstone(stones: Iterable[Tombstone], video_id: str, name: str, path: str, group: str) -> Tombstone | None:
-    """The one that a video lies under, by its content, its name, its location or its source group."""
+    """The one that removes a video, by its content, its name, its location or its source group."""
     for stone in stones:
         if video_id in stone.video_ids or group in stone.source_groups or stone.source in (name, path):
             return stone

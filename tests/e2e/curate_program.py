@@ -10,9 +10,8 @@ from pathlib import Path
 
 from refalign.config import apply_overrides
 from refalign.config.presets import toy_tiny
-from refalign.pipeline.preflight import check_start
 from refalign.pipeline.ray_data import connect
-from refalign.run import Loop
+from refalign.run import Loop, check_start
 from refalign.stages import Pairs, Shards, Subjects
 
 _SETTINGS = ["curation.videos_per_part=2", "shards.samples_per_shard=4"]

@@ -26,7 +26,7 @@ def test_a_terminated_story_leaves_no_process_and_goes_on(tmp_path):
     story.send_signal(signal.SIGTERM)
     _, said = story.communicate(timeout=120)
     assert story.returncode == 143
-    assert f"The same command goes on from there: uv run pipelines/full.py {' '.join(flags)}" in said
+    assert f"Run the same command to continue: uv run pipelines/full.py {' '.join(flags)}" in said
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
@@ -56,7 +56,7 @@ def test_an_object_that_was_being_built_does_not_complain_of_the_end():
             def __del__(self):
                 assert self.built
 
-        raise SystemExit(run_command(Half, argv=["x"]))
+        raise SystemExit(run_command(Half))
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 143 and "Traceback" not in ended.stderr and "The same command goes on" in ended.stderr
+    assert ended.returncode == 143 and "Traceback" not in ended.stderr and "Run the same command to continue" in ended.stderr

@@ -11,7 +11,7 @@ def test_an_address_that_is_none_or_silent_is_an_error():
     with pytest.raises(RayJobError, match="no address of a Ray dashboard"):
         RayJobs("head:8265", None)
     with pytest.raises(OSError):
-        RayJobs("http://127.0.0.1:9", "x", timeout_s=5).attach("x", "true")
+        RayJobs("http://127.0.0.1:9", "x").attach("x", "true")
 
 
 def test_the_token_does_not_follow_a_redirect():

@@ -108,11 +108,13 @@ def test_the_name_of_a_database_user_is_no_secret():
 
 
 @pytest.mark.parametrize("error", [ConfigError("https://me:hunter2@host: no"), KeyboardInterrupt()])
-def test_the_command_line_repeats_no_password(error, capsys):
+def test_the_command_line_repeats_no_password(error, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pipelines/full.py", "--set", "tracking.uri=https://me:hunter2@host"])
+
     def work():
         raise error
 
-    assert run_command(work, argv=["pipelines/full.py", "--set", "tracking.uri=https://me:hunter2@host"])
+    assert run_command(work)
     said = capsys.readouterr()
     assert "hunter2" not in said.out + said.err and "...@host" in said.err
 

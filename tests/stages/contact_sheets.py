@@ -1,7 +1,5 @@
 """Sheets: a picture of all crops of each part of clips."""
 
-from typing import Any
-
 from refalign.io.images import decode_image, encode_png, make_contact_sheet
 from refalign.io.storage import read_table
 from refalign.pipeline.stage import Inputs, PartsManifest, PartStage
@@ -16,7 +14,7 @@ class SheetsWorker:
     def __init__(self, config):
         pass  # models are loaded here, once for each worker
 
-    def make_part(self, step, name, work: str) -> dict[str, Any]:
+    def make_part(self, step, name, work: str):
         crops = [decode_image(subject["crop_png"]) for row in read_table(work).to_pylist() for subject in row["subjects"]]
         sheet = encode_png(make_contact_sheet([crops], 96))
         return step.write_part(name, lambda path: path.write_bytes(sheet) and {"crops": len(crops)})

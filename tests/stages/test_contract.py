@@ -4,12 +4,19 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from refalign.config.presets import toy_tiny
 from refalign.io.images import decode_image
+from refalign.pipeline.outcomes import Commit, Outcome
+from refalign.pipeline.stage import Inputs, PartsManifest, PartStage, Run
+from refalign.pipeline.steps import Step
 from refalign.toy.videos import write_world
+from tests.curating_here import do_without_ray
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,3 +64,49 @@ def test_the_example_is_that_of_the_document_and_short():
     code = (ROOT / "tests" / "stages" / "contact_sheets.py").read_text()
     assert code.count("\n") <= 40
     assert code in (ROOT / "ARCHITECTURE.md").read_text()
+
+
+class AsModel(BaseModel):
+    words: int
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass
+class AsDataclass:
+    words: int
+    outcomes: tuple[Outcome, ...]
+
+
+class CountWords:
+    def __init__(self, config):
+        pass
+
+    def make_part(self, step, name, work: list[str]):
+        recorded = AsModel(words=len(work), outcomes=(Outcome("clip", "a"), Outcome("clip", "b", "NO_MOTION")))
+        return step.write_part(name, lambda path: path.write_text(" ".join(work)) and recorded)
+
+
+@pytest.mark.parametrize("kind", [AsModel, AsDataclass, Commit], ids=lambda kind: kind.__name__)
+def test_finish_gets_every_commit_as_the_class_that_the_stage_names(kind, tmp_path, monkeypatch):
+    class Words(PartStage):
+        name, manifest, worker, commit = "words", PartsManifest, CountWords, kind
+
+        def find_inputs(self, run):
+            return Inputs(())
+
+        def plan(self, run, step):
+            return {"one": ["a"], "two": ["b", "c"]}
+
+        def finish(self, run, step, plan, commits):
+            self.commits = commits
+            return PartsManifest(parts=tuple(plan))
+
+        def describe(self, manifest):
+            return ""
+
+    do_without_ray(monkeypatch)
+    for stage in (Words(), Words()):  # parts that are made, and parts that are read
+        stage.perform(Run(toy_tiny(), tmp_path), Step.make(tmp_path, "words"))
+        words = [each["words"] if isinstance(each, dict) else each.words for each in stage.commits]
+        assert words == [1, 2] and all(isinstance(each, kind) for each in stage.commits)
+        assert [outcome.status for each in stage.commits for outcome in each.outcomes] == ["written", "filtered"] * 2
