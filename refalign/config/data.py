@@ -1,4 +1,4 @@
-"""What a run learns from: input, clips, curation, pairs, shards, and where parts are stored."""
+"""What a run learns from and with which models: input, curation, pairs, shards, and where parts are stored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from refalign.config.section import Count, Fraction, Positive, Section
+from refalign.config.section import Amount, Count, Fraction, Natural, Positive, Section
 
 
 class InputConfig(Section):
@@ -17,7 +17,7 @@ class InputConfig(Section):
     """Licence written into rows whose source states none."""
     world_videos: Count = 48
     """Videos to draw when ``path`` is None."""
-    world_seed: Annotated[int, Field(ge=0)] = 0
+    world_seed: Natural = 0
     """Seed of the drawn world: equal seeds give equal bytes."""
     world_split: Literal["train", "heldout"] = "heldout"
     """Whose creatures are drawn: those the embedded weights were trained on, or others."""
@@ -27,6 +27,34 @@ class StorageConfig(Section):
     parts: Annotated[str, Field(pattern=r"^(s3|gs)://[^/@]+(/.*)?$")] | None = None
     """Where the data of subjects, pairs and shards go: ``s3://bucket/prefix`` or ``gs://...``, a prefix for each output folder.
     None keeps them in ``--output``, where manifests, checkpoints and evaluation stay in any case."""
+
+
+class ModelsConfig(Section):
+    base: str
+    """Wan2.1 in the diffusers layout (transformer, vae, text_encoder, tokenizer): a folder or a hub id."""
+    base_revision: str | None = None
+    """Hub revision of ``base``; pin it for a run that must be reproducible."""
+    vision_encoder: str
+    """DINOv3 ViT: a folder or a hub id. Gives the alignment targets and the identity embeddings."""
+    vision_encoder_revision: str | None = None
+    """Hub revision of ``vision_encoder``."""
+    detector: str
+    """Segmentation detector: a folder with model.yaml and model.safetensors, or an ultralytics name such as yolo11n-seg.pt;
+    yoloe-11l-seg.pt and its like find whatever ``curation.classes`` names."""
+    text_image: str | None = None
+    """CLIP or SigLIP that scores a clip against its caption: a folder or a hub id. None leaves the score out."""
+    text_image_revision: str | None = None
+    """Hub revision of ``text_image``."""
+    aesthetic: str | None = None
+    """Aesthetic head over the embeddings of ``text_image``: a .safetensors file (pipelines/convert.py makes it of a .pth)."""
+    captioner: str | None = None
+    """Vision-language model that writes captions, of the class of Qwen2.5-VL: a folder or a hub id."""
+    captioner_revision: str | None = None
+    """Hub revision of ``captioner``."""
+    max_text_tokens: Count = 512
+    """Text tokens the transformer attends to; shorter prompts are padded with zeros."""
+    encoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the frozen encoders."""
 
 
 class VideoConfig(Section):
@@ -101,15 +129,15 @@ class QualityConfig(Section):
     None leaves a test out. A score that could not be computed (NaN: one frame has no motion, no caption no match) passes.
     """
 
-    min_sharpness: Annotated[float, Field(ge=0.0)] | None = None
+    min_sharpness: Amount | None = None
     """Variance of the Laplacian of the clip as it is trained on, grey levels squared; below it is TOO_BLURRED."""
     min_exposure: Fraction | None = None
     """Mean luma from 0 (black) to 1 (white); below it is TOO_DARK."""
     max_clipped_fraction: Fraction | None = None
     """Share of pixels that are black or white through clipping; above it is CLIPPED."""
-    min_motion: Annotated[float, Field(ge=0.0)] | None = None
+    min_motion: Amount | None = None
     """Mean optical flow per frame as a share of the long side; below it is NO_MOTION (0.0005: half a pixel of 1,000)."""
-    max_motion: Annotated[float, Field(ge=0.0)] | None = None
+    max_motion: Amount | None = None
     """The same; above it is TOO_MUCH_MOTION."""
     min_text_image: float | None = None
     """Cosine of frames and caption under ``models.text_image``; below it is POOR_CAPTION_MATCH."""
@@ -143,7 +171,7 @@ class PairsConfig(Section):
 class ShardsConfig(Section):
     samples_per_shard: Count = 64
     """Samples that one task owns and commits as one tar."""
-    augmented_references: Annotated[int, Field(ge=0)] = 0
+    augmented_references: Natural = 0
     """Stored views of each reference that are augmented (turned, sheared, tinted, moved; never cropped), in place of the plain
     one; 0 stores the plain one."""
     targets: Literal["stored", "computed"] = "stored"
