@@ -28,7 +28,7 @@ LAYERS = [
     {"estimates"},
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
-    {"toy", "estimates.plan", "pipeline.preflight"},
+    {"toy", "pipeline.preflight"},
     {"stages"},
     {"run", "cli", "takedown"},
 ]

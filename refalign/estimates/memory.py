@@ -1,4 +1,4 @@
-"""How much memory a rank needs at its fullest moment, from sizes alone, and whether that fits.
+"""The most memory that a rank needs, from sizes alone, and whether it fits.
 
 With n trained parameters over S shards (``shards_per_replica``, else all ranks), c bytes of the compute type, B samples
 of a forward pass, N tokens of a sample of which V are its video's, L text tokens, D and F the widths of model and feed-forward:
@@ -7,47 +7,49 @@ of a forward pass, N tokens of a sample of which V are its video's, L text token
     gradients     4 n / S
     moments       8 n / S        AdamW; 2 n / S with ``adamw8bit``
     average       4 n / S        with ``training.optimizer.ema_decay``
-    gathered      under FSDP: two blocks and what is around them in the compute type (one computing, one on its way), and
-                  one block's gradients in the compute type and in float32 on their way to their owners
+    gathered      under FSDP: two blocks (one computes, the next is being gathered) and the layers around them in the compute
+                  type, and one block's gradients in the compute type and in float32 while they are reduced
     activations   per block what autograd keeps: B c D (a N + b V + g L) + B c 2 N F, see `_KEPT`; or with recomputation the
                   block's input (and the results of matrix products and attention), plus one whole block at a time
-    head          inputs of the projectors, what the alignment loss keeps, the last norm; the batch itself
-    backward      gradients on their way through one block
-    staged        on a CPU: the copy of weights, moments and average that a checkpoint is written from; beside a GPU it lies in
-                  the host's memory and is not counted here
-    encoder       the frozen vision encoder, where targets are computed (`refalign.training.targets`)
+    head          inputs of the projectors, what the alignment loss keeps, the last norm, the batch
+    backward      gradients of activations within one block
+    staged        on a CPU: the copy of weights, moments and average that a checkpoint is written from; with a GPU it lies in
+                  the host's memory and is not counted
+    encoder       the frozen vision encoder, where training computes the targets
 
-The fullest moment is the start of a backward pass (all activations; gradients too, where earlier passes of the step left
-theirs) or its end (all gradients, one block's activations). Compared with measurements in tests/training/test_memory.py.
+The peak is at the start of a backward pass (all activations; also gradients, where earlier passes of the step left some) or
+at its end (all gradients, one block's activations). tests/training/test_memory.py compares it with measurements.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from refalign.config import TrainingConfig
+from refalign.config import ModelsConfig, TrainingConfig
 from refalign.errors import ConfigError
-from refalign.estimates.compute import ModelSizes, PassSizes
+from refalign.estimates.compute import EncoderSizes, ModelSizes, PassSizes
 from refalign.io.storage import describe_bytes
 
-_RESERVE = 0.08
-"""Share of the memory that allocator, kernels and libraries take for themselves."""
+if TYPE_CHECKING:
+    import torch
 
-# What autograd keeps of one block as (bytes per N D, per V D, per L D); feed-forward comes on top, 2 N F in the compute type.
-# Counted from the forward pass of `ReferenceWanBlock`. On a CPU torch's RMSNorm is a chain of operations, each of which
-# keeps its input; on CUDA it is one.
+_RESERVE = 0.08
+"""Share of the memory that the allocator, kernels and libraries take."""
+
+# Device and bytes of the compute type -> what autograd keeps of one block, in bytes per N D, per V D and per L D, without the
+# feed-forward's 2 N F in the compute type. Counted from the forward pass of `ReferenceWanBlock`. On a CPU torch's RMSNorm is a
+# chain of operations, each of which keeps its input; on CUDA it is one operation.
 _KEPT = {
     ("cpu", 4): (17 * 4, 5 * 4, 4 * 4),
     ("cpu", 2): (9 * 4 + 7 * 2, 3 * 4 + 3 * 2, 2 * 4 + 2 * 2),
     ("cuda", 4): (15 * 4, 4 * 4, 3 * 4),
     ("cuda", 2): (5 * 4 + 9 * 2, 1 * 4 + 4 * 2, 3 * 2),
 }
-# What frozen layers need not keep of that: inputs of the feed-forward, what modulation and gates scale, and on a CPU what the
-# weights of RMSNorm scale.
+# How much less frozen layers keep: no inputs of the feed-forward, of modulation and gates, and on a CPU of RMSNorm's weights.
 _SPARED = {
     ("cpu", 4): (7 * 4, 4, 4),
     ("cpu", 2): (4 * 4 + 4 * 2, 4, 4),
@@ -77,6 +79,17 @@ class MemoryEstimate:
         kinds = {name: size for name, size in asdict(self).items() if name != "peak" and size}
         parts = (f"{name} {describe_bytes(size)}" for name, size in sorted(kinds.items(), key=lambda item: -item[1]))
         return f"{describe_bytes(self.peak)} at its fullest ({', '.join(parts)})"
+
+    def with_encoder(self, encoder: EncoderSizes, each: PassSizes, models: ModelsConfig) -> MemoryEstimate:
+        """The estimate of a rank that computes targets: the encoder's weights, and its activations before the forward pass."""
+        size = 4 if models.encoder_dtype == "float32" else 2
+        weights = size * encoder.parameters
+        pictures = each.samples * each.references
+        pixels = pictures * each.reference_tokens * 3 * encoder.patch_px**2 * (1 + 2 * 4)  # bytes, then float32 twice
+        block = size * (6 * encoder.width + 2 * encoder.hidden)  # residual, norm, q, k, v, attention; feed-forward
+        encoding = pictures * (each.reference_tokens + encoder.extra_tokens) * block + pixels
+        kinds = (self.weights, self.gradients, self.moments, self.average, self.staged)
+        return replace(self, encoder=weights, peak=max(self.peak, math.fsum(kinds) + encoding) + weights)
 
 
 def estimate_memory(

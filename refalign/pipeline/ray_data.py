@@ -160,7 +160,7 @@ def _map_parts(step: Step, plan: Mapping[str, Any], todo: list[str], actor: type
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         resources=pool.resources or None,
-        # One actor at first: Ray adds others while parts wait. Never more actors than parts: the rest would load models for nothing.
+        # One at first: Ray adds others while parts wait. Never more actors than parts: the rest would load models for nothing.
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.max_actors, len(rows))),
     )
     yield from data.iter_rows()

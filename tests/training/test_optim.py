@@ -15,8 +15,10 @@ from refalign.training.optim import make_optimizer, orthogonalise, set_learning_
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is here")
 def test_adamw8bit_without_torchao_says_what_to_do() -> None:
-    training = make_config("none", optimizer="adamw8bit").training
-    with pytest.raises(ConfigError, match=r"optimizer=adamw8bit needs torchao.*install it, or set training\.optimizer=adamw"):
+    training = make_config("none", optimizer={"name": "adamw8bit"}).training
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.name=adamw8bit needs torchao.*install it, or set training\.optimizer\.name=adamw\."
+    ):
         make_optimizer(torch.nn.Linear(2, 2), training)
 
 
@@ -24,7 +26,7 @@ def test_adamw8bit_without_torchao_says_what_to_do() -> None:
 def test_adamw8bit_learns_and_is_saved_like_adamw() -> None:
     torch.manual_seed(0)
     module, data = torch.nn.Linear(64, 64), torch.randn(32, 64)
-    optimizer = make_optimizer(module, make_config("none", optimizer="adamw8bit").training)
+    optimizer = make_optimizer(module, make_config("none", optimizer={"name": "adamw8bit"}).training)
     names = {name for state in optimizer.state.values() for name in state}
     assert names == {"step", "exp_avg", "exp_avg_sq"}
     losses = []
