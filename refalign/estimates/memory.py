@@ -100,7 +100,7 @@ def estimate_memory(
     Args:
         device_type: "cpu" or "cuda", which keep different tensors.
     """
-    compute = 4 if training.precision == "float32" else 2
+    compute = 4 if training.precision == "float32" else 2  # bytes
     shards = training.parallel.shards_per_replica or num_ranks
     owned = 4 * model.trained_parameters / shards
     is_sharded = num_ranks > 1 or compute == 2
@@ -192,21 +192,18 @@ def check_memory(
     usable = available_bytes * (1 - _RESERVE)
     if estimate.peak <= usable:
         return
-    advice = []
-    if training.activation_checkpointing != "full":
-        advice.append("training.activation_checkpointing=full")
-    if training.precision == "float32" and device_type == "cuda":
-        advice.append("training.precision=bfloat16")
-    if training.micro_batch > 1:
-        advice.append(f"training.micro_batch={training.micro_batch // 2}")
-    if training.parallel.shards_per_replica and training.parallel.shards_per_replica < num_ranks:
-        advice.append("training.parallel.shards_per_replica=null")
-    if training.optimizer.ema_decay:
-        advice.append("training.optimizer.ema_decay=0")
-    if training.lora.rank is None:
-        advice.append("training.lora.rank=32")
-    advice.append(f"more ranks than {num_ranks} (training.parallel.ranks)")
+    replica = training.parallel.shards_per_replica
+    helps = {
+        "training.activation_checkpointing=full": training.activation_checkpointing != "full",
+        "training.precision=bfloat16": training.precision == "float32" and device_type == "cuda",
+        f"training.micro_batch={training.micro_batch // 2}": training.micro_batch > 1,
+        "training.parallel.shards_per_replica=null": replica is not None and replica < num_ranks,
+        "training.optimizer.ema_decay=0": training.optimizer.ema_decay > 0,
+        "training.lora.rank=32": training.lora.rank is None,
+        f"more ranks than {num_ranks} (training.parallel.ranks)": True,
+    }
+    advice = ", or ".join(setting for setting, does in helps.items() if does)
     raise ConfigError(
         f"a rank needs {estimate.describe()}; its {'GPU' if device_type == 'cuda' else 'share of the host'} has "
-        f"{describe_bytes(available_bytes)}, of which {describe_bytes(usable)} can be used. Try {', or '.join(advice)}."
+        f"{describe_bytes(available_bytes)}, of which {describe_bytes(usable)} can be used. Try {advice}."
     )

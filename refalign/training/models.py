@@ -186,8 +186,15 @@ def _make_mesh(shards: int | None, ranks: Ranks) -> DeviceMesh | None:
 
 def load_transformer_config(config: RunConfig) -> dict[str, Any]:
     """The config.json of the Transformer that `build_models` will load."""
-    source = f"{config.training.start_from}/export" if config.training.start_from else config.models.base
-    return load_model_config(source, subfolder="transformer", revision=config.models.base_revision)
+    source, revision = _find_source(config)
+    return load_model_config(source, subfolder="transformer", revision=revision)
+
+
+def _find_source(config: RunConfig) -> tuple[str, str | None]:
+    """Folder or hub id of the weights to start from, and the hub revision."""
+    if config.training.start_from:
+        return str(Path(config.training.start_from).expanduser() / "export"), None
+    return config.models.base, config.models.base_revision
 
 
 def build_empty_models(config: RunConfig, vision_width: int) -> TrainedModels:
@@ -208,19 +215,17 @@ def build_models(config: RunConfig, vision_width: int) -> TrainedModels:
     Raises:
         ArtifactError: the base model is missing, gated or of another kind, or the projectors do not fit.
     """
-    start = Path(config.training.start_from).expanduser() if config.training.start_from else None
-    if start is not None:
-        transformer = load_transformer(str(start / "export"))
-    else:
-        transformer = load_transformer(config.models.base, revision=config.models.base_revision)
+    source, revision = _find_source(config)
+    transformer = load_transformer(source, revision=revision)
     _choose_trained(transformer, config)
     projectors = _make_projectors(config, transformer, vision_width)
-    if projectors is not None and start is not None and (start / PROJECTORS).is_file():
+    earlier = Path(source).parent / PROJECTORS
+    if projectors is not None and config.training.start_from and earlier.is_file():
         try:
-            projectors.load_state_dict(Projectors.load(start / PROJECTORS).state_dict())
+            projectors.load_state_dict(Projectors.load(earlier).state_dict())
         except RuntimeError as error:
             raise ArtifactError(
-                f"{start / PROJECTORS}: projectors of other blocks or widths than this objective's; align the same blocks "
+                f"{earlier}: projectors of other blocks or widths than this objective's; align the same blocks "
                 "(objective.alignment_blocks), or delete the file to begin with new ones."
             ) from error
     return TrainedModels(transformer, projectors)
