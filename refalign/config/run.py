@@ -43,8 +43,7 @@ class RunConfig(Section):
     def _has_targets(self):
         if self.objective.alignment == "repa" and not self.shards.frame_tokens:
             raise ValueError(
-                "objective.alignment=repa aligns the video's own frames, whose vision tokens are stored only "
-                "with shards.frame_tokens=true"
+                "objective.alignment=repa aligns the video's frames, whose vision tokens are stored only with shards.frame_tokens=true"
             )
         return self
 

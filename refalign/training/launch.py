@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,10 +32,7 @@ from refalign.pipeline.stage import Manifest
 from refalign.pipeline.steps import Step
 from refalign.training.earlier import LAUNCH_FILE
 from refalign.training.follower import follow
-from refalign.training.records import FILE_NAME, Ends, read_records, summarize_records
-
-if TYPE_CHECKING:
-    from refalign.training.loop import Trained
+from refalign.training.records import FILE_NAME, Ends, Trained, read_records, summarize_records
 
 _COLLECTIVE_TIMEOUT_S = 600  # torch's 30 minutes are too long to notice a lost rank; a slow checkpoint takes less than this
 

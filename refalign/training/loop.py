@@ -37,7 +37,7 @@ from refalign.training.checkpoint import (
 )
 from refalign.training.export import export_model
 from refalign.training.measures import Meter, measure_gradient_norms
-from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models
+from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models, load_transformer_config
 from refalign.training.optim import (
     Ema,
     clip_apart,
@@ -50,27 +50,12 @@ from refalign.training.optim import (
 )
 from refalign.training.preemption import Preempted, watch_notices
 from refalign.training.preflight import check_batch_size, check_fits, check_shapes, load_shapes
-from refalign.training.records import FILE_NAME, Record, append_record, truncate_records
+from refalign.training.records import FILE_NAME, Record, Trained, append_record, truncate_records
 from refalign.training.step import StepOutput, train_step
 from refalign.training.targets import add_targets
 
 if TYPE_CHECKING:
     from refalign.models.dinov3 import VisionEncoder
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a finished run leaves, the same on every rank.
-
-    Attributes:
-        best: checkpoint with the lowest validation total; None if none was validated.
-        resumed_from: step of the checkpoint that the run resumed from; 0 from the start.
-    """
-
-    checkpoint: Path
-    best: Path | None
-    export: Path
-    resumed_from: int
 
 
 @dataclass
@@ -133,9 +118,10 @@ def train(config: RunConfig, *, shards: Path, folder: Path, notice: Callable[[],
         batches.close()
         run.checkpointer.close()
     export = export_model(run.folder, config, run.models, run.ema, run.ranks)
-    newest = latest_checkpoint(run.folder / "checkpoints")
-    assert newest is not None, "the last step is saved"
-    return Trained(newest, best_checkpoint(run.folder / "checkpoints"), export, resumed_from)
+    checkpoints = run.folder / "checkpoints"
+    newest, best = run.ranks.gather((latest_checkpoint(checkpoints), best_checkpoint(checkpoints)))[0]
+    assert newest is not None, "the first rank has saved the last step"
+    return Trained(newest, best, export, resumed_from)
 
 
 def _advance(run: Run, step: int, batches: Prefetcher[list[Batch]], *, is_last: bool) -> None:
@@ -164,16 +150,16 @@ def start_run(config: RunConfig, shards: Path, folder: Path) -> Run:
     check_batch_size(config.training, ranks.size)
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
-    shapes = load_shapes(index, config.models)
-    estimate = check_fits(config, index, shapes, ranks)
+    shapes, transformer = load_shapes(index, config.models), load_transformer_config(config)
+    check_shapes(shapes, config, transformer)
+    estimate = check_fits(config, index, shapes, transformer, ranks)
     # The first rank reads the weights, and the others receive theirs from it.
     models = (build_models if ranks.is_first else build_empty_models)(config, shapes.vision_width)
-    check_shapes(shapes, config, models.transformer.config)
     models.spread(config, ranks)
     objective = config.objective
     schedule = make_training_schedule(objective.shift, NUM_TIMESTEPS, bell=objective.timestep_weights == "bell")
     schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
-    sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
+    sizes = ModelSizes.of(transformer, config, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.data_rank, ranks.data_size)
     size = count_validation_samples(held_out, config.training, ranks.data_size)
     vision = None

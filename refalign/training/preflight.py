@@ -145,15 +145,15 @@ def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
         )
 
 
-def check_fits(config: RunConfig, index: ShardIndex, shapes: ShardShapes, ranks: Ranks) -> MemoryEstimate:
+def check_fits(
+    config: RunConfig, index: ShardIndex, shapes: ShardShapes, transformer: Mapping[str, Any], ranks: Ranks
+) -> MemoryEstimate:
     """Compares the memory that a rank needs with what it has; all ranks call it, before weights are loaded.
 
     Raises:
         ConfigError: it does not fit.
     """
-    from refalign.training.models import load_transformer_config  # diffusers: not for the driver
-
-    estimate = estimate_for(config, index, shapes, load_transformer_config(config), ranks.size, ranks.device.type)
+    estimate = estimate_for(config, index, shapes, transformer, ranks.size, ranks.device.type)
     available = min(ranks.gather(memory_of_worker(ranks.device, ranks.count_on_host())))
     check_memory(estimate, available, config.training, num_ranks=ranks.size, device_type=ranks.device.type)
     return estimate

@@ -1,10 +1,11 @@
-"""``metrics.jsonl``: one line per optimizer step, written by the first rank, read by the driver, the report and the manifest."""
+"""What a run leaves. ``metrics.jsonl``: a line per optimizer step, written by the first rank, read by driver and report."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required
 
@@ -15,6 +16,21 @@ from refalign.io.writing import write_bytes
 FILE_NAME = "metrics.jsonl"
 UNSENT = "unsent"
 """Empty file beside it while MLflow may lack some of the lines."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run leaves, the same on every rank. Here because Ray's own processes load it: this file imports no torch.
+
+    Attributes:
+        best: checkpoint with the lowest validation total; None if none was validated.
+        resumed_from: step of the checkpoint that the run resumed from; 0 from the start.
+    """
+
+    checkpoint: Path
+    best: Path | None
+    export: Path
+    resumed_from: int
 
 
 class Record(TypedDict, total=False):
