@@ -42,9 +42,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _has_targets(self):
         if self.objective.alignment == "repa" and not self.shards.frame_tokens:
-            raise ValueError(
-                "objective.alignment=repa aligns the video's frames, whose vision tokens are stored only with shards.frame_tokens=true"
-            )
+            raise ValueError("objective.alignment=repa aligns frame tokens, which are stored only with shards.frame_tokens=true")
         return self
 
     @model_validator(mode="after")
