@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from refalign.config import ModelsConfig, RunConfig
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refalign.config import ModelsConfig, RunConfig, describe_problems
+from refalign.errors import ArtifactError
 from refalign.models.loading import load_model_config
 
 if TYPE_CHECKING:
@@ -123,37 +126,35 @@ class ModelSizes:
         return self.layers * (self.block_parameters + self.block_adapters) + self.outer_parameters + self.projector_parameters
 
 
-@dataclass(frozen=True)
-class EncoderSizes:
-    """Widths, depth and patch of the vision encoder."""
+class EncoderSizes(BaseModel):
+    """Widths, depth and patch of the vision encoder, as its config.json names them."""
 
-    width: int  # E
-    hidden: int  # of the feed-forward
-    layers: int
-    extra_tokens: int  # CLS and registers
-    is_gated: bool
-    patch_px: int
+    model_config = ConfigDict(frozen=True)
+
+    width: int = Field(alias="hidden_size")  # E
+    hidden: int = Field(alias="intermediate_size")  # of the feed-forward
+    layers: int = Field(alias="num_hidden_layers")
+    registers: int = Field(alias="num_register_tokens")
+    is_gated: bool = Field(alias="use_gated_mlp")
+    patch_px: int = Field(alias="patch_size")
 
     @classmethod
     def load(cls, models: ModelsConfig) -> EncoderSizes:
         """Reads the encoder's config.json.
 
         Raises:
-            ArtifactError: it is missing, or the hub cannot be reached.
+            ArtifactError: it is missing or of another model, or the hub cannot be reached.
         """
-        return cls.of(load_model_config(models.vision_encoder, revision=models.vision_encoder_revision))
+        source, revision = models.vision_encoder, models.vision_encoder_revision
+        try:
+            return cls.model_validate(load_model_config(source, revision=revision))
+        except ValidationError as error:
+            raise ArtifactError(f"{source}: not a DINOv3 ViT ({describe_problems(error)}); see models.vision_encoder.") from error
 
-    @classmethod
-    def of(cls, encoder: Mapping[str, Any]) -> EncoderSizes:
-        """Reads the contents of that file."""
-        return cls(
-            width=encoder["hidden_size"],
-            hidden=encoder["intermediate_size"],
-            layers=encoder["num_hidden_layers"],
-            extra_tokens=1 + encoder["num_register_tokens"],
-            is_gated=encoder["use_gated_mlp"],
-            patch_px=encoder["patch_size"],
-        )
+    @property
+    def extra_tokens(self) -> int:
+        """CLS and registers."""
+        return 1 + self.registers
 
     @property
     def parameters(self) -> int:

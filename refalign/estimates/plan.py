@@ -177,7 +177,7 @@ def make_plan(config: RunConfig, given: Assumptions) -> Plan:
     """
     _check(config, given)
     transformer, vision = _load_sizes(config)
-    model, encoder = ModelSizes.of(transformer, config, vision["hidden_size"]), EncoderSizes.of(vision)
+    model, encoder = ModelSizes.of(transformer, config, vision["hidden_size"]), EncoderSizes.model_validate(vision)
     data, gpus = given.complete(config), given.gpus or config.training.parallel.ranks
     fewest, estimate = _find_ranks(config, model, encoder, given.gpu_memory_gib * 2**30, gpus)
     gpu_hours = _count_hours(config, given, data, model, encoder)
