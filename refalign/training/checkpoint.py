@@ -17,14 +17,15 @@ import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import nn
 
 from refalign.config import CheckpointConfig, describe_problems
@@ -41,7 +42,7 @@ _CLOSE_S = 120.0
 _DIGESTS = "digests-{}.json"  # of one rank's files, until the first rank has collected them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainState:
     """Where a run stands; everything that is not a tensor.
 
@@ -233,15 +234,16 @@ def load_state(checkpoint: Path) -> TrainState:
     """
     path = checkpoint / "state.json"
     try:
-        state = _STATE.validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        values = parse_json_object(path.read_text())
+        if values["schema"] != CHECKPOINT_SCHEMA:
+            raise ArtifactError(
+                f"{path}: checkpoint schema {values['schema']}, this version reads {CHECKPOINT_SCHEMA}; "
+                "use the version that wrote it."
+            )
+        return _STATE.validate_python(values)
+    except (OSError, ValueError, KeyError) as error:
         reason = describe_problems(error) if isinstance(error, ValidationError) else error
         raise ArtifactError(f"{path}: damaged ({reason}); delete {checkpoint} to resume from the one before.") from error
-    if state.schema != CHECKPOINT_SCHEMA:
-        raise ArtifactError(
-            f"{path}: checkpoint schema {state.schema}, this version reads {CHECKPOINT_SCHEMA}; use the version that wrote it."
-        )
-    return state
 
 
 def check_resumable(checkpoint: Path, now: TrainState) -> TrainState:

@@ -56,7 +56,7 @@ def follow(
             show()
             if sender and time.monotonic() >= due_s:
                 pause_s = _SEND_S if sender.send() else _RETRY_S
-                due_s = time.monotonic() + pause_s  # from here: a server that is away takes seconds to find out
+                due_s = time.monotonic() + pause_s  # counted from here: it takes seconds to find a server away
         if sender and sender.send():
             sender.unsent.unlink(missing_ok=True)
 

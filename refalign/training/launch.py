@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refalign.config import RunConfig, describe_problems
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
+from refalign.io.untrusted import parse_json_object
 from refalign.io.writing import write_json
 from refalign.pipeline.stage import Manifest
 from refalign.pipeline.steps import Step
@@ -57,9 +58,10 @@ class LaunchSettings(BaseModel):
             ArtifactError: it is damaged, or has settings that this version does not know.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise ArtifactError(f"{path}: {describe_problems(error)}; start the run with pipelines/train.py.") from error
+            return cls.model_validate(parse_json_object(path.read_bytes()))
+        except ValueError as error:
+            reason = describe_problems(error) if isinstance(error, ValidationError) else error
+            raise ArtifactError(f"{path}: damaged ({reason}); start the run with pipelines/train.py.") from error
 
 
 RankWork = Callable[[LaunchSettings, Notice | None], R]
