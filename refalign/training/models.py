@@ -159,18 +159,26 @@ def prepare_blocks(transformer: RefAlignTransformer, training: TrainingConfig) -
 
     Recomputation inside, compilation around it, FSDP around both: its hooks must be neither compiled nor run twice.
     """
-    # Nothing in a block is random, hence no generator states to keep.
-    rerun = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-    if training.activation_checkpointing == "selective":
-        rerun.keywords["context_fn"] = functools.partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS)
     for block in transformer.blocks:
-        forward: Callable[..., Tensor] = block.forward
+        forward = block.forward
         if training.activation_checkpointing != "none":
-            forward = functools.partial(rerun, forward)
+            forward = _recomputed(forward, training.activation_checkpointing == "selective")
         if training.compile:
             forward = torch.compile(forward)
         if forward != block.forward:
             block.forward = forward  # on this block alone
+
+
+def _recomputed(forward: Callable[..., Tensor], selective: bool) -> Callable[..., Tensor]:
+    # Nothing in a block is random, hence no generator states to keep.
+    rerun = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if selective:
+        rerun = functools.partial(rerun, context_fn=functools.partial(create_selective_checkpoint_contexts, SAVED_OPERATIONS))
+
+    def run(*arguments: Tensor) -> Tensor:
+        return rerun(forward, *arguments)
+
+    return run
 
 
 def _make_mesh(shards: int | None, ranks: Ranks) -> DeviceMesh | None:
