@@ -75,8 +75,8 @@ def test_stopped_and_resumed_is_uninterrupted_bit_for_bit(base: Path, shards: Pa
     config = make_config(base, optimizer={"ema_decay": 0.5, "name": optimizer})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(config, shards=shards, folder=whole).resumed_from == 0
-    # Before any checkpoint; inside the first stage; between the stages; inside the second.
-    for steps, saved in ((1, None), (3, "step-000002"), (3, "step-000004"), (3, "step-000006")):
+    # Before any checkpoint; inside the first stage; inside the second; each but the last with a line that no checkpoint covers.
+    for steps, saved in ((2, None), (4, "step-000002"), (4, "step-000004"), (3, "step-000006")):
         with pytest.raises(Stop):
             train(config, shards=shards, folder=parts, notice=stop_in(steps))
         checkpoint = latest_checkpoint(parts / "checkpoints")
