@@ -166,6 +166,11 @@ class TrainingConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     validation: ValidationConfig = ValidationConfig()
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
     @model_validator(mode="after")
     def _divides(self):
         ranks, context = self.parallel.ranks, self.parallel.context

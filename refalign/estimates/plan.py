@@ -185,11 +185,10 @@ def make_plan(config: RunConfig, given: Assumptions) -> Plan:
     text_bytes = round(data.samples * given.caption_tokens * TEXT_BYTES_PER_TOKEN)
     samples = max(1, round(data.samples))
     shard = ShardSize(samples, round(samples * data.pictures), text_bytes)
-    steps = sum(stage.steps for stage in config.training.stages)
     return Plan(
         clips=data.clips,
         samples=data.samples,
-        passes_over_the_data=steps * config.training.global_batch / data.samples,
+        passes_over_the_data=config.training.total_steps * config.training.global_batch / data.samples,
         storage_bytes=count_parts({"all": shard}, config, load_grid(config.models), transformer, vision)["all"],
         gpu_hours=gpu_hours,
         gpus=gpus,
@@ -283,7 +282,7 @@ def _count_hours(
     sample_s = count_flops(model, each) / given.flops_per_s
     if computes_targets(config, is_stored):
         sample_s += each.references * picture_s
-    train_s = sum(stage.steps for stage in training.stages) * training.global_batch * sample_s
+    train_s = training.total_steps * training.global_batch * sample_s
     hours = {"curation": curation_s / 3600, "encode": encode_s / 3600, "train": train_s / 3600}
     return hours | {"total": sum(hours.values())}
 

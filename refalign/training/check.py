@@ -110,7 +110,6 @@ def check_rank(settings: LaunchSettings, notice: Notice | None = None) -> Findin
     from refalign.estimates.memory import memory_of_worker
     from refalign.training.loop import start_run, take_step
     from refalign.training.models import Ranks
-    from refalign.training.optim import count_steps
 
     config = settings.config
     torch.set_num_threads(config.cluster.threads)
@@ -118,7 +117,7 @@ def check_rank(settings: LaunchSettings, notice: Notice | None = None) -> Findin
     hosts = check_folder(settings.folder, ranks)
     tracking = check_server(config.tracking.uri)
     run = start_run(config, settings.shards, settings.folder / "run")
-    steps = count_steps(config.training)
+    steps = config.training.total_steps
     step_s = wait_s = 0.0
     for step in range(1, min(2, steps) + 1):  # the first one also starts libraries and fills caches
         start_s = time.perf_counter()

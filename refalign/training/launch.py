@@ -191,8 +191,8 @@ def run_training(
     settings = make_settings(config, shards, step.folder)
     write_json(step.folder / LAUNCH_FILE, settings.model_dump(mode="json"))
     start_s = time.monotonic()
-    total_steps = sum(stage.steps for stage in config.training.stages)
-    with follow(step.folder / FILE_NAME, total_steps, tracking_uri=tracking_uri, run_id=run_id, progress=progress):
+    steps = config.training.total_steps
+    with follow(step.folder / FILE_NAME, steps, tracking_uri=tracking_uri, run_id=run_id, progress=progress):
         trained = launch(train_rank, settings)
     return _make_manifest(settings, trained, digest, time.monotonic() - start_s)
 

@@ -42,7 +42,6 @@ from refalign.training.optim import (
     Ema,
     clip_apart,
     clip_gradients,
-    count_steps,
     learning_rate_at,
     locate_step,
     make_optimizer,
@@ -104,7 +103,7 @@ def train(config: RunConfig, *, shards: Path, folder: Path, notice: Callable[[],
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone saves alone
     run = start_run(config, shards, folder)
     resumed_from = run.step
-    last_step = count_steps(config.training)
+    last_step = config.training.total_steps
     if run.step == 0:
         first = {"step": 0, "stage": config.training.stages[0].name, "samples_consumed": 0}
         _publish(run, cast(Record, first | validate(run)))
@@ -274,7 +273,7 @@ def _resume(run: Run) -> None:
     checkpoint = find_intact(run.folder / "checkpoints", run.ranks, fall_back=fall_back)
     if checkpoint is not None:
         state = check_resumable(checkpoint, _describe_state(run))
-        goes_on = state.step < count_steps(training) and locate_step(training, state.step + 1).stage.name == state.stage
+        goes_on = state.step < training.total_steps and locate_step(training, state.step + 1).stage.name == state.stage
         load_checkpoint(checkpoint, run.models, run.optimizer if goes_on else None, run.ema)
         run.step = state.step
     if run.ranks.is_first:

@@ -44,11 +44,6 @@ def locate_step(training: TrainingConfig, step: int) -> StepPlace:
     raise AssertionError(f"step {step} is beyond the {before} steps of the recipe")
 
 
-def count_steps(training: TrainingConfig) -> int:
-    """Optimizer steps of all stages."""
-    return sum(stage.steps for stage in training.stages)
-
-
 class Muon(torch.optim.AdamW):
     """Muon for the matrices of the blocks, AdamW for all other weights, at one learning rate and one weight decay.
 
