@@ -119,7 +119,7 @@ def compare_steps(config: RunConfig, shards: Path, clips: list[Clip], encoders: 
             for name in names[step % 3 :] + names[: step % 3]:
                 start_s = time.perf_counter()
                 if name == "ours":
-                    _advance(runs[name], step, prefetcher, is_last=False, log=None)
+                    _advance(runs[name], step, prefetcher, is_last=False)
                 else:
                     if name == "published":
                         encode_step(encoders, clips, runs[name].maker.index, batches)
@@ -142,7 +142,7 @@ def compare_steps(config: RunConfig, shards: Path, clips: list[Clip], encoders: 
 def compare_launchers(config: RunConfig, shards: Path, turns: int) -> dict[str, Any]:
     """Median step of two ranks, the same recipe under each launcher in turns; starting up is left out."""
     from refalign.pipeline.ray_data import connect
-    from refalign.training.launch import launch_on_ray, make_settings
+    from refalign.training.launch import launch_on_ray, make_settings, train_rank
 
     config = set_values(config, {"training.parallel.ranks": 2, "training.micro_batch": 4})
     steps: dict[str, list[float]] = {"torchrun": [], "ray": []}
@@ -154,9 +154,9 @@ def compare_launchers(config: RunConfig, shards: Path, turns: int) -> dict[str, 
                 folder.mkdir()
                 settings = make_settings(config, shards, folder)
                 if name == "ray":
-                    launch_on_ray(settings, config)
+                    launch_on_ray(train_rank, settings)
                 else:
-                    (folder / "launch.json").write_text(json.dumps(settings))
+                    (folder / "launch.json").write_text(settings.model_dump_json())
                     module = ["-m", "refalign.training.launch", str(folder / "launch.json")]
                     subprocess.run([*command, *module], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
                 records = read_records(folder / "metrics.jsonl")

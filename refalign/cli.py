@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import math
 import os
 import shlex
 import sys
@@ -37,21 +36,6 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where everything goes (default: runs/<preset>)")
     return parser
-
-
-def number(*, above: float | None = None, at_least: float | None = None, at_most: float | None = None) -> Callable[[str], float]:
-    """A type of flag: a finite number within limits."""
-
-    def parse(text: str) -> float:
-        value = float(text)
-        limits = {"above": above, "at least": at_least, "at most": at_most}
-        is_met = (above is None or value > above) and (at_least is None or value >= at_least)
-        if not math.isfinite(value) or not is_met or (at_most is not None and value > at_most):
-            wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
-            raise argparse.ArgumentTypeError(f"{text}: expected a number {wanted}")
-        return value
-
-    return parse
 
 
 def load_config(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:

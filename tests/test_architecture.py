@@ -28,7 +28,7 @@ LAYERS = [
     {"estimates"},
     {"shards", "tracking", "generation"},
     {"curation", "training", "evaluation"},
-    {"toy", "estimates.plan"},
+    {"toy"},
     {"stages"},
     {"run", "cli", "takedown"},
 ]

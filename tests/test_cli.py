@@ -42,9 +42,9 @@ def test_a_folder_that_is_a_file_is_one_line_at_the_start(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--hours", "-5"], "--hours: -5: expected a number above 0"),
-        (["--hours", "nan"], "--hours: nan: expected a number above 0"),
-        (["--hours", "5", "--kept", "2"], "--kept: 2: expected a number above 0 and at most 1"),
+        (["--hours", "-5"], "--hours: Input should be greater than 0 (got '-5')"),
+        (["--hours", "nan"], "--hours: Input should be a finite number (got 'nan')"),
+        (["--hours", "5", "--kept", "2"], "--kept: Input should be less than or equal to 1 (got '2')"),
         ([], "give --clips or --hours, one of them"),
     ],
 )

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
-from refalign.config.section import Count, Positive, Section
+from refalign.config.section import Amount, Count, Positive, Section
 from refalign.io.untrusted import holds_password
 
 
 class ProcessConfig(Section):
-    """What Ray reserves for one process: an actor, or a training rank."""
+    """What Ray reserves for one process: an actor or a training rank."""
 
     cpus: Positive = 1.0
     """CPUs of one process."""
-    gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    gpus: Amount = 0.0
     """GPUs of one process; fractions share a device."""
     resources: dict[str, Positive] = {}
-    """Custom Ray resources of one process, which place it on the nodes that offer them."""
+    """Custom Ray resources of one process; it runs only on nodes that offer them."""
 
 
 class PoolConfig(ProcessConfig):
-    min_actors: Count = 1
-    """Actors that are kept while there is work."""
     max_actors: Count = 1
-    """Actors at the most; Ray adds them while parts wait and the cluster has room."""
+    """Actors at the most. Ray starts with one and adds more while parts wait and the cluster has room."""
 
 
 class ClusterConfig(Section):
@@ -46,7 +44,7 @@ class ClusterConfig(Section):
 def _without_password(uri: str) -> str:
     if holds_password(uri):
         raise ValueError(
-            "credentials belong into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
+            "credentials belong in the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
             "database), not into the URI, which is written into manifests"
         )
     return uri

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from refalign.config.section import Count, Fraction, Scale, Section
+from refalign.config.section import Amount, Count, Fraction, Natural, Scale, Section
 
 
 class GateConfig(Section):
-    max_fidelity_loss: Annotated[float, Field(ge=0.0)] = 0.05
+    max_fidelity_loss: Amount = 0.05
     """How far the 95% bound of the fidelity difference may lie below zero."""
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
     """Level of the test that some score is better, over all scores together."""
@@ -38,7 +38,7 @@ class SamplingSettings(Section):
 class EvaluationConfig(SamplingSettings):
     num_samples: Count = 4
     """Held-out prompts to make a video for."""
-    separability_subjects: Annotated[int, Field(ge=0)] = 24
+    separability_subjects: Natural = 24
     """Held-out subjects whose reference tokens are compared, block by block, before and after training; 0 for none."""
     gate: GateConfig = GateConfig()
     """When a challenger becomes champion."""
@@ -48,6 +48,6 @@ class EvaluationConfig(SamplingSettings):
     opens2v_evaluator: str | None = None
     """Command that scores the videos of OpenS2V-Eval: from ``$VIDEOS`` and ``$PROMPTS``, upstream's files into ``$SCORES``."""
 
-    def describe_videos(self) -> dict[str, Any]:
-        """The settings that decide the videos, not those that only judge them."""
+    def describe_videos(self) -> dict[str, JsonValue]:
+        """The settings that change the videos, without those that only change how they are judged."""
         return self.model_dump(mode="json", exclude={"gate", "opens2v_evaluator"})

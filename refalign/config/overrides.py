@@ -16,7 +16,6 @@ from refalign.io.untrusted import hide_secrets, parse_json
 _MOVED = {
     "cluster.train": {"worker_cpus": "cpus", "worker_gpus": "gpus", "worker_resources": "resources"},
     "training.checkpoint": {
-        "async_checkpoints": "asynchronous",
         "checkpoint_every": "every",
         "keep_best": "keep_best",
         "keep_checkpoints": "keep",
@@ -38,7 +37,7 @@ _MOVED = {
         "validation_samples": "samples",
     },
 }
-"""Group -> names that its settings had one level up -> their names in it."""
+"""Group -> old name of a setting, one level up -> its name in the group."""
 NEW_NAMES = {
     f"{group.rpartition('.')[0]}.{old}": f"{group}.{new}" for group, names in _MOVED.items() for old, new in names.items()
 }
@@ -50,12 +49,12 @@ def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:
     List items are addressed by number: ``training.stages.0.steps=50``.
 
     Raises:
-        ConfigError: the text is no assignment, the key is unknown, or the value is refused.
+        ConfigError: a text is no assignment, a key is unknown, or a value is refused.
     """
     values: dict[str, JsonValue] = {}
     for text in overrides:
-        key, found, raw = text.partition("=")
-        if not found:
+        key, equals, raw = text.partition("=")
+        if not equals:
             raise ConfigError(f"--set {text}: expected section.field=value, for example --set training.global_batch=8.")
         try:
             value = parse_json(raw)
@@ -77,11 +76,26 @@ def set_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{key} is called {NEW_NAMES[key]} now.")
         if key == "training.optimizer" and isinstance(value, str):
             raise ConfigError("training.optimizer is a group now; set training.optimizer.name.")
-        _assign(tree, key, value)
+        node: Any = tree
+        *path, last = key.split(".")
+        for part in path:
+            node = node[_find(node, part, key)]
+        node[_find(node, last, key)] = value
     return check_config(tree)
 
 
-def check_config(tree: dict[str, Any]) -> RunConfig:
+def _find(node: object, part: str, key: str) -> str | int:
+    """The key or number of ``part`` in a section or a list."""
+    if isinstance(node, dict):
+        if part not in node:
+            raise ConfigError(f"unknown setting {key!r}: there is no {part!r} here; known: {', '.join(sorted(node))}.")
+        return part
+    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+        return int(part)
+    raise ConfigError(f"unknown setting {key!r}: {part!r} is not below a section.")
+
+
+def check_config(tree: object) -> RunConfig:
     """Builds a `RunConfig` from plain values, turning pydantic's report into one `ConfigError`."""
     try:
         return RunConfig.model_validate(tree)
@@ -100,30 +114,7 @@ def describe_problems(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
-    node: Any = tree
-    *path, last = key.split(".")
-    for depth, part in enumerate(path):
-        node = _child(node, part, ".".join(path[: depth + 1]))
-    _child(node, last, key)
-    if isinstance(node, list):
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def _child(node: Any, part: str, key: str) -> Any:
-    if isinstance(node, dict) and part in node:
-        return node[part]
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-        return node[int(part)]
-    if isinstance(node, dict):
-        known = ", ".join(sorted(node))
-        raise ConfigError(f"unknown setting {key!r}: there is no {part!r} here; known: {known}.")
-    raise ConfigError(f"unknown setting {key!r}: {part!r} is not below a section.")
-
-
-def make_fingerprint(*parts: Any) -> str:
+def make_fingerprint(*parts: object) -> str:
     """12 hexadecimal digits of sha256 over canonical JSON of sections and plain values."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -29,7 +29,7 @@ from refalign.errors import ConfigError
 
 _TOY_WEIGHTS = Path(__file__).parents[1] / "toy" / "weights"
 EMBEDDED_DETECTOR = _TOY_WEIGHTS / "detector"
-"""Knows the creatures of the drawn world and nothing else."""
+"""Detects only the creatures of the drawn world."""
 _DINOV3_L = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 _NEGATIVE_PROMPT = (
     "blurred, distorted, deformed, static, low quality, watermark, text, extra limbs, several copies of the subject"
@@ -60,13 +60,12 @@ def toy_from_base() -> RunConfig:
             embedding_px=48,
             # Creatures fill the drawn frames. At 27, 7% of their moves count as cuts; at 36, 1% do and 2% of the cuts are missed.
             shot_threshold=36.0,
-            min_area_fraction=0.1,
-            min_confidence=0.8,  # on real footage the embedded detector is never this sure; on drawn creatures nearly always
+            min_confidence=0.8,  # the embedded detector nearly always reaches it on drawn creatures, and never on real footage
         ),
         pairs=PairsConfig(min_similarity=0.9),  # above it every pair of the drawn world is one identity; measured on 192 pairs
         shards=ShardsConfig(samples_per_shard=16),
-        # Few tokens are drowned by less noise than a video of Wan's size. Under the bell, words of colour taught it nothing: they
-        # matter where noise still hides the creatures, and the bell leaves those levels 6% of the weight.
+        # A smaller shift than Wan's: less noise hides so few tokens. Uniform weights: colours are learned at noise levels that
+        # have only 6% of the weight under the bell.
         objective=ObjectiveConfig(alignment_blocks=2, shift=3.0, timestep_weights="uniform"),
         training=TrainingConfig(
             stages=(
@@ -82,7 +81,7 @@ def toy_from_base() -> RunConfig:
         evaluation=EvaluationConfig(
             num_inference_steps=20, guidance_scale=2.5, reference_guidance_scale=4.0, judge="refalign.toy.verdict:judge_video"
         ),
-        # One thread each: two threads on a busy pair of cores wait for each other thirty times longer than they work.
+        # One thread each: on two busy cores, two threads waited for each other thirty times longer than they worked.
         cluster=ClusterConfig(subjects=half, pairs=half, shards=half, evaluate=half, train=ProcessConfig(cpus=0.5), threads=1),
     )
 
@@ -148,12 +147,13 @@ def _wan(base: str, *, ranks: int) -> RunConfig:
     )
 
 
-_FUNCTIONS = (toy, toy_from_base, toy_tiny, wan2_1_1_3b, wan2_1_14b)
-PRESETS: dict[str, Callable[[], RunConfig]] = {preset.__name__: preset for preset in _FUNCTIONS}
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    preset.__name__: preset for preset in (toy, toy_from_base, toy_tiny, wan2_1_1_3b, wan2_1_14b)
+}
 
 
 def load_preset(name: str) -> RunConfig:
-    """The config a preset name stands for.
+    """The settings of a preset.
 
     Raises:
         ConfigError: there is no preset of that name.

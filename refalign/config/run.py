@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from refalign.config.cluster import ClusterConfig, TrackingConfig
-from refalign.config.data import CurationConfig, InputConfig, PairsConfig, QualityConfig, ShardsConfig, StorageConfig, VideoConfig
+from refalign.config.data import (
+    CurationConfig,
+    InputConfig,
+    ModelsConfig,
+    PairsConfig,
+    QualityConfig,
+    ShardsConfig,
+    StorageConfig,
+    VideoConfig,
+)
 from refalign.config.evaluation import EvaluationConfig
-from refalign.config.models import ModelsConfig
-from refalign.config.objective import ObjectiveConfig
-from refalign.config.section import Section
-from refalign.config.training import TrainingConfig
+from refalign.config.section import Natural, Section
+from refalign.config.training import ObjectiveConfig, TrainingConfig
 
 
 class RunConfig(Section):
-    """Everything a run was told; equal configs and equal input make equal step folders."""
+    """All settings of a run. Equal settings and equal input give equal step folders."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Natural = 0
     """Seed of every draw in training and evaluation."""
     input: InputConfig = InputConfig()
     storage: StorageConfig = StorageConfig()
@@ -37,10 +42,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _has_targets(self):
         if self.objective.alignment == "repa" and not self.shards.frame_tokens:
-            raise ValueError(
-                "objective.alignment=repa aligns the video's own frames, whose vision tokens are stored only "
-                "with shards.frame_tokens=true"
-            )
+            raise ValueError("objective.alignment=repa aligns frame tokens, which are stored only with shards.frame_tokens=true")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0.0)]
+Natural = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 

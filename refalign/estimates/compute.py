@@ -1,16 +1,23 @@
-"""Sizes of the trained model and of a forward pass, and what follows from them: parameters and floating point operations.
+"""Sizes of the models and of a forward pass, and from them parameters and floating point operations.
 
-From config files and the shard index alone: no weight is loaded and diffusers is not imported.
+They follow from config files and the shard index alone: no weight is loaded, and neither torch nor diffusers is imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from refalign.config import RunConfig
-from refalign.shards.reader import ShardIndex
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refalign.config import ModelsConfig, RunConfig, describe_problems
+from refalign.errors import ArtifactError
+from refalign.models.loading import load_model_config
+
+if TYPE_CHECKING:
+    from refalign.shards.reader import ShardIndex
 
 PEAK_FLOPS = {
     "H200": 989e12,
@@ -26,7 +33,7 @@ PEAK_FLOPS = {
     "A10G": 70e12,
     "RTX 4090": 165e12,
 }
-"""Part of a CUDA device's name -> dense bf16 FLOP/s by its data sheet. The first part that fits counts."""
+"""Part of a CUDA device's name -> its dense bf16 FLOP/s by the data sheet. The first part that matches counts."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ModelSizes:
         """Of one block: two attentions with their norms, feed-forward, the affine norm, the modulation table."""
         d = self.width
         attention = 4 * (d * d + d) + 2 * d
-        return 2 * attention + 2 * d * self.ffn + self.ffn + d + 2 * d + 6 * d
+        return 2 * attention + 2 * d * self.ffn + self.ffn + 9 * d
 
     @property
     def outer_parameters(self) -> int:
@@ -92,31 +99,78 @@ class ModelSizes:
     def projector_parameters(self) -> int:
         """Of all projectors; those of REPA have biases."""
         widths = self.projector_widths
-        linear = sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+        linear = sum(a * b for a, b in pairwise(widths))
         has_bias = len(widths) == 4
         return self.projectors * (linear + has_bias * sum(widths[1:]))
 
     @property
     def block_adapters(self) -> int:
-        """Parameters of one block's adapters: A and B of each layer that has one; names of attention layers stand for two."""
+        """Of one block's adapters, A and B of each layer; the name of an attention layer stands for one in both attentions."""
         d = self.width
         rows_and_columns = (d + self.ffn if target.startswith("ffn") else 2 * 2 * d for target in self.lora_targets)
         return (self.lora_rank or 0) * sum(rows_and_columns)
 
     @property
     def frozen_parameters(self) -> int:
-        """Of the Transformer beside its adapters, where it has any."""
+        """Of the Transformer without its adapters; 0 where it has none, since all its weights are trained then."""
         return 0 if self.lora_rank is None else self.layers * self.block_parameters + self.outer_parameters
 
     @property
     def trained_parameters(self) -> int:
-        """What has gradients and moments."""
+        """Those that have gradients and moments."""
         return self.parameters - self.frozen_parameters
 
     @property
     def parameters(self) -> int:
         """Transformer, adapters and projectors."""
         return self.layers * (self.block_parameters + self.block_adapters) + self.outer_parameters + self.projector_parameters
+
+
+class EncoderSizes(BaseModel):
+    """Widths, depth and patch of the vision encoder, as its config.json names them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    width: int = Field(alias="hidden_size")  # E
+    hidden: int = Field(alias="intermediate_size")  # of the feed-forward
+    layers: int = Field(alias="num_hidden_layers")
+    registers: int = Field(alias="num_register_tokens")
+    is_gated: bool = Field(alias="use_gated_mlp")
+    patch_px: int = Field(alias="patch_size")
+
+    @classmethod
+    def load(cls, models: ModelsConfig) -> EncoderSizes:
+        """Reads the encoder's config.json.
+
+        Raises:
+            ArtifactError: it is missing or of another model, or the hub cannot be reached.
+        """
+        source, revision = models.vision_encoder, models.vision_encoder_revision
+        try:
+            return cls.model_validate(load_model_config(source, revision=revision))
+        except ValidationError as error:
+            raise ArtifactError(f"{source}: not a DINOv3 ViT ({describe_problems(error)}); see models.vision_encoder.") from error
+
+    @property
+    def extra_tokens(self) -> int:
+        """CLS and registers."""
+        return 1 + self.registers
+
+    @property
+    def parameters(self) -> int:
+        """Of matrices; norms and biases are less than a hundredth of them."""
+        feed_forward = (3 if self.is_gated else 2) * self.width * self.hidden
+        return self.layers * (4 * self.width**2 + feed_forward) + 3 * self.patch_px**2 * self.width
+
+    def count_flops(self, patches: int) -> float:
+        """Floating point operations of a forward pass over one picture: matrices, scores and values."""
+        tokens = patches + self.extra_tokens
+        return 2.0 * tokens * self.parameters + 4.0 * self.layers * tokens**2 * self.width
+
+
+def computes_targets(config: RunConfig, has_targets: bool) -> bool:
+    """Whether training runs the vision encoder: the objective needs targets, and the shards have none."""
+    return config.objective.alignment == "reference_alignment" and not has_targets
 
 
 @dataclass(frozen=True)
@@ -136,15 +190,12 @@ class PassSizes:
 
 
 def largest_pass(index: ShardIndex, model: ModelSizes, *, micro_batch: int, text_tokens: int) -> PassSizes:
-    """The pass with most tokens that the shards can give."""
-
-    def sizes(shape: tuple[int, int, int, int], subjects: int) -> PassSizes:
-        _, frames, height, width = shape
+    """The largest pass that the shards can give: of the sample with most tokens."""
+    passes = []
+    for (_, frames, height, width), subjects in {(entry.shape, entry.subjects) for entry in index.entries}:
         tokens = height * width // model.tokens_per_patch
-        return PassSizes(micro_batch, frames * tokens, max(1, subjects), tokens, text_tokens)
-
-    kinds = {(entry.shape, entry.subjects) for entry in index.entries}
-    return max((sizes(*kind) for kind in kinds), key=lambda each: each.tokens)
+        passes.append(PassSizes(micro_batch, frames * tokens, max(1, subjects), tokens, text_tokens))
+    return max(passes, key=lambda each: each.tokens)
 
 
 def count_flops(model: ModelSizes, each: PassSizes) -> float:
@@ -156,10 +207,10 @@ def count_flops(model: ModelSizes, each: PassSizes) -> float:
                    + 4 N^2 D + 4 V L D                            scores and values of both attentions
         outside    2 N patch_in D + 2 V D patch_out + text and time embedding + projectors
 
-    with N all tokens of a sample, V those of its video, L those of its text. The first layers' inputs need no gradient:
-    patch and text embedding count twice instead of three times. Under LoRA frozen layers have no gradients of their weights: they
-    count twice, what lies before the first adapter once. The alignment loss itself, K (K - 1) P^2 E operations
-    per block and direction, is 2 times 2 (its gradient is formed in the forward pass).
+    with N all tokens of a sample, V those of its video, L those of its text. Patch and text embedding count twice instead of
+    three times: their inputs need no gradient. Under LoRA frozen layers count twice, since their weights have no gradient, and
+    layers before the first adapter once. The alignment loss is K (K - 1) P^2 E multiply-adds per block, once for its value and
+    once for its gradient.
     """
     d, n, v, text = model.width, each.tokens, each.video_tokens, each.text_tokens
     linear = 2 * n * d * (4 * d + 2 * model.ffn) + 2 * v * 2 * d * d + 2 * text * 2 * d * d
@@ -169,7 +220,7 @@ def count_flops(model: ModelSizes, each: PassSizes) -> float:
     first = 2 * n * model.patch_in * d + 2 * text * model.text_width * d + 2 * model.frequencies * d
     widths = model.projector_widths
     aligned = each.video_tokens if len(widths) == 4 else each.references * each.reference_tokens
-    projectors = model.projectors * sum(2 * aligned * a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    projectors = model.projectors * sum(2 * aligned * a * b for a, b in pairwise(widths))
     pairs = each.references * (each.references - 1) if len(widths) == 3 else 0
     loss = model.projectors * 2 * 2 * pairs * each.reference_tokens**2 * model.vision_width
     adapters = 2 * n * model.block_adapters
@@ -181,6 +232,4 @@ def count_flops(model: ModelSizes, each: PassSizes) -> float:
 
 def peak_flops(device_name: str | None) -> float | None:
     """Dense bf16 FLOP/s of a CUDA device by its name; None for a CPU and for devices that are not in the table."""
-    if device_name is None:
-        return None
-    return next((value for part, value in PEAK_FLOPS.items() if part in device_name), None)
+    return next((value for part, value in PEAK_FLOPS.items() if part in (device_name or "")), None)

@@ -1,4 +1,4 @@
-"""How much memory a rank needs at its fullest moment, from sizes alone, and whether that fits.
+"""The most memory that a rank needs, from sizes alone, and whether it fits.
 
 With n trained parameters over S shards (``shards_per_replica``, else all ranks), c bytes of the compute type, B samples
 of a forward pass, N tokens of a sample of which V are its video's, L text tokens, D and F the widths of model and feed-forward:
@@ -7,47 +7,49 @@ of a forward pass, N tokens of a sample of which V are its video's, L text token
     gradients     4 n / S
     moments       8 n / S        AdamW; 2 n / S with ``adamw8bit``
     average       4 n / S        with ``training.optimizer.ema_decay``
-    gathered      under FSDP: two blocks and what is around them in the compute type (one computing, one on its way), and
-                  one block's gradients in the compute type and in float32 on their way to their owners
+    gathered      under FSDP: two blocks (one computes, the next is being gathered) and the layers around them in the compute
+                  type, and one block's gradients in the compute type and in float32 while they are reduced
     activations   per block what autograd keeps: B c D (a N + b V + g L) + B c 2 N F, see `_KEPT`; or with recomputation the
                   block's input (and the results of matrix products and attention), plus one whole block at a time
-    head          inputs of the projectors, what the alignment loss keeps, the last norm; the batch itself
-    backward      gradients on their way through one block
-    staged        on a CPU: the copy of weights, moments and average that a checkpoint is written from; beside a GPU it lies in
-                  the host's memory and is not counted here
-    encoder       the frozen vision encoder, where targets are computed (`refalign.training.targets`)
+    head          inputs of the projectors, what the alignment loss keeps, the last norm, the batch
+    backward      gradients of activations within one block
+    staged        on a CPU: the copy of weights, moments and average that a checkpoint is written from; with a GPU it lies in
+                  the host's memory and is not counted
+    encoder       the frozen vision encoder, where training computes the targets
 
-The fullest moment is the start of a backward pass (all activations; gradients too, where earlier passes of the step left
-theirs) or its end (all gradients, one block's activations). Compared with measurements in tests/training/test_memory.py.
+The peak is at the start of a backward pass (all activations; also gradients, where earlier passes of the step left some) or
+at its end (all gradients, one block's activations). tests/training/test_memory.py compares it with measurements.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from refalign.config import TrainingConfig
+from refalign.config import ModelsConfig, TrainingConfig
 from refalign.errors import ConfigError
-from refalign.estimates.compute import ModelSizes, PassSizes
+from refalign.estimates.compute import EncoderSizes, ModelSizes, PassSizes
 from refalign.io.storage import describe_bytes
 
-_RESERVE = 0.08
-"""Share of the memory that allocator, kernels and libraries take for themselves."""
+if TYPE_CHECKING:
+    import torch
 
-# What autograd keeps of one block as (bytes per N D, per V D, per L D); feed-forward comes on top, 2 N F in the compute type.
-# Counted from the forward pass of `ReferenceWanBlock`. On a CPU torch's RMSNorm is a chain of operations, each of which
-# keeps its input; on CUDA it is one.
+_RESERVE = 0.08
+"""Share of the memory that the allocator, kernels and libraries take."""
+
+# Device and bytes of the compute type -> what autograd keeps of one block, in bytes per N D, per V D and per L D, without the
+# feed-forward's 2 N F in the compute type. Counted from the forward pass of `ReferenceWanBlock`. On a CPU torch's RMSNorm is a
+# chain of operations, each of which keeps its input; on CUDA it is one operation.
 _KEPT = {
     ("cpu", 4): (17 * 4, 5 * 4, 4 * 4),
     ("cpu", 2): (9 * 4 + 7 * 2, 3 * 4 + 3 * 2, 2 * 4 + 2 * 2),
     ("cuda", 4): (15 * 4, 4 * 4, 3 * 4),
     ("cuda", 2): (5 * 4 + 9 * 2, 1 * 4 + 4 * 2, 3 * 2),
 }
-# What frozen layers need not keep of that: inputs of the feed-forward, what modulation and gates scale, and on a CPU what the
-# weights of RMSNorm scale.
+# How much less frozen layers keep: no inputs of the feed-forward, of modulation and gates, and on a CPU of RMSNorm's weights.
 _SPARED = {
     ("cpu", 4): (7 * 4, 4, 4),
     ("cpu", 2): (4 * 4 + 4 * 2, 4, 4),
@@ -78,6 +80,17 @@ class MemoryEstimate:
         parts = (f"{name} {describe_bytes(size)}" for name, size in sorted(kinds.items(), key=lambda item: -item[1]))
         return f"{describe_bytes(self.peak)} at its fullest ({', '.join(parts)})"
 
+    def with_encoder(self, encoder: EncoderSizes, each: PassSizes, models: ModelsConfig) -> MemoryEstimate:
+        """The estimate of a rank that computes targets: the encoder's weights, and its activations before the forward pass."""
+        size = 4 if models.encoder_dtype == "float32" else 2
+        weights = size * encoder.parameters
+        pictures = each.samples * each.references
+        pixels = pictures * each.reference_tokens * 3 * encoder.patch_px**2 * (1 + 2 * 4)  # bytes, then float32 twice
+        block = size * (6 * encoder.width + 2 * encoder.hidden)  # residual, norm, q, k, v, attention; feed-forward
+        encoding = pictures * (each.reference_tokens + encoder.extra_tokens) * block + pixels
+        kinds = (self.weights, self.gradients, self.moments, self.average, self.staged)
+        return replace(self, encoder=weights, peak=max(self.peak, math.fsum(kinds) + encoding) + weights)
+
 
 def estimate_memory(
     model: ModelSizes, each: PassSizes, training: TrainingConfig, *, num_ranks: int, device_type: str
@@ -87,7 +100,7 @@ def estimate_memory(
     Args:
         device_type: "cpu" or "cuda", which keep different tensors.
     """
-    compute = 4 if training.precision == "float32" else 2
+    compute = 4 if training.precision == "float32" else 2  # bytes
     shards = training.parallel.shards_per_replica or num_ranks
     owned = 4 * model.trained_parameters / shards
     is_sharded = num_ranks > 1 or compute == 2
@@ -179,21 +192,18 @@ def check_memory(
     usable = available_bytes * (1 - _RESERVE)
     if estimate.peak <= usable:
         return
-    advice = []
-    if training.activation_checkpointing != "full":
-        advice.append("training.activation_checkpointing=full")
-    if training.precision == "float32" and device_type == "cuda":
-        advice.append("training.precision=bfloat16")
-    if training.micro_batch > 1:
-        advice.append(f"training.micro_batch={training.micro_batch // 2}")
-    if training.parallel.shards_per_replica and training.parallel.shards_per_replica < num_ranks:
-        advice.append("training.parallel.shards_per_replica=null")
-    if training.optimizer.ema_decay:
-        advice.append("training.optimizer.ema_decay=0")
-    if training.lora.rank is None:
-        advice.append("training.lora.rank=32")
-    advice.append(f"more ranks than {num_ranks} (training.parallel.ranks)")
+    replica = training.parallel.shards_per_replica
+    helps = {
+        "training.activation_checkpointing=full": training.activation_checkpointing != "full",
+        "training.precision=bfloat16": training.precision == "float32" and device_type == "cuda",
+        f"training.micro_batch={training.micro_batch // 2}": training.micro_batch > 1,
+        "training.parallel.shards_per_replica=null": replica is not None and replica < num_ranks,
+        "training.optimizer.ema_decay=0": training.optimizer.ema_decay > 0,
+        "training.lora.rank=32": training.lora.rank is None,
+        f"more ranks than {num_ranks} (training.parallel.ranks)": True,
+    }
+    advice = ", or ".join(setting for setting, does in helps.items() if does)
     raise ConfigError(
         f"a rank needs {estimate.describe()}; its {'GPU' if device_type == 'cuda' else 'share of the host'} has "
-        f"{describe_bytes(available_bytes)}, of which {describe_bytes(usable)} can be used. Try {', or '.join(advice)}."
+        f"{describe_bytes(available_bytes)}, of which {describe_bytes(usable)} can be used. Try {advice}."
     )

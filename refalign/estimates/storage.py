@@ -1,6 +1,6 @@
-"""How much the shards of a plan will take, from the plan and the models' config files alone.
+"""Bytes of the shards of a plan, from the plan and the models' config files alone.
 
-Tensors, headers and padding are counted; what depends on content (captions in tokens, pictures) by a rate that was measured.
+Tensors, headers and padding are counted exactly; captions and pictures by measured rates.
 """
 
 from __future__ import annotations
@@ -29,26 +29,21 @@ _TAR_END_BYTES = 1024 + 10240 // 2  # of a shard: its end, and the mean padding 
 
 @dataclass(frozen=True)
 class ShardSize:
-    """What is to go into one shard.
-
-    Attributes:
-        references: pictures that are stored in all.
-        caption_bytes: of all its captions, UTF-8.
-    """
+    """What one shard holds."""
 
     clips: int
-    references: int
-    caption_bytes: float
+    references: int  # stored pictures of all its clips
+    caption_bytes: float  # of all its captions, UTF-8
 
 
 def announce_size(step: Step, plan: Mapping[str, ShardSize], config: RunConfig) -> None:
-    """Prints what the shards will take, in all and per sample, with a way to less where that is very much.
+    """Prints the bytes of all shards and of a sample; where that is much, also the settings that would save some.
 
     Raises:
-        ArtifactError: the disk has no room for those that are still to be made.
+        ArtifactError: the disk has no room for the shards that are still to be made.
     """
     sizes = estimate_parts(plan, config)
-    samples, total = sum(work.clips for work in plan.values()), sum(sizes.values())
+    samples, total = sum(shard.clips for shard in plan.values()), sum(sizes.values())
     if not samples:
         return
     print(
@@ -59,29 +54,25 @@ def announce_size(step: Step, plan: Mapping[str, ShardSize], config: RunConfig) 
         print(f"shards: very much to store; {', '.join(remedies)}", flush=True)
     if step.store:
         return
-    done = step.load_parts(sizes)
-    needed = sum(size for name, size in sizes.items() if name not in done)
+    needed = sum(sizes[name] for name in sizes.keys() - step.load_parts(sizes).keys())
     elsewhere = ["free some space", "give another --output", "let the parts go to an object store (storage.parts)"]
     check_disk_space(step.folder, needed, "; ".join([*remedies, *elsewhere]))
 
 
 def _list_remedies(plan: Mapping[str, ShardSize], config: RunConfig, total: float) -> list[str]:
-    """Settings under which the same samples take less, with what they would take."""
-    smaller: dict[str, dict[str, Any]] = {}
-    if config.shards.targets == "stored":
-        smaller["shards.targets=computed"] = {"targets": "computed"}
-        if config.shards.target_dtype != "int8":
-            smaller["shards.target_dtype=int8"] = {"target_dtype": "int8"}
+    """Settings under which the same samples take less, each with the bytes then."""
+    if config.shards.targets == "computed":
+        return []
     remedies = []
-    for setting, update in smaller.items():
-        other = config.model_copy(update={"shards": config.shards.model_copy(update=update)})
-        if (then := sum(estimate_parts(plan, other).values())) < total:  # pictures take more than very narrow tokens
-            remedies.append(f"{setting} would take about {describe_bytes(then)}")
+    for name, value in (("targets", "computed"), ("target_dtype", "int8")):
+        other = config.model_copy(update={"shards": config.shards.model_copy(update={name: value})})
+        if (then := sum(estimate_parts(plan, other).values())) < total:  # pictures may take more than very narrow tokens
+            remedies.append(f"shards.{name}={value} would take about {describe_bytes(then)}")
     return remedies
 
 
 def estimate_parts(plan: Mapping[str, ShardSize], config: RunConfig) -> dict[str, float]:
-    """Bytes of each shard that is still to be made by this plan (`refalign.shards.plan.plan_shards`).
+    """Bytes of each shard of a plan (`refalign.shards.plan.plan_shards`), those without clips of their own left out.
 
     Raises:
         ArtifactError: a model's config.json is missing, or the hub cannot be reached.
@@ -96,22 +87,19 @@ def count_parts(
     plan: Mapping[str, ShardSize], config: RunConfig, grid: Grid, wan: Mapping[str, Any], vision: Mapping[str, Any]
 ) -> dict[str, float]:
     """The same from the grid and the contents of the Transformer's and the vision encoder's config files."""
-    models = config.models
     clip_bytes, reference_bytes = _count_bytes(config, grid, wan["in_channels"], vision["hidden_size"])
-    text_bytes = 2 * wan["text_dim"]
     sizes = {}
-    for name, work in plan.items():
-        clips, references = work.clips, work.references
-        if not clips:
-            continue  # an earlier version's
-        tokens = clips + work.caption_bytes / TEXT_BYTES_PER_TOKEN
-        tokens = min(tokens, clips * models.max_text_tokens)
-        sizes[name] = clips * clip_bytes + references * reference_bytes + tokens * text_bytes + _TAR_END_BYTES
+    for name, shard in plan.items():
+        if not shard.clips:
+            continue  # made by an earlier version
+        tokens = shard.clips + shard.caption_bytes / TEXT_BYTES_PER_TOKEN
+        text_bytes = 2 * wan["text_dim"] * min(tokens, shard.clips * config.models.max_text_tokens)
+        sizes[name] = shard.clips * clip_bytes + shard.references * reference_bytes + text_bytes + _TAR_END_BYTES
     return sizes
 
 
 def _count_bytes(config: RunConfig, grid: Grid, channels: int, vision_width: int) -> tuple[float, float]:
-    """Of a sample without its references and text, and of one reference; both with what the contact sheet shows of them."""
+    """Bytes of a sample without its references and text, and of one reference; both with their part of the contact sheet."""
     video, shards = config.video, config.shards
     frames, height, width = grid.latent_shape(video.num_frames, video.height_px, video.width_px)
     rows, columns = grid.tokens(video.height_px, video.width_px)

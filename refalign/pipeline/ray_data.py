@@ -177,8 +177,8 @@ def _map_parts(step: Step, todo: Mapping[str, W], worker: type[Worker[W]], confi
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
         resources=pool.resources or None,
-        # Never more actors than parts: the rest would load their models for nothing.
-        compute=ray.data.ActorPoolStrategy(min_size=min(pool.min_actors, len(rows)), max_size=min(pool.max_actors, len(rows))),
+        # One at first: Ray adds others while parts wait. Never more actors than parts: the rest would load models for nothing.
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(pool.max_actors, len(rows))),
     )
     yield from cast(Iterator[_Row], data.iter_rows())
 

@@ -22,6 +22,7 @@ from refalign.pipeline.steps import Step
 from refalign.stages.shards import Shards
 from refalign.stages.subjects import Subjects
 from refalign.stages.train import Train
+from refalign.training.records import Ends
 
 LABELS = ("before", "after")
 """The base model and the trained one, at the same seeds."""
@@ -45,7 +46,7 @@ class EvaluateManifest(Manifest):
     held_out: bool
     samples: list[SampleRecord]
     scores: dict[str, dict[str, float]]
-    validation: dict[str, dict[str, float]]
+    validation: dict[str, Ends]
     separability: dict[str, Separability]
     measured: str
 

@@ -16,7 +16,7 @@ _SHOWN_TERMS = ("flow_matching", "pull")
 
 
 class Train(Stage[TrainManifest]):
-    """The DiT fine-tune with the RA loss; checkpoints in its folder say how far it is."""
+    """Fine-tunes the Transformer with the RA loss; checkpoints in its folder say how far it is."""
 
     name = "train"
     manifest = TrainManifest
@@ -37,16 +37,14 @@ class Train(Stage[TrainManifest]):
         return run_training(run.config, step=step, shards=shards, tracking_uri=uri, run_id=run_id)
 
     def check(self, run: Run, step: Step) -> None:
-        """Finds out what `perform` would meet, and prints it (`refalign.training.check`).
+        """Finds out whether `perform` would succeed, and prints it (`refalign.training.check`).
 
         Raises:
             RefAlignError: the first check that failed.
         """
-        from refalign.tracking.client import make_tracking_uri
         from refalign.training.check import check_training
 
-        uri = make_tracking_uri(run.config.tracking.uri, run.output)
-        check_training(run.config, step=step, shards=run.step_of(Shards).folder, tracking_uri=uri)
+        check_training(run.config, step=step, shards=run.step_of(Shards).folder)
 
     def describe(self, manifest: TrainManifest) -> str:
         measured = manifest.validation or manifest.loss
@@ -61,7 +59,7 @@ class Train(Stage[TrainManifest]):
         (step.folder / UNSENT).unlink(missing_ok=True)
 
     def _consider_earlier(self, run: Run, step: Step) -> None:
-        """Says of another training in this output how it differs, or goes on from it where that changes nothing."""
+        """Resumes from another training in this output if its steps are the same; otherwise says how it differs."""
         if any((step.folder / "checkpoints").glob("step-*/state.json")):
             return
         found = find_earlier(step.folder, run.config, run.step_of(Shards).folder)

@@ -1,8 +1,8 @@
 """From positions in the run to batches: what is drawn for each sample, which samples share a forward pass, the tensors.
 
 Everything random about a sample (dropout, noise level, noise, choice of references) is a function of (seed, position), so
-that a resumed run, or one on another number of ranks, sees the same. Dropout comes before bucketing: a bucket holds samples
-of one latent shape and one number of attended reference frames, hence needs no attention mask.
+that neither resuming nor another number of ranks changes it. Dropout comes before bucketing: a bucket holds samples of one
+latent shape and one number of attended reference frames, so that no attention mask is needed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import numpy as np
 import torch
@@ -46,8 +46,7 @@ _MAX_SUBJECTS = 8  # words set aside per sample for the choice of references
 class Batch:
     """One forward pass: samples of equal shape with equally many attended reference frames.
 
-    A sample without references attends to one zero frame, as the method says, and scores none: its ``alignment_mask`` row
-    is False.
+    A sample without references attends to one zero frame, as published, which is not scored: its ``alignment_mask`` is False.
     """
 
     latents: Float[Tensor, "B Z T h w"]
@@ -102,6 +101,7 @@ class BatchMaker:
 
     @cached_property
     def null_prompt(self) -> Tensor | None:
+        """What a dropped text becomes; None: no tokens."""
         return self.index.load_null_prompt()
 
     @cached_property
@@ -111,23 +111,23 @@ class BatchMaker:
     def make_step(self, step: int) -> list[Batch]:
         """This rank's batches of optimizer step ``step`` (from 1); every rank has the same number of them."""
         training = self.config.training
-        pairs = self.order.global_batch((step - 1) * training.global_batch, training.global_batch)
-        draws = [make_draw(self.config.seed, position, training) for position, _ in pairs]
-        return self._make(pairs, draws, locate_step(training, step).stage)
+        places = self.order.global_batch((step - 1) * training.global_batch, training.global_batch)
+        draws = [make_draw(self.config.seed, position, training) for position, _ in places]
+        return self._make(places, draws, locate_step(training, step).stage)
 
     def make_validation(self) -> list[Batch]:
         """This rank's part of the fixed validation batch: the first samples, noise levels spread over the schedule."""
         training = self.config.training
         samples = count_validation_samples(self.index, training, self.num_ranks)
-        pairs = [(number, number % len(self.index)) for number in range(samples)]
+        places = [(number, number % len(self.index)) for number in range(samples)]
         draws = [make_validation_draw(self.config.seed, number, samples, training) for number in range(samples)]
         stage = training.stages[-1].model_copy(update={"cross_pair_fraction": 0.0})
-        return self._make(pairs, draws, stage)
+        return self._make(places, draws, stage)
 
-    def _make(self, pairs: list[tuple[int, int]], draws: list[Draw], stage: StageConfig) -> list[Batch]:
+    def _make(self, places: list[tuple[int, int]], draws: list[Draw], stage: StageConfig) -> list[Batch]:
         planned = [
             Planned(position, index, draw, _bucket_of(self.index, index, draw, stage))
-            for (position, index), draw in zip(pairs, draws, strict=True)
+            for (position, index), draw in zip(places, draws, strict=True)
         ]
         groups = plan_forwards(planned, self.num_ranks, self.config.training.micro_batch)[self.rank]
         return [self._read(group, stage) for group in groups]
@@ -141,12 +141,8 @@ class BatchMaker:
             if not item.draw.keep_text:
                 prompt_embeds = prompt_embeds[:0] if self.null_prompt is None else self.null_prompt
             prompts.append(prompt_embeds[:max_text_tokens].float())
-            parts.append(
-                {
-                    **_video_part(sample, item.draw, objective, stage.latent_frames),
-                    **_reference_part(sample, item.draw, stage, objective),
-                }
-            )
+            video = _video_part(sample, item.draw, objective, stage.latent_frames)
+            parts.append(video | _reference_part(sample, item.draw, stage, objective))
         stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
         return Batch(
             **stacked,
@@ -157,7 +153,7 @@ class BatchMaker:
 
 
 def count_validation_samples(index: ShardIndex, training: TrainingConfig, num_ranks: int) -> int:
-    """Samples of a validation: as configured, at most all of them, and a multiple of the ranks (repeats fill up)."""
+    """Samples of a validation: as configured, at most all, then rounded up to a multiple of the ranks by repeating some."""
     if not len(index):
         return 0
     wanted = min(training.validation.samples, len(index))
@@ -172,9 +168,8 @@ def make_draw(seed: int, position: int, training: TrainingConfig) -> Draw:
     """
     words = random_words(seed, "draw", position, 3 + 2 * _MAX_SUBJECTS)
     r, level, *choices = ((int(word) >> 11) * 2.0**-53 for word in words[1:])
-    text_end = training.dropout.text
-    references_end = text_end + training.dropout.references
-    both_end = references_end + training.dropout.both
+    dropout = training.dropout
+    text_end, references_end, both_end = accumulate((dropout.text, dropout.references, dropout.both))
     return Draw(
         timestep_index=int(level * NUM_TIMESTEPS),
         keep_text=not (r < text_end or references_end <= r < both_end),
@@ -187,7 +182,7 @@ def make_draw(seed: int, position: int, training: TrainingConfig) -> Draw:
 def make_validation_draw(seed: int, number: int, count: int, training: TrainingConfig) -> Draw:
     """Nothing dropped, first reference of each subject, noise level at the middle of the ``number``-th of ``count`` parts.
 
-    A run that never sees references (it always drops them) is not validated on any.
+    References are dropped if training always drops them.
     """
     return Draw(
         timestep_index=int((number + 0.5) / count * NUM_TIMESTEPS),
@@ -201,9 +196,9 @@ def make_validation_draw(seed: int, number: int, count: int, training: TrainingC
 def plan_forwards(planned: Sequence[Planned], num_ranks: int, micro_batch: int) -> list[list[list[Planned]]]:
     """Deals a global batch to ranks and cuts each share into forward passes of one bucket.
 
-    Samples are sorted by bucket before each rank takes its slice, so that a slice meets few buckets. FSDP's collectives
-    need equally many forward passes on every rank: a rank with fewer splits its largest one. That always succeeds, since
-    all ranks have equally many samples and a forward pass has at least one.
+    Samples are sorted by bucket before each rank takes its slice, so that a slice has few buckets. FSDP's collectives need
+    equally many forward passes on every rank: a rank with fewer splits its largest one, which is possible because all ranks
+    have equally many samples.
 
     Returns:
         per rank, the forward passes, each a list of at most ``micro_batch`` samples.
@@ -233,8 +228,8 @@ def choose_references(
 
     Args:
         references: the sample's JSON entries, aligned with its R axis.
-        choices: per subject two numbers in [0, 1]: below ``cross_pair_fraction`` the first asks for a reference from
-            another clip; the second picks among those of the kind.
+        choices: per subject two numbers in [0, 1]: the first, if below ``cross_pair_fraction``, asks for a reference from
+            another clip; the second picks one of that kind.
         cross_pair_fraction: chance of a cross pair where one exists.
 
     Returns:
@@ -291,7 +286,7 @@ def _reference_part(sample: Sample, draw: Draw, stage: StageConfig, objective: O
 
 
 def _decode_pictures(sample: Sample, chosen: list[int]) -> UInt8[Tensor, "K H W 3"]:
-    """Pictures of the ``chosen`` references; where there are none, the sample's first one tells their size."""
+    """Pictures of the ``chosen`` references; with none chosen, an empty array of the size of the sample's first one."""
     if not len(sample.tensors[PICTURE_SIZES]):
         raise SchemaError(f"sample {sample.key}: no reference to tell the size of pictures; run the shards step again.")
     files = unpack_pictures(sample.tensors, chosen or [0])

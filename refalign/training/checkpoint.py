@@ -5,28 +5,30 @@
         state.json                     written last: its presence means the checkpoint is whole; size and digest of every file
 
 Saved on any number of ranks, loaded on any other. ``.metadata`` is a pickle: read checkpoints of your own runs only.
-Tensors are copied to host memory and written from there by a thread, at most one checkpoint at a time; whatever ends the
-run before the commit leaves the checkpoint before it as the newest.
+Tensors are copied to host memory and written from there by a thread, at most one checkpoint at a time. If the run ends before
+the commit, the checkpoint before it stays the newest.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import time
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import nn
 
+from refalign.config import CheckpointConfig, describe_problems
 from refalign.errors import ArtifactError
 from refalign.io.storage import sha256_of
 from refalign.io.untrusted import parse_json_object
@@ -40,7 +42,7 @@ _CLOSE_S = 120.0
 _DIGESTS = "digests-{}.json"  # of one rank's files, until the first rank has collected them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainState:
     """Where a run stands; everything that is not a tensor.
 
@@ -48,9 +50,9 @@ class TrainState:
         step: optimizer steps taken.
         stage: stage of the last step taken.
         samples_consumed: position in the sample order.
-        seed, shard_digest, global_batch, mixture, schema: what a resumed run must have in common with this one.
+        seed, shard_digest, global_batch, mixture: what decides the data order; a resumed run must have the same.
         validation_total: of this step; None where it was not validated.
-        files: name -> sha256 of every other file; None in checkpoints that were written before it was kept.
+        files: name -> sha256 of every other file; None in checkpoints of versions that did not record it.
     """
 
     step: int
@@ -65,42 +67,40 @@ class TrainState:
     files: dict[str, str] | None = None
 
 
+_STATE = TypeAdapter(TrainState)
+
+
 class Checkpointer:
     """Writes the checkpoints of one run; every rank has one and calls it at the same steps."""
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, keep_best: bool, asynchronous: bool) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, config: CheckpointConfig) -> None:
         """Makes a process group of its own, so that writing and training do not wait for each other's collectives.
 
         Args:
             folder: the run's ``checkpoints`` folder, visible to all ranks.
-            keep: newest checkpoints that stay.
-            keep_best: the one with the lowest ``validation_total`` stays as well.
-            asynchronous: `save` returns once the tensors are copied, not once they are written.
+            config: which checkpoints stay.
         """
-        self._folder, self._ranks = folder, ranks
-        self._keep, self._keep_best, self._asynchronous = keep, keep_best, asynchronous
+        self._folder, self._ranks, self._config = folder, ranks, config
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainState, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
-        """Begins a checkpoint, after the one before it has ended.
+        """Begins a checkpoint once the one before it is written; returns when the tensors are copied to host memory.
 
         Raises:
-            ArtifactError: that one, or this one if not ``asynchronous``, could not be written.
+            ArtifactError: the one before could not be written.
         """
         self.wait()
         target = self._folder / f"step-{state.step:06d}"
         if self._ranks.is_first and target.exists():
-            shutil.rmtree(target)  # left by a run that ended before its commit, or older than the resumed one
+            shutil.rmtree(target)  # of a run that ended before its commit, or of one that was resumed from an earlier checkpoint
         self._ranks.barrier()
         written = dcp.async_save(_tensors_of(module, optimizer, ema), checkpoint_id=target, process_group=self._group)
         self._pending = self._thread.submit(self._commit, written, target, state)
-        if not self._asynchronous:
-            self.wait()
 
     def wait(self) -> None:
-        """Until the checkpoint in flight is committed, on all ranks.
+        """Waits until the checkpoint in flight is committed, on all ranks.
 
         Raises:
             ArtifactError: it could not be written.
@@ -118,7 +118,7 @@ class Checkpointer:
         self._ranks.barrier()
 
     def close(self) -> None:
-        """Lets a checkpoint in flight end, whatever else has failed; one that fails then is as if never begun."""
+        """Lets a checkpoint in flight end after another failure; its own failure is ignored, since it is not committed then."""
         if self._pending is not None:
             wait_for([self._pending], timeout=_CLOSE_S)
         self._thread.shutdown(wait=False)
@@ -130,12 +130,10 @@ class Checkpointer:
         if not self._ranks.is_first:
             return
         write_json(target / "state.json", asdict(replace(state, files=self._collect_digests(target))))
-        kept = set(_list_committed(self._folder)[-self._keep :])
-        best = best_checkpoint(self._folder)
-        if self._keep_best and best is not None:
-            kept.add(best)
-        for old in _list_committed(self._folder):
-            if old not in kept:
+        committed = _list_committed(self._folder)
+        best = best_checkpoint(self._folder) if self._config.keep_best else None
+        for old in committed[: -self._config.keep]:
+            if old != best:
                 (old / "state.json").unlink()  # first: a half-deleted checkpoint must not look whole
                 shutil.rmtree(old)
 
@@ -159,10 +157,10 @@ def _written_by(rank: int, checkpoint: Path) -> list[Path]:
 
 
 def find_intact(folder: Path, ranks: Ranks, *, fall_back: bool) -> Path | None:
-    """The newest checkpoint whose files are those that were written, or None where there is none; all ranks call it.
+    """The newest checkpoint whose files are unchanged since they were written; None without any. All ranks call it.
 
     Args:
-        fall_back: passes over damaged checkpoints, with a line for each.
+        fall_back: skips damaged checkpoints, with a printed line for each.
 
     Raises:
         ArtifactError: the newest one is damaged and ``fall_back`` is False, or every one is.
@@ -224,7 +222,7 @@ def best_checkpoint(folder: Path) -> Path | None:
 def _load_total(checkpoint: Path) -> float | None:
     try:
         return load_state(checkpoint).validation_total
-    except ArtifactError:  # an old one that is damaged concerns nobody until somebody resumes from it
+    except ArtifactError:  # a damaged one is reported when a run resumes from it
         return None
 
 
@@ -242,24 +240,21 @@ def load_state(checkpoint: Path) -> TrainState:
                 f"{path}: checkpoint schema {values['schema']}, this version reads {CHECKPOINT_SCHEMA}; "
                 "use the version that wrote it."
             )
-        return TrainState(**values)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error}); delete {checkpoint} to resume from the one before.") from error
+        return _STATE.validate_python(values)
+    except (OSError, ValueError, KeyError) as error:
+        reason = describe_problems(error) if isinstance(error, ValidationError) else error
+        raise ArtifactError(f"{path}: damaged ({reason}); delete {checkpoint} to resume from the one before.") from error
 
 
-def check_resumable(
-    checkpoint: Path, *, shard_digest: str, global_batch: int, seed: int, mixture: dict[str, float] | None = None
-) -> TrainState:
-    """The state of ``checkpoint`` if continuing from it gives what an uninterrupted run would have given.
+def check_resumable(checkpoint: Path, now: TrainState) -> TrainState:
+    """The state of ``checkpoint``, if a run in the state ``now`` continues it with the same data order.
 
     Raises:
         ArtifactError: names each setting that differs, with both values.
     """
     state = load_state(checkpoint)
-    now = {"shard_digest": shard_digest, "global_batch": global_batch, "seed": seed, "mixture": mixture}
-    then = asdict(state)
-    differing = [f"{name} was {then[name]!r}, now {value!r}" for name, value in now.items() if then[name] != value]
-    if differing:
+    values = {name: (getattr(state, name), getattr(now, name)) for name in ("shard_digest", "global_batch", "seed", "mixture")}
+    if differing := [f"{name} was {old!r}, now {new!r}" for name, (old, new) in values.items() if old != new]:
         raise ArtifactError(
             f"{checkpoint}: cannot resume, the data order would change: {'; '.join(differing)}. "
             "Restore the old value, or start over by deleting the checkpoints folder."
@@ -288,7 +283,7 @@ def load_checkpoint(checkpoint: Path, module: nn.Module, optimizer: torch.optim.
 
 
 def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema: Ema | None) -> dict[str, Any]:
-    """All tensors that a run changes, under names that do not depend on the number of ranks; the tensors are the live ones."""
+    """The live tensors that a run changes, under names that do not depend on the number of ranks."""
     tensors: dict[str, Any] = {"weights": {name: each for name, each in module.named_parameters() if each.requires_grad}}
     if optimizer is not None:
         trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter in optimizer.state)
@@ -300,7 +295,5 @@ def _tensors_of(module: nn.Module, optimizer: torch.optim.Optimizer | None, ema:
 
 def _list_committed(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    committed = (
-        path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and (path / "state.json").is_file()
-    )
-    return sorted(committed, key=lambda path: int(path.name.removeprefix("step-")))
+    steps = {path: path.name.removeprefix("step-") for path in folder.glob("step-*") if (path / "state.json").is_file()}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))

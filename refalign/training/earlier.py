@@ -1,10 +1,13 @@
-"""Earlier trainings of the same output: what a new one differs in, and whether it may go on from a checkpoint of theirs."""
+"""Earlier trainings of the same output: how a new one differs, and whether it may resume from a checkpoint of theirs.
+
+Their settings are compared as plain values: another version of this program may have written them.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +31,12 @@ KNOBS = frozenset(
         "parallel.shards_per_replica",
     }
 )
-"""Settings that change how training runs, not what it computes: a run may go on under others."""
+"""Settings that change how training runs, not what it computes: a run may resume under others."""
 _GROUPS = frozenset({"lora", "parallel", "optimizer", "dropout"})
 _SHOWN = 5
+
+Plain = Mapping[str, Any]
+"""Settings by dotted name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Earlier:
     """A training that was begun with other settings.
 
     Attributes:
-        checkpoint: its newest one, and the steps that it stands for.
+        checkpoint: its newest one, after ``steps`` steps.
         differences: ``setting: old -> new``, by name.
         is_beginning: the new training's first ``steps`` steps are exactly those of this one.
     """
@@ -59,13 +65,12 @@ def find_earlier(folder: Path, config: RunConfig, shards: Path) -> list[Earlier]
     for other in iter_step_folders(folder.parent):
         if not other.name.startswith("train-") or other == folder or not (other / LAUNCH_FILE).is_file():
             continue
-        launch = json.loads((other / LAUNCH_FILE).read_text())
-        checkpoint = latest_checkpoint(other / "checkpoints")
-        if checkpoint is None:
+        if (checkpoint := latest_checkpoint(other / "checkpoints")) is None:
             continue
-        old, state = _describe(launch["config"], Path(launch["shards"])), load_state(checkpoint)
-        # Shards have others after a takedown.
-        old["samples"], new["samples"] = state.shard_digest, digest or state.shard_digest
+        launch, state = json.loads((other / LAUNCH_FILE).read_text()), load_state(checkpoint)
+        # Compared by their digest: after a takedown the same folder of shards has other samples.
+        old = _describe(launch["config"], Path(launch["shards"])) | {"samples": state.shard_digest}
+        new["samples"] = digest or state.shard_digest
         found.append(Earlier(other, checkpoint, state.step, tuple(_compare(old, new)), _is_beginning(old, new, state.step)))
     return sorted(found, key=lambda each: -each.steps)
 
@@ -82,7 +87,7 @@ def go_on_from(earlier: Earlier, folder: Path) -> None:
 
 
 def describe_earlier(earlier: Earlier) -> str:
-    """What exists, how it differs, and how to go on from it; one line."""
+    """What exists, how it differs, and how to start from it; one line."""
     shown = "; ".join(earlier.differences[:_SHOWN])
     more = len(earlier.differences) - _SHOWN
     return (
@@ -91,48 +96,46 @@ def describe_earlier(earlier: Earlier) -> str:
     )
 
 
-def decisive_settings(training: dict[str, Any]) -> dict[str, Any]:
+def decisive_settings(training: Plain) -> dict[str, Any]:
     """Dotted name -> value of those settings of a plain ``training`` section that are not `KNOBS`."""
     plain = {}
     for name, value in training.items():
-        inner = {f"{name}.{below}": each for below, each in value.items()} if name in _GROUPS and isinstance(value, dict) else {}
-        plain |= inner or {name: value}
-    return {f"training.{name}": value for name, value in plain.items() if not {name, name.partition(".")[0]} & KNOBS}
+        is_group = name in _GROUPS and isinstance(value, dict)
+        plain |= {f"{name}.{below}": each for below, each in value.items()} if is_group else {name: value}
+    return {f"training.{name}": value for name, value in plain.items() if name not in KNOBS}
 
 
-def _describe(config: dict[str, Any], shards: Path) -> dict[str, Any]:
+def _describe(config: Plain, shards: Path) -> dict[str, Any]:
     """The settings that decide a training's result."""
-    plain = decisive_settings(config["training"])
-    plain |= {f"objective.{name}": value for name, value in config["objective"].items()}
+    plain = decisive_settings(config["training"]) | {f"objective.{name}": value for name, value in config["objective"].items()}
     return plain | {"seed": config["seed"], "models.base": config["models"]["base"], "shards": shards.name}
 
 
-def _compare(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def _compare(old: Plain, new: Plain) -> Iterator[str]:
     for name in (name for name in new if name != "training.stages" and old.get(name) != new[name]):
         yield f"{name}: {old.get(name)} -> {new[name]}"
-    before, after = old["training.stages"], new["training.stages"]
-    for number in range(max(len(before), len(after))):
-        if number >= len(before) or number >= len(after):
-            yield f"training.stages: {len(before)} -> {len(after)} stages"
-            return
-        for field in (field for field in after[number] if before[number].get(field) != after[number][field]):
-            yield f"training.stages.{number}.{field}: {before[number].get(field)} -> {after[number][field]}"
+    stages, grown = old["training.stages"], new["training.stages"]
+    for number, (before, after) in enumerate(zip(stages, grown, strict=False)):
+        for field in (field for field in after if before.get(field) != after[field]):
+            yield f"training.stages.{number}.{field}: {before.get(field)} -> {after[field]}"
+    if len(stages) != len(grown):
+        yield f"training.stages: {len(stages)} -> {len(grown)} stages"
 
 
-def _is_beginning(old: dict[str, Any], new: dict[str, Any], steps: int) -> bool:
-    """Whether all that the checkpoint came from is the same in the new training."""
+def _is_beginning(old: Plain, new: Plain, steps: int) -> bool:
+    """Whether all that led to the checkpoint after ``steps`` steps is the same in the new training."""
     if any(old.get(name) != new[name] for name in new if name != "training.stages"):
         return False
-    before, after = old["training.stages"], new["training.stages"]
-    for number, stage in enumerate(before):
+    stages, grown = old["training.stages"], new["training.stages"]
+    for number, before in enumerate(stages):
         if steps <= 0:
             return True
-        if number >= len(after):
+        if number >= len(grown):
             return False
-        reached, grown = steps < stage["steps"] or number == len(before) - 1, after[number]
+        after, is_last_reached = grown[number], steps < before["steps"] or number == len(stages) - 1
         # A cosine depends on where it ends; a constant rate does not.
-        same_length = grown["steps"] == stage["steps"] or (reached and stage["schedule"] == "constant")
-        if {**stage, "steps": 0} != {**grown, "steps": 0} or not same_length or grown["steps"] < min(steps, stage["steps"]):
+        may_grow = is_last_reached and before["schedule"] == "constant" and after["steps"] >= min(steps, before["steps"])
+        if before | {"steps": 0} != after | {"steps": 0} or not (after["steps"] == before["steps"] or may_grow):
             return False
-        steps -= stage["steps"]
+        steps -= before["steps"]
     return True

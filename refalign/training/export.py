@@ -1,8 +1,8 @@
 """From trained weights to a folder that `diffusers` and `refalign.generation.pipeline` open.
 
 <run folder>/export/                 transformer/, and the other parts of the base model (`BASE_PARTS`)
-<run folder>/projectors.safetensors  beside it: needed to train on, never to generate
-<run folder>/lora/                   beside it, of a run with adapters: they alone; the transformer of export/ has them merged
+<run folder>/projectors.safetensors  needed to resume training from the export, never to generate
+<run folder>/lora/                   of a run with adapters: the adapters alone; export/transformer has them merged
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json
 
 
 def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Ema | None, ranks: Ranks) -> Path:
-    """Writes ``export/``, the projectors and the adapters from the averaged weights where there are any; all ranks call it.
+    """Writes ``export/``, the projectors and the adapters, from averaged weights where there are any; all ranks call it.
 
-    The Transformer is stored in the run's compute type. A base model from the hub is referred to by id in
-    ``refalign.json`` instead of being copied.
+    The Transformer is stored in the run's compute type. ``refalign.json`` names a base model from the hub; a local one is copied.
 
     Returns:
         the ``export`` folder, whole or absent.
@@ -49,8 +48,7 @@ def export_model(folder: Path, config: RunConfig, models: TrainedModels, ema: Em
         for leftover in (aside, target):
             shutil.rmtree(leftover, ignore_errors=True)
         transformer = _below(weights, "transformer.")
-        if config.training.lora.rank is not None:
-            lora = config.training.lora.arguments
+        if (lora := config.training.lora.arguments) is not None:
             save_lora(folder / LORA, transformer, **lora)
             transformer = merge_lora(transformer, lora["alpha"] / lora["rank"])
         _save_transformer(aside / "transformer", models.transformer, transformer, models.compute_dtype)

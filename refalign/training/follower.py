@@ -1,7 +1,7 @@
-"""From a run's ``metrics.jsonl`` to a progress bar, to Prometheus and to MLflow: one thread of the driver, which holds up nobody.
+"""From a run's ``metrics.jsonl`` to a progress bar, to Prometheus and to MLflow, in a thread of the driver.
 
-The lines that were not read yet are the queue for MLflow. `UNSENT` lies beside the file until MLflow has all of them, so that a
-later run sends what a server that was away, or a killed driver, left.
+Lines that are not read yet are the queue for MLflow. The file `UNSENT` lies beside it until MLflow has all of them: if the server
+was away or the driver was killed, a later run sends the rest.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def follow(
             show()
             if sender and time.monotonic() >= due_s:
                 pause_s = _SEND_S if sender.send() else _RETRY_S
-                due_s = time.monotonic() + pause_s  # from here: a server that is away may have taken seconds to say nothing
+                due_s = time.monotonic() + pause_s  # counted from here: it takes seconds to find a server away
         if sender and sender.send():
             sender.unsent.unlink(missing_ok=True)
 
@@ -77,7 +77,7 @@ def follow(
 
 
 class _Sender:
-    """Sends the lines of a file to one MLflow run; after a failure it reads both anew."""
+    """Sends the lines of a file to one MLflow run. After a failure it reads the file and the run's metrics again."""
 
     def __init__(self, path: Path, uri: str, run_id: str) -> None:
         self._path, self._uri, self._run_id = path, uri, run_id
@@ -87,7 +87,7 @@ class _Sender:
         self.unsent.touch()
 
     def send(self) -> bool:
-        """Sends the new lines. Returns whether it could; the first time that it cannot is told."""
+        """Sends the new lines and returns whether it could; warns at the first failure."""
         try:
             if self._open is None:
                 self._open = RecordReader(self._path), RunMetrics(open_client(self._uri), self._uri, self._run_id)

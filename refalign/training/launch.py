@@ -1,11 +1,11 @@
-"""Starting a training run: under Ray Train, under torchrun, or in this process. All three call `train_worker`.
+"""Starting a training run: under Ray Train, under torchrun, or in this process. All three call `run_rank`.
 
     run_training(config, step=..., shards=...)                                  Ray Train, the default
     run_training(..., launch=launch_in_process)                                 one rank, here
     torchrun --nproc-per-node 8 -m refalign.training.launch <folder>/launch.json
 
-Checkpoints in the step's folder are the truth: whoever starts next, and however, goes on from the newest one. Nothing here
-imports torch or diffusers into the driver before the checks have passed.
+Whichever starts next resumes from the newest checkpoint in the step's folder. Nothing here imports torch or diffusers into the
+driver before the checks have passed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,50 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from refalign.config import RunConfig, check_config
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from refalign.config import RunConfig, describe_problems
 from refalign.errors import ArtifactError, NonFiniteLoss, RefAlignError
+from refalign.io.untrusted import parse_json_object
 from refalign.io.writing import write_json
 from refalign.pipeline.stage import Manifest
 from refalign.pipeline.steps import Step
 from refalign.training.earlier import LAUNCH_FILE
 from refalign.training.follower import follow
-from refalign.training.records import FILE_NAME, read_records, summarize_records
+from refalign.training.records import FILE_NAME, Ends, Trained, read_records, summarize_records
 
-_COLLECTIVE_TIMEOUT_S = 600  # far below torch's 30 minutes: a lost rank should be noticed, a slow checkpoint not
+_COLLECTIVE_TIMEOUT_S = 600  # torch's 30 minutes are too long to notice a lost rank; a slow checkpoint takes less than this
 
-Settings = dict[str, Any]
-"""What a worker is told, as JSON: config, shards and folder; for `refalign.training.check` also tracking_uri."""
+R = TypeVar("R")
 Notice = Callable[[], bool]
-RankWork = Callable[[RunConfig, Settings, Notice | None], dict[str, Any]]
+
+
+class LaunchSettings(BaseModel):
+    """What a rank is told: ``launch.json``. Paths are absolute, because Ray's workers have another working directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: RunConfig
+    shards: Path
+    folder: Path
+
+    @classmethod
+    def load(cls, path: Path) -> LaunchSettings:
+        """Reads the file.
+
+        Raises:
+            ArtifactError: it is damaged, or has settings that this version does not know.
+        """
+        try:
+            return cls.model_validate(parse_json_object(path.read_bytes()))
+        except ValueError as error:
+            reason = describe_problems(error) if isinstance(error, ValidationError) else error
+            raise ArtifactError(f"{path}: damaged ({reason}); start the run with pipelines/train.py.") from error
+
+
+RankWork = Callable[[LaunchSettings, Notice | None], R]
 """What a rank does once it is in its group."""
 
 
@@ -45,18 +72,18 @@ class TrainManifest(Manifest):
     """What a training made; paths are relative to its folder.
 
     Attributes:
-        loss, validation: ``first`` and ``last`` value of each term.
-        weights: which the export holds: ``average`` or ``last``.
+        loss, validation: of each term.
+        weights: those in the export, ``average`` or ``last``.
         seconds: of this attempt; ``steps_s`` those of all steps.
         data_wait_fraction: share of the steps' time that ranks waited for data.
-        resumed_from: the step that this attempt went on from, None from the start.
+        resumed_from: the step from which this attempt resumed, 0 from the start.
     """
 
     steps: int
     samples: int
     stages: list[str]
-    loss: dict[str, dict[str, float]]
-    validation: dict[str, dict[str, float]]
+    loss: dict[str, Ends]
+    validation: dict[str, Ends]
     weights: str
     seconds: float
     steps_s: float
@@ -69,6 +96,68 @@ class TrainManifest(Manifest):
     shard_digest: str
 
 
+def make_settings(config: RunConfig, shards: Path, folder: Path) -> LaunchSettings:
+    """The settings with absolute paths."""
+    base = Path(config.models.base).expanduser()
+    if base.is_dir():
+        models = config.models.model_copy(update={"base": str(base.resolve())})
+        config = config.model_copy(update={"models": models})
+    return LaunchSettings(config=config, shards=Path(shards).resolve(), folder=Path(folder).resolve())
+
+
+def train_rank(settings: LaunchSettings, notice: Notice | None) -> Trained:
+    """One rank's part of a training."""
+    from refalign.training.loop import train
+
+    return train(settings.config, shards=settings.shards, folder=settings.folder, notice=notice)
+
+
+def run_rank(work: RankWork[R], settings: LaunchSettings, notice: Notice | None = None) -> R:
+    """Does the work of one rank, in the process group that its launcher made."""
+    with _join_single_group(settings.config):
+        return work(settings, notice)
+
+
+def launch_in_process(work: RankWork[R], settings: LaunchSettings) -> R:
+    """One rank in this process. After the checkpoint that a SIGTERM asked for, the signal takes its usual effect."""
+    from refalign.training.preemption import Preempted
+
+    try:
+        return run_rank(work, settings)
+    except Preempted:
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def launch_on_ray(work: RankWork[R], settings: LaunchSettings) -> R:
+    """Ranks as Ray Train workers; a lost rank restarts the group, which resumes from the newest checkpoint.
+
+    Raises:
+        RefAlignError: see `run_training`.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    failure, record = settings.folder / "failure.json", settings.folder / "ray"
+    failure.unlink(missing_ok=True)
+    shutil.rmtree(record, ignore_errors=True)  # Ray's own record of an earlier attempt; ours is in checkpoints/
+    trainer = _make_trainer(work, settings)
+    try:
+        # Not in the main thread: there, Ray would replace the process's Ctrl-C handler for good, and exit with 0 on it.
+        # An interrupt leaves this call at once; the ranks end with the driver, which owns them.
+        result = _run_in_thread(trainer.fit).return_value
+    except TrainingFailedError as error:
+        _raise_recorded(failure)
+        reason = " ".join(str(error).split())[-400:]
+        most = settings.config.training.parallel.max_restarts
+        raise RefAlignError(
+            f"{settings.folder}: ranks were lost more than training.parallel.max_restarts={most} times "
+            f"(last: {reason}). Run the same command again to resume from the newest checkpoint."
+        ) from error
+    _raise_recorded(failure)
+    shutil.rmtree(record, ignore_errors=True)
+    return result
+
+
 def run_training(
     config: RunConfig,
     *,
@@ -77,7 +166,7 @@ def run_training(
     tracking_uri: str | None = None,
     run_id: str | None = None,
     progress: bool = True,
-    launch: Callable[[Settings, RunConfig], dict[str, Any]] | None = None,
+    launch: Callable[[RankWork[Trained], LaunchSettings], Trained] = launch_on_ray,
 ) -> TrainManifest:
     """Trains all stages in the step's folder. Interrupted, it resumes when called again.
 
@@ -91,7 +180,7 @@ def run_training(
         tracking_uri: MLflow server of ``run_id``; None logs to the folder alone.
         run_id: MLflow run that gets the metrics.
         progress: show a progress bar.
-        launch: how ranks are started; None is `launch_on_ray`.
+        launch: how ranks are started.
 
     Raises:
         RefAlignError: of the kind the ranks met, or that ranks were lost more often than ``training.parallel.max_restarts``.
@@ -100,79 +189,16 @@ def run_training(
 
     digest = check_before_start(config, shards, step.folder).digest
     settings = make_settings(config, shards, step.folder)
-    write_json(step.folder / LAUNCH_FILE, settings)
+    write_json(step.folder / LAUNCH_FILE, settings.model_dump(mode="json"))
     start_s = time.monotonic()
-    total_steps = sum(stage.steps for stage in config.training.stages)
-    with follow(step.folder / FILE_NAME, total_steps, tracking_uri=tracking_uri, run_id=run_id, progress=progress):
-        result = (launch or launch_on_ray)(settings, config)
-    return _make_manifest(config, step.folder, result, digest, time.monotonic() - start_s)
+    steps = config.training.total_steps
+    with follow(step.folder / FILE_NAME, steps, tracking_uri=tracking_uri, run_id=run_id, progress=progress):
+        trained = launch(train_rank, settings)
+    return _make_manifest(settings, trained, digest, time.monotonic() - start_s)
 
 
-def make_settings(config: RunConfig, shards: Path, folder: Path) -> Settings:
-    """What `train_worker` needs, with absolute paths: Ray's workers have another working directory."""
-    tree = config.model_dump(mode="json")
-    base = Path(config.models.base).expanduser()
-    if base.is_dir():
-        tree["models"]["base"] = str(base.resolve())
-    return {"config": tree, "shards": str(Path(shards).resolve()), "folder": str(Path(folder).resolve())}
-
-
-def train_rank(config: RunConfig, settings: Settings, notice: Notice | None) -> dict[str, Any]:
-    """Trains; returns what `refalign.training.loop.train` returns."""
-    from refalign.training.loop import train
-
-    return train(config, shards=Path(settings["shards"]), folder=Path(settings["folder"]), notice=notice)
-
-
-def train_worker(settings: Settings, notice: Notice | None = None, work: RankWork = train_rank) -> dict[str, Any]:
-    """One rank: joins whatever process group there is and does its work."""
-    config = check_config(settings["config"])
-    with _join_single_group(config):
-        return work(config, settings, notice)
-
-
-def launch_in_process(settings: Settings, config: RunConfig, work: RankWork = train_rank) -> dict[str, Any]:
-    """One rank in this process. A SIGTERM that it answered with a checkpoint then takes its usual course."""
-    from refalign.training.preemption import Preempted
-
-    try:
-        return train_worker(settings, work=work)
-    except Preempted:
-        signal.raise_signal(signal.SIGTERM)
-        raise
-
-
-def launch_on_ray(settings: Settings, config: RunConfig, work: RankWork = train_rank) -> dict[str, Any]:
-    """Ranks as Ray Train workers; a lost rank restarts the group, which goes on from the newest checkpoint.
-
-    Raises:
-        RefAlignError: see `run_training`.
-    """
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    folder = Path(settings["folder"])
-    failure = folder / "failure.json"
-    failure.unlink(missing_ok=True)
-    shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own record of an earlier attempt; ours is in checkpoints/
-    trainer = _make_trainer(settings, config, work)
-    try:
-        # Not in the main thread: there, Ray would replace the process's Ctrl-C handler for good, and exit with 0 on it.
-        # An interrupt leaves this call at once; the ranks end with the driver, which owns them.
-        result = _run_in_thread(trainer.fit).return_value
-    except TrainingFailedError as error:
-        _raise_recorded(failure)
-        reason = " ".join(str(error).split())[-400:]
-        raise RefAlignError(
-            f"{folder}: ranks were lost more than training.parallel.max_restarts={config.training.parallel.max_restarts} times "
-            f"(last: {reason}). Run the same command again to resume from the newest checkpoint."
-        ) from error
-    _raise_recorded(failure)
-    shutil.rmtree(folder / "ray", ignore_errors=True)
-    return result
-
-
-def _make_trainer(settings: Settings, config: RunConfig, work: RankWork) -> Any:
-    """A `TorchTrainer` with the ranks and resources of ``config``."""
+def _make_trainer(work: RankWork[R], settings: LaunchSettings) -> Any:
+    """A `TorchTrainer` with the ranks and resources of the settings."""
     import ray
     from ray.train.torch import TorchConfig
 
@@ -187,36 +213,37 @@ def _make_trainer(settings: Settings, config: RunConfig, work: RankWork) -> Any:
     if not watches:
         # Nobody announces the loss of the only node: one process less to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    process, parallel = config.cluster.train, config.training.parallel
+    process, parallel = settings.config.cluster.train, settings.config.training.parallel
     uses_gpu = process.gpus > 0
     resources = {"CPU": process.cpus} | ({"GPU": process.gpus} if uses_gpu else {}) | process.resources
     ranks = (parallel.min_ranks, parallel.ranks) if parallel.min_ranks else parallel.ranks
     return TorchTrainer(
         _ray_worker,
-        train_loop_config=settings | {"watches_preemption": watches, "work": work},
+        train_loop_config={"settings": settings, "watches_preemption": watches, "work": work},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if uses_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=ranks, use_gpu=uses_gpu, resources_per_worker=resources),
         run_config=TrainRunConfig(
             name="ray",
-            storage_path=settings["folder"],
+            storage_path=str(settings.folder),
             failure_config=FailureConfig(max_failures=parallel.max_restarts),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
 
 
-def _ray_worker(settings: Settings) -> dict[str, Any]:
-    """`train_worker` with an end to restarts that cannot help: our own errors would come back in every attempt."""
-    failure = Path(settings["folder"]) / "failure.json"
+def _ray_worker(told: dict[str, Any]) -> object:
+    """`run_rank`, recording our own errors: they would come back in every attempt, so that no restart can help."""
+    settings: LaunchSettings = told["settings"]
+    failure = settings.folder / "failure.json"
     if failure.exists():
-        return {}  # restarted after such an error: ends the run, and the driver raises what is recorded
+        return None  # restarted after such an error: ends the run, and the driver raises what is recorded
     try:
         # Preempted is none of our errors: it goes to Ray, which restarts the group on other nodes.
-        return train_worker(settings, _ask_ray if settings["watches_preemption"] else None, settings["work"])
+        return run_rank(told["work"], settings, _ask_ray if told["watches_preemption"] else None)
     except RefAlignError as error:
         write_json(failure, error.to_record())
-        if isinstance(error, NonFiniteLoss) or settings["config"]["training"]["parallel"]["ranks"] == 1:
-            return {}  # no rank is left waiting for this one, so that there is no need to end the group by force
+        if isinstance(error, NonFiniteLoss) or settings.config.training.parallel.ranks == 1:
+            return None  # no rank is left waiting for this one, so that there is no need to end the group by force
         raise
 
 
@@ -227,9 +254,9 @@ def _ask_ray() -> bool:
     return get_preemption_info() is not None
 
 
-def _run_in_thread(function: Callable[[], Any]) -> Any:
+def _run_in_thread(function: Callable[[], R]) -> R:
     """Calls ``function`` in another thread and waits; its result or exception is this call's."""
-    outcome: Future[Any] = Future()
+    outcome: Future[R] = Future()
 
     def work() -> None:
         try:
@@ -248,7 +275,7 @@ def _raise_recorded(failure: Path) -> None:
 
 @contextmanager
 def _join_single_group(config: RunConfig) -> Iterator[None]:
-    """bfloat16 on one rank uses FSDP2 too, which needs a process group; nothing to do where a launcher made one."""
+    """Makes a process group for a bfloat16 rank without one: FSDP2 needs it, which bfloat16 uses even on one rank."""
     import torch.distributed as dist
 
     if dist.is_initialized() or config.training.precision == "float32":
@@ -264,35 +291,35 @@ def _join_single_group(config: RunConfig) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _make_manifest(config: RunConfig, folder: Path, result: dict[str, Any], shard_digest: str, seconds: float) -> TrainManifest:
+def _make_manifest(settings: LaunchSettings, trained: Trained, shard_digest: str, seconds: float) -> TrainManifest:
     from refalign.objective.total import LossTerms
 
+    training, folder = settings.config.training, settings.folder
     records = read_records(folder / FILE_NAME)
     steps = [record for record in records if "step_s" in record]
-    busy_s = sum(record["step_s"] for record in steps)
-    wait_s = sum(record["data_wait_s"] for record in steps)
-    validation = tuple(f"validation/{name}" for name in LossTerms._fields)
+    busy_s, wait_s = sum(record["step_s"] for record in steps), sum(record["data_wait_s"] for record in steps)
+    validation = summarize_records(records, [f"validation/{name}" for name in LossTerms._fields])
     return TrainManifest(
         steps=len(steps),
-        samples=len(steps) * config.training.global_batch,
-        stages=[stage.name for stage in config.training.stages],
+        samples=len(steps) * training.global_batch,
+        stages=[stage.name for stage in training.stages],
         loss=summarize_records(records, LossTerms._fields),
-        validation={name.removeprefix("validation/"): ends for name, ends in summarize_records(records, validation).items()},
-        weights="average" if config.training.optimizer.ema_decay else "last",
+        validation={name.removeprefix("validation/"): ends for name, ends in validation.items()},
+        weights="average" if training.optimizer.ema_decay else "last",
         seconds=round(seconds, 1),
         steps_s=round(busy_s, 1),
         data_wait_fraction=wait_s / (busy_s + wait_s),
-        resumed_from=result["resumed_from"],
-        checkpoint=str(Path(result["checkpoint"]).relative_to(folder)),
-        best_checkpoint=str(Path(result["best"]).relative_to(folder)) if result["best"] else None,
-        export=str(Path(result["export"]).relative_to(folder)),
+        resumed_from=trained.resumed_from,
+        checkpoint=str(trained.checkpoint.relative_to(folder)),
+        best_checkpoint=str(trained.best.relative_to(folder)) if trained.best else None,
+        export=str(trained.export.relative_to(folder)),
         metrics=FILE_NAME,
         shard_digest=shard_digest,
     )
 
 
 def main(arguments: list[str]) -> None:
-    """A rank under torchrun: reads the launch.json that `run_training` or `make_settings` wrote."""
+    """A rank under torchrun: reads the launch.json that `run_training` wrote."""
     import torch
     import torch.distributed as dist
 
@@ -300,12 +327,13 @@ def main(arguments: list[str]) -> None:
 
     if len(arguments) != 1 or not Path(arguments[0]).is_file():
         raise ArtifactError("expected the path of a launch.json: torchrun ... -m refalign.training.launch <folder>/launch.json")
+    settings = LaunchSettings.load(Path(arguments[0]))
     uses_gpu = torch.cuda.is_available()
     if uses_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpu else "gloo")
     try:
-        train_worker(json.loads(Path(arguments[0]).read_text()))
+        run_rank(train_rank, settings)
     except Preempted as notice:
         print(notice, file=sys.stderr, flush=True)
         os._exit(EXIT_CODE)  # at once: whoever asked may not wait for libraries to shut down

@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from refalign.config import RunConfig
 from refalign.errors import NonFiniteLoss
-from refalign.estimates.compute import ModelSizes
+from refalign.estimates.compute import ModelSizes, computes_targets
+from refalign.estimates.memory import MemoryEstimate
 from refalign.objective.flow_matching import TrainingSchedule, make_training_schedule
 from refalign.objective.total import LossTerms
 from refalign.shards.reader import Prefetcher, ShardIndex
@@ -36,12 +37,11 @@ from refalign.training.checkpoint import (
 )
 from refalign.training.export import export_model
 from refalign.training.measures import Meter, measure_gradient_norms
-from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models
+from refalign.training.models import Ranks, TrainedModels, build_empty_models, build_models, load_transformer_config
 from refalign.training.optim import (
     Ema,
     clip_apart,
     clip_gradients,
-    count_steps,
     learning_rate_at,
     locate_step,
     make_optimizer,
@@ -49,15 +49,12 @@ from refalign.training.optim import (
 )
 from refalign.training.preemption import Preempted, watch_notices
 from refalign.training.preflight import check_batch_size, check_fits, check_shapes, load_shapes
-from refalign.training.records import FILE_NAME, append_record, truncate_records
+from refalign.training.records import FILE_NAME, Record, Trained, append_record, truncate_records
 from refalign.training.step import StepOutput, train_step
-from refalign.training.targets import add_targets, computes_targets
+from refalign.training.targets import add_targets
 
 if TYPE_CHECKING:
     from refalign.models.dinov3 import VisionEncoder
-
-Log = Callable[[int, dict[str, float]], None]
-Build = Callable[[RunConfig, int], TrainedModels]
 
 
 @dataclass
@@ -67,6 +64,7 @@ class Run:
     config: RunConfig
     ranks: Ranks
     folder: Path
+    estimate: MemoryEstimate
     maker: BatchMaker
     validation: list[Batch]
     validation_size: int
@@ -76,21 +74,13 @@ class Run:
     ema: Ema | None
     meter: Meter
     checkpointer: Checkpointer
-    is_told: Callable[[], bool] = lambda: False  # to stop
+    vision: VisionEncoder | None  # where targets are computed
+    is_told: Callable[[], bool] = lambda: False  # this rank, to stop
     must_stop: bool = False  # some rank was told
     step: int = 0  # optimizer steps taken
-    vision: VisionEncoder | None = None  # where targets are computed
 
 
-def train(
-    config: RunConfig,
-    *,
-    shards: Path,
-    folder: Path,
-    log: Log | None = None,
-    build: Build = build_models,
-    notice: Callable[[], bool] | None = None,
-) -> dict[str, Any]:
+def train(config: RunConfig, *, shards: Path, folder: Path, notice: Callable[[], bool] | None = None) -> Trained:
     """Trains all stages, or what is left of them after the newest checkpoint in ``folder``, and exports the model.
 
     Every rank of the process group calls it; without a process group it is a run of one rank.
@@ -99,12 +89,7 @@ def train(
         config: the recipe; ``training.parallel.ranks`` is not read here, the process group decides.
         shards: folder of the finished shards step.
         folder: the run's folder, seen by all ranks; gets ``checkpoints/``, ``metrics.jsonl`` and ``export/``.
-        log: called on the first rank with (step, numbers) after every step.
-        build: makes the models, for those who train more than Transformer and projectors.
-        notice: asked once per step on every rank, whether the launcher wants the run to stop; SIGTERM says so too.
-
-    Returns:
-        "checkpoint", "best" (perhaps None), "export", "resumed_from" (step): the same on every rank.
+        notice: asked once per step on every rank whether the launcher wants the run to stop; SIGTERM also stops it.
 
     Raises:
         Preempted: told to stop; a checkpoint of the last step was saved.
@@ -116,46 +101,46 @@ def train(
     # FSDP2 warns that outputs which are views must not be written to; nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one rank alone saves alone
-    run = start_run(config, shards, folder, build)
+    run = start_run(config, shards, folder)
     resumed_from = run.step
-    last_step = count_steps(config.training)
+    last_step = config.training.total_steps
     if run.step == 0:
-        _publish(run, {"step": 0, "stage": config.training.stages[0].name, "samples_consumed": 0, **validate(run)}, log)
+        first = {"step": 0, "stage": config.training.stages[0].name, "samples_consumed": 0}
+        _publish(run, cast(Record, first | validate(run)))
     batches = Prefetcher(run.maker.make_step, run.step + 1, last_step)
     try:
         with watch_notices(notice) as run.is_told:
             for step in range(run.step + 1, last_step + 1):
-                _advance(run, step, batches, is_last=step == last_step, log=log)
+                _advance(run, step, batches, is_last=step == last_step)
         run.checkpointer.wait()
     finally:
         batches.close()
         run.checkpointer.close()
     export = export_model(run.folder, config, run.models, run.ema, run.ranks)
-    paths = {"checkpoint": latest_checkpoint(run.folder / "checkpoints"), "best": best_checkpoint(run.folder / "checkpoints")}
-    return {
-        **{name: str(path) if path else None for name, path in paths.items()},
-        "export": str(export),
-        "resumed_from": resumed_from,
-    }
+    checkpoints = run.folder / "checkpoints"
+    newest, best = run.ranks.gather((latest_checkpoint(checkpoints), best_checkpoint(checkpoints)))[0]
+    assert newest is not None, "the first rank has saved the last step"
+    return Trained(newest, best, export, resumed_from)
 
 
-def _advance(run: Run, step: int, batches: Prefetcher[list[Batch]], *, is_last: bool, log: Log | None) -> None:
+def _advance(run: Run, step: int, batches: Prefetcher[list[Batch]], *, is_last: bool) -> None:
     """A step with what may follow it: validation, its line in the record, a checkpoint."""
     training = run.config.training
     record = take_step(run, step, batches.next())
-    record |= {"data_wait_s": batches.wait_s, "data_wait_share": batches.wait_s / (batches.wait_s + record["step_s"])}
-    if step % training.validation.every == 0 or is_last:
-        record |= validate(run)
-    _publish(run, record, log)
+    record["data_wait_s"] = batches.wait_s
+    record["data_wait_share"] = batches.wait_s / (batches.wait_s + record["step_s"])
+    validation = validate(run) if step % training.validation.every == 0 or is_last else {}
+    _publish(run, cast(Record, record | validation))
     if step % training.checkpoint.every == 0 or is_last or run.must_stop:
-        _save(run, record.get("validation/total"))
+        state = _describe_state(run, validation.get("validation/total"))
+        run.checkpointer.save(state, run.models, run.optimizer, run.ema)
     if run.must_stop and not is_last:
         run.checkpointer.wait()
         raise Preempted(f"{run.folder}: told to stop after step {step}, which is saved; the same command goes on from there.")
 
 
-def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = build_models) -> Run:
-    """Builds everything and goes to where the newest checkpoint stands.
+def start_run(config: RunConfig, shards: Path, folder: Path) -> Run:
+    """Builds everything and loads the newest checkpoint.
 
     Raises:
         ArtifactError: see `train`.
@@ -164,16 +149,16 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
     check_batch_size(config.training, ranks.size)
     index = ShardIndex.open(shards, "train")
     held_out = ShardIndex.open(shards, "validation")
-    shapes = load_shapes(index, config.models)
-    check_fits(config, index, shapes, ranks)
-    # The first rank reads the weights and the others receive theirs; those who build their own models build them everywhere.
-    models = (build_empty_models if build is build_models and not ranks.is_first else build)(config, shapes.vision_width)
-    check_shapes(shapes, config, models.transformer.config)
+    shapes, transformer = load_shapes(index, config.models), load_transformer_config(config)
+    check_shapes(shapes, config, transformer)
+    estimate = check_fits(config, index, shapes, transformer, ranks)
+    # The first rank reads the weights, and the others receive theirs from it.
+    models = (build_models if ranks.is_first else build_empty_models)(config, shapes.vision_width)
     models.spread(config, ranks)
     objective = config.objective
     schedule = make_training_schedule(objective.shift, NUM_TIMESTEPS, bell=objective.timestep_weights == "bell")
     schedule = TrainingSchedule(*(getattr(schedule, f.name).to(ranks.device) for f in fields(schedule)))
-    sizes = ModelSizes.of(models.transformer.config, config, shapes.vision_width)
+    sizes = ModelSizes.of(transformer, config, shapes.vision_width)
     validation = BatchMaker(held_out, config, ranks.data_rank, ranks.data_size)
     size = count_validation_samples(held_out, config.training, ranks.data_size)
     vision = None
@@ -185,6 +170,7 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
         config=config,
         ranks=ranks,
         folder=folder,
+        estimate=estimate,
         maker=BatchMaker(index, config, ranks.data_rank, ranks.data_size),
         validation=validation.make_validation() if size else [],
         validation_size=size,
@@ -193,20 +179,14 @@ def start_run(config: RunConfig, shards: Path, folder: Path, build: Build = buil
         optimizer=make_optimizer(models, config.training),
         ema=Ema(models, config.training.optimizer.ema_decay) if config.training.optimizer.ema_decay else None,
         meter=Meter(sizes, schedule.timesteps, ranks.device),
-        checkpointer=Checkpointer(
-            folder / "checkpoints",
-            ranks,
-            keep=config.training.checkpoint.keep,
-            keep_best=config.training.checkpoint.keep_best,
-            asynchronous=config.training.checkpoint.asynchronous,
-        ),
+        checkpointer=Checkpointer(folder / "checkpoints", ranks, config.training.checkpoint),
         vision=vision,
     )
     _resume(run)
     return run
 
 
-def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
+def take_step(run: Run, step: int, batches: list[Batch]) -> Record:
     """One optimizer step over this rank's ``batches``; returns the step's record, equal on every rank.
 
     Raises:
@@ -237,7 +217,7 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
         run.ema.update()
     run.step = step
     step_s = time.perf_counter() - start_s
-    return {
+    record = {
         "step": step,
         "stage": place.stage.name,
         "ranks": run.ranks.size,
@@ -248,6 +228,7 @@ def take_step(run: Run, step: int, batches: list[Batch]) -> dict[str, Any]:
         "step_s": step_s,
         **run.meter.describe(values[len(LossTerms._fields) :], step_s, run.ranks.size),
     }
+    return cast(Record, record)
 
 
 def _forward(run: Run, batch: Batch, global_batch_size: int) -> StepOutput:
@@ -258,8 +239,8 @@ def _forward(run: Run, batch: Batch, global_batch_size: int) -> StepOutput:
 def _backward(run: Run, batch: Batch) -> tuple[Tensor, Tensor]:
     """Adds the gradients of ``batch``; returns its loss terms, in the order of `LossTerms`, and the meter's sums."""
     terms, flow_matching = _forward(run, batch, run.config.training.global_batch)
-    # FSDP averages gradients over ranks; the terms are already shares of the global batch, to be added up. Ranks of the same
-    # samples have the same terms, and each has the gradient of the sum of them.
+    # FSDP averages gradients over ranks, but the terms are shares of the global batch, whose gradients must be summed. Ranks of
+    # the same samples all have the gradient of the same terms: they count once.
     (terms.total * run.ranks.data_size).backward()
     return torch.stack(terms).detach(), run.meter.sum_up(batch, flow_matching)
 
@@ -268,7 +249,6 @@ def _split_norms(run: Run, step: int, batches: list[Batch]) -> dict[str, float]:
     every = run.config.training.validation.gradient_norms_every
     if not every or step % every:
         return {}
-
     size = run.config.training.global_batch
     forward = functools.partial(_forward, run, global_batch_size=size)
     return measure_gradient_norms(run.models, batches, forward, global_batch=size, num_ranks=run.ranks.data_size)
@@ -276,7 +256,7 @@ def _split_norms(run: Run, step: int, batches: list[Batch]) -> dict[str, float]:
 
 @torch.no_grad()
 def validate(run: Run) -> dict[str, float]:
-    """Loss terms of the averaged (else the present) weights on the fixed validation batch, as ``validation/<field>``."""
+    """Loss terms on the fixed validation batch, as ``validation/<field>``; of the averaged weights where there are any."""
     if not run.validation_size:
         return {}
     total = torch.zeros(len(LossTerms._fields), device=run.ranks.device)
@@ -292,8 +272,8 @@ def _resume(run: Run) -> None:
     fall_back = training.checkpoint.on_damaged == "fall_back"
     checkpoint = find_intact(run.folder / "checkpoints", run.ranks, fall_back=fall_back)
     if checkpoint is not None:
-        state = check_resumable(checkpoint, **_data_order(run))
-        goes_on = state.step < count_steps(training) and locate_step(training, state.step + 1).stage.name == state.stage
+        state = check_resumable(checkpoint, _describe_state(run))
+        goes_on = state.step < training.total_steps and locate_step(training, state.step + 1).stage.name == state.stage
         load_checkpoint(checkpoint, run.models, run.optimizer if goes_on else None, run.ema)
         run.step = state.step
     if run.ranks.is_first:
@@ -301,38 +281,27 @@ def _resume(run: Run) -> None:
         truncate_records(run.folder / FILE_NAME, last_step=run.step if checkpoint else -1)
 
 
-def _data_order(run: Run) -> dict[str, Any]:
-    """All that decides which samples a step sees."""
+def _describe_state(run: Run, validation_total: float | None = None) -> TrainState:
     training = run.config.training
-    return {
-        "seed": run.config.seed,
-        "shard_digest": run.maker.index.digest,
-        "global_batch": training.global_batch,
-        "mixture": training.mixture,
-    }
-
-
-def _save(run: Run, validation_total: float | None) -> None:
-    training = run.config.training
-    state = TrainState(
+    return TrainState(
         step=run.step,
         stage=locate_step(training, run.step).stage.name,
         samples_consumed=run.step * training.global_batch,
-        **_data_order(run),
+        seed=run.config.seed,
+        shard_digest=run.maker.index.digest,
+        global_batch=training.global_batch,
+        mixture=training.mixture,
         validation_total=validation_total,
     )
-    run.checkpointer.save(state, run.models, run.optimizer, run.ema)
 
 
-def _publish(run: Run, record: dict[str, Any], log: Log | None) -> None:
+def _publish(run: Run, record: Record) -> None:
     if run.ranks.is_first:
         append_record(run.folder / FILE_NAME, record)
-        if log is not None:
-            log(record["step"], {name: value for name, value in record.items() if isinstance(value, int | float)})
 
 
 def _describe_non_finite(run: Run, step: int, numbers: dict[str, float], batches: list[Batch], terms: Sequence[Tensor]) -> str:
-    """Names the samples of the forward passes that were not finite, of all of them where only the gradient was not."""
+    """Names the samples of the forward passes whose terms were not finite; all samples where only the gradient was not."""
     only_gradient = all(math.isfinite(numbers[name]) for name in LossTerms._fields)
     pairs = zip(batches, terms, strict=True)
     suspects = [key for batch, each in pairs for key in batch.keys if only_gradient or not each.isfinite().all()]

@@ -1,6 +1,6 @@
-"""What a step tells besides its loss: flow matching by noise level, the levels drawn, speed, and each term's own gradient.
+"""What a step records besides its loss: flow matching by noise level, the levels drawn, speed, and each term's gradient.
 
-Sums over samples, so that one all-reduce of one vector serves all ranks and any split of the batch.
+All are sums over samples: one all-reduce of one vector serves any number of ranks and any split of the batch.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,8 @@ from refalign.training.batch import NUM_TIMESTEPS, Batch
 from refalign.training.step import StepOutput
 
 _BINS = 10
-_WORK = 2  # tokens and floating point operations
+SUMS = 8 + _BINS + 2
+"""Length of `Meter.sum_up`'s vector; the last two are tokens and floating point operations."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Meter:
     def describe(self, sums: Sequence[float], step_s: float, num_ranks: int) -> dict[str, float]:
         """Fields of the step's line from the summed vector.
 
-        ``flow_matching/q1`` is of the quarter of the schedule that is nearest to data, ``q4`` of that nearest to noise;
-        a quarter nobody drew is left out. ``timesteps/300`` counts samples with a timestep in [300, 400).
+        ``flow_matching/q1`` is of the quarter of the schedule nearest to data, ``q4`` of that nearest to noise; a quarter
+        without samples is left out. ``timesteps/300`` counts samples with a timestep in [300, 400).
         """
-        losses, counts, histogram, (tokens, gigaflops) = sums[:4], sums[4:8], sums[8 : 8 + _BINS], sums[-_WORK:]
+        losses, counts, histogram, (tokens, gigaflops) = sums[:4], sums[4:8], sums[8:-2], sums[-2:]
         record = {f"flow_matching/q{4 - n}": losses[n] / counts[n] for n in reversed(range(4)) if counts[n]}
         record |= {f"timesteps/{100 * n:03d}": count for n, count in enumerate(histogram)}
         record["tokens_per_s"] = tokens / step_s
@@ -60,16 +60,9 @@ class Meter:
         peak = peak_flops(torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None)
         if peak is not None:
             record["mfu"] = record["tflops_per_rank"] * 1e12 / peak
-        return record | {"peak_memory_bytes": float(self._peak_memory())}
-
-    def _peak_memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-SUMS = 8 + _BINS + _WORK
-"""Length of `Meter.sum_up`'s vector."""
+        on_cpu = self.device.type == "cpu"
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_allocated()
+        return record | {"peak_memory_bytes": float(memory)}
 
 
 def bin_of(timesteps: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
@@ -85,11 +78,11 @@ def pass_of(batch: Batch, sizes: ModelSizes) -> PassSizes:
 
 
 def measure_gradient_norms(
-    module: nn.Module, batches: Sequence[Any], forward: Callable[[Any], StepOutput], *, global_batch: int, num_ranks: int
+    module: nn.Module, batches: Sequence[Batch], forward: Callable[[Batch], StepOutput], *, global_batch: int, num_ranks: int
 ) -> dict[str, float]:
-    """Norm of flow matching's and of the alignment's own gradient over the whole global batch; leaves no gradient behind.
+    """Norms of the gradients of flow matching and of the alignment over the whole global batch; leaves no gradient behind.
 
-    Another forward and backward pass for each: the step's own gradient stays what it is without the measurement.
+    Each takes a forward and a backward pass of its own, so that the step's gradient is not touched.
     """
 
     def flow_matching(output: StepOutput) -> Tensor:

@@ -44,28 +44,23 @@ def locate_step(training: TrainingConfig, step: int) -> StepPlace:
     raise AssertionError(f"step {step} is beyond the {before} steps of the recipe")
 
 
-def count_steps(training: TrainingConfig) -> int:
-    """Optimizer steps of all stages."""
-    return sum(stage.steps for stage in training.stages)
-
-
 class Muon(torch.optim.AdamW):
     """Muon for the matrices of the blocks, AdamW for all other weights, at one learning rate and one weight decay.
 
         M = 0.95 M + 0.05 G;    W = W - lr (0.8 sqrt(max(n, m)) U V^T + wd W),    U S V^T = 0.05 G + 0.95 M
 
-    At 0.2 a matrix takes steps of AdamW's usual size (arXiv 2502.16982). At the toy's size steps four times as large served the
-    matrices best, while the weights that stay with AdamW, a text encoder's above all, did not bear them. A sharded matrix is
-    gathered for its update, so that every number of ranks takes the same step.
+    With 0.2 in place of 0.8 a matrix takes steps of AdamW's usual size (arXiv 2502.16982). At the toy's size steps four times as
+    large were best for the matrices, but too large for the weights that stay with AdamW. A sharded matrix is gathered for its
+    update, so that every number of ranks takes the same step.
 
-    Source: Keller Jordan, "Muon", 2024. torch's own takes neither the other weights, nor shards.
+    Source: Keller Jordan, "Muon", 2024. torch's own takes neither the other weights nor shards.
     """
 
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], **options: Any) -> None:
         super().__init__([{"params": others}, {"params": matrices}], **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Loads as every optimizer does; AdamW's own way asks for its moments, which matrices do not have."""
+        """Loads as every optimizer does; AdamW's way expects its moments, which matrices do not have."""
         torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
@@ -109,9 +104,9 @@ def _placed_like(whole: Tensor, example: Tensor) -> Tensor:
 
 
 def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW as published: betas 0.9 and 0.999, one weight decay for all weights. The state is made at once, as zeros.
+    """AdamW as published: betas 0.9 and 0.999, one weight decay for all weights.
 
-    An optimizer that already has its state can be saved before its first step and loaded into without one.
+    Its state is made at once, as zeros, so that it can be saved and loaded before the first step.
 
     Raises:
         ConfigError: ``adamw8bit`` without torchao.
@@ -121,7 +116,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
     options: dict[str, Any] = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": training.optimizer.weight_decay}
     on_gpu = all(parameter.is_cuda for parameter in parameters)
     if training.optimizer.name == "adamw8bit":
-        return _make_adamw8bit(parameters, options)
+        return _make_adamw8bit(parameters, **options)
     if training.optimizer.name == "muon":
         is_matrix = {name: ".blocks." in name and each.ndim == 2 for name, each in named.items()}
         matrices, others = ([each for name, each in named.items() if is_matrix[name] is kind] for kind in (True, False))
@@ -140,7 +135,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
     return optimizer
 
 
-def _make_adamw8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> torch.optim.Optimizer:
+def _make_adamw8bit(parameters: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
     try:
         AdamW8bit = importlib.import_module("torchao.optim").AdamW8bit  # noqa: N806 - a class
     except (ImportError, AttributeError) as error:
@@ -148,7 +143,7 @@ def _make_adamw8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> 
             f"training.optimizer.name=adamw8bit needs torchao, which cannot be imported ({error}); install it, or set "
             "training.optimizer.name=adamw."
         ) from error
-    # It takes the learning rate as a tensor, so that a change of it compiles nothing again.
+    # It keeps the learning rate as a tensor, so that a new rate compiles nothing again.
     optimizer = AdamW8bit(parameters, **options)
     for parameter in parameters:
         optimizer.state[parameter] = {
@@ -160,7 +155,7 @@ def _make_adamw8bit(parameters: list[nn.Parameter], options: dict[str, Any]) -> 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Sets it in place where the optimizer keeps it as a tensor."""
+    """Sets the learning rate, in place where the optimizer keeps it as a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(learning_rate)
@@ -186,9 +181,9 @@ def clip_gradients(module: nn.Module, max_norm: float) -> Tensor:
 
 
 def clip_apart(module: nn.Module, max_norm: float) -> Tensor:
-    """Each child's gradients by themselves; returns the largest norm.
+    """Clips each child's gradients by themselves; returns the largest norm.
 
-    A stop-gradient control needs it: clipped together, large gradients of the projectors would slow the Transformer down.
+    For the stop-gradient control: clipped together, large gradients of the projectors would shrink those of the Transformer.
     """
     trained = [child for child in module.children() if any(each.requires_grad for each in child.parameters())]
     return torch.stack([clip_gradients(child, max_norm) for child in trained]).max()

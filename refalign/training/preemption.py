@@ -1,6 +1,6 @@
-"""Being told to stop: SIGTERM, or a notice of the launcher, becomes a checkpoint and then an orderly end.
+"""Being told to stop, by SIGTERM or by the launcher: the run saves a checkpoint and ends.
 
-A flag on one rank is enough: it travels with the sums of the next step, so that all ranks stop after the same one.
+One rank is enough: its flag is summed with the terms of the next step, so that all ranks stop after the same one.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 EXIT_CODE = 143
-"""Of a rank that ended this way: 128 + SIGTERM, what torchrun and shells take for "asked to stop"."""
+"""Of a rank that ended this way: 128 + SIGTERM, which torchrun and shells read as "asked to stop"."""
 
 
 class Preempted(Exception):
@@ -23,8 +22,8 @@ class Preempted(Exception):
 def watch_notices(notice: Callable[[], bool] | None) -> Iterator[Callable[[], bool]]:
     """Gives a function that says whether this rank has been told to stop.
 
-    A second SIGTERM goes to the handler that was there before: whoever is in such a hurry gets no checkpoint. Signals reach
-    the main thread only; under Ray Train the run is in another one, and ``notice`` asks Ray instead.
+    A second SIGTERM goes to the handler that was there before, without a checkpoint. Signals reach the main thread only; under
+    Ray Train the run is in another one, and ``notice`` asks Ray instead.
 
     Args:
         notice: the launcher's own news, asked once per step on every rank.
@@ -35,7 +34,7 @@ def watch_notices(notice: Callable[[], bool] | None) -> Iterator[Callable[[], bo
         return
     before = signal.getsignal(signal.SIGTERM)
 
-    def note(number: int, frame: Any) -> None:
+    def note(*_: object) -> None:
         told.set()
         signal.signal(signal.SIGTERM, before)
 

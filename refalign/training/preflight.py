@@ -1,4 +1,4 @@
-"""What can be known to fail before anything heavy starts: shards, shapes, batch size, disk."""
+"""Checks before anything heavy starts: shards, shapes, batch size, memory, disk."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from refalign.config import ModelsConfig, RunConfig, TrainingConfig
 from refalign.errors import ArtifactError, ConfigError, SchemaError
-from refalign.estimates.compute import ModelSizes, largest_pass
+from refalign.estimates.compute import EncoderSizes, ModelSizes, computes_targets, largest_pass
 from refalign.estimates.memory import MemoryEstimate, check_memory, estimate_memory, memory_of_worker
 from refalign.io.storage import check_disk_space
 from refalign.models.loading import load_model_config
 from refalign.shards.mixture import make_order
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, has_targets
-from refalign.training.targets import EncoderSizes, add_encoder, computes_targets
 
 if TYPE_CHECKING:
     from refalign.training.models import Ranks
@@ -24,9 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardShapes:
-    """Sizes that the model must agree with, from the first sample of the shards."""
+    """Sizes that the model must have too, from the first sample of the shards."""
 
-    where: str
+    where: str  # names the sample
     channels: int
     height: int  # latent
     width: int  # latent
@@ -99,6 +98,7 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
         SchemaError: a width or a token count differs; the shards were made with other models.
         ConfigError: the objective asks for what the model or the shards do not have.
     """
+    base, objective = config.models.base, config.objective
     _, patch_height, patch_width = transformer["patch_size"]
     grid = (shapes.height // patch_height) * (shapes.width // patch_width)
     facts = (
@@ -109,7 +109,7 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
     for name, found, expected in facts:
         if found != expected:
             raise SchemaError(
-                f"{shapes.where}: {name} {found}, the transformer of {config.models.base} has {expected}; "
+                f"{shapes.where}: {name} {found}, the transformer of {base} has {expected}; "
                 "run the shards step again with the same models."
             )
     if shapes.height % patch_height or shapes.width % patch_width:
@@ -117,29 +117,24 @@ def check_shapes(shapes: ShardShapes, config: RunConfig, transformer: Mapping[st
             f"{shapes.where}: latents of {shapes.height} x {shapes.width} cannot be cut into patches of "
             f"{patch_height} x {patch_width}."
         )
-    context = config.training.parallel.context
-    if grid % context or transformer["num_attention_heads"] % context:
+    context, heads = config.training.parallel.context, transformer["num_attention_heads"]
+    if grid % context or heads % context:
         raise ConfigError(
-            f"training.parallel.context={context} must divide the {grid} tokens of a frame and the "
-            f"{transformer['num_attention_heads']} heads of {config.models.base}."
+            f"training.parallel.context={context} must divide the {grid} tokens of a frame and the {heads} heads of {base}."
         )
-    objective = config.objective
     if objective.alignment == "repa" and not shapes.has_frame_tokens:
         raise ConfigError(
             f"{shapes.where}: no {FRAME_TOKENS}, which repa needs; run the shards step with shards.frame_tokens=true."
         )
-    if objective.alignment != "none" and objective.alignment_blocks > transformer["num_layers"]:
-        raise ConfigError(
-            f"objective.alignment_blocks={objective.alignment_blocks}, but {config.models.base} has "
-            f"{transformer['num_layers']} blocks."
-        )
+    if objective.alignment != "none" and objective.alignment_blocks > (layers := transformer["num_layers"]):
+        raise ConfigError(f"objective.alignment_blocks={objective.alignment_blocks}, but {base} has {layers} blocks.")
 
 
 def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
-    """The global batch must divide over the ranks that are really there.
+    """Refuses a number of ranks over which the global batch does not divide.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: says so.
     """
     context = training.parallel.context
     if num_ranks % context or training.global_batch % (num_ranks // context):
@@ -150,15 +145,15 @@ def check_batch_size(training: TrainingConfig, num_ranks: int) -> None:
         )
 
 
-def check_fits(config: RunConfig, index: ShardIndex, shapes: ShardShapes, ranks: Ranks) -> MemoryEstimate:
-    """What a rank will need against what it has; all ranks call it, before weights are loaded.
+def check_fits(
+    config: RunConfig, index: ShardIndex, shapes: ShardShapes, transformer: Mapping[str, Any], ranks: Ranks
+) -> MemoryEstimate:
+    """Compares the memory that a rank needs with what it has; all ranks call it, before weights are loaded.
 
     Raises:
         ConfigError: it does not fit.
     """
-    from refalign.training.models import load_transformer_config  # diffusers: not for the driver
-
-    estimate = estimate_for(config, index, shapes, load_transformer_config(config), ranks.size, ranks.device.type)
+    estimate = estimate_for(config, index, shapes, transformer, ranks.size, ranks.device.type)
     available = min(ranks.gather(memory_of_worker(ranks.device, ranks.count_on_host())))
     check_memory(estimate, available, config.training, num_ranks=ranks.size, device_type=ranks.device.type)
     return estimate
@@ -172,17 +167,17 @@ def estimate_for(
     num_ranks: int,
     device_type: str,
 ) -> MemoryEstimate:
-    """Memory of a rank at the largest forward pass that these shards can give."""
+    """Memory of a rank in the largest forward pass that these shards can give."""
     model = ModelSizes.of(transformer, config, shapes.vision_width)
     largest = largest_pass(index, model, micro_batch=config.training.micro_batch, text_tokens=config.models.max_text_tokens)
     estimate = estimate_memory(model, largest, config.training, num_ranks=num_ranks, device_type=device_type)
-    if not computes_targets(config, shapes.has_targets):
-        return estimate
-    return add_encoder(estimate, EncoderSizes.load(config.models), largest, config.models)
+    if computes_targets(config, shapes.has_targets):
+        estimate = estimate.with_encoder(EncoderSizes.load(config.models), largest, config.models)
+    return estimate
 
 
 def _estimate_disk_bytes(config: RunConfig, transformer: Path, model: ModelSizes) -> int:
-    """Checkpoints (what is trained, two moments, perhaps an average) and the export, from the size of the weight files."""
+    """Of checkpoints (trained weights, two moments, perhaps an average) and the export, from the size of the weight files."""
     weights = sum(path.stat().st_size for path in transformer.glob("*.safetensors"))
     copies = (3 + bool(config.training.optimizer.ema_decay)) * (config.training.checkpoint.keep + 1)
     return int(weights * (1 + copies * model.trained_parameters / model.parameters))

@@ -1,18 +1,15 @@
-"""``metrics.jsonl``: one line per optimizer step, written by the first rank, read by the driver, the report and the manifest.
-
-A line holds ``step``, ``stage``, ``ranks``, every field of `LossTerms`, ``learning_rate``, ``grad_norm``, ``samples_consumed``;
-what `refalign.training.measures.Meter` adds: ``flow_matching/q1`` (cleanest quarter of the schedule) to ``q4``,
-``timesteps/000`` to ``900`` (samples drawn per tenth), ``tokens_per_s``, ``tflops_per_rank``, ``mfu`` on known GPUs,
-``peak_memory_bytes`` of rank 0; ``step_s``, ``data_wait_s``, ``data_wait_share``; now and then ``grad_norm/flow_matching`` and
-``grad_norm/alignment``. A validation adds ``validation/<field>``. Line 0 is the validation before the first step.
-"""
+"""What a run leaves. ``metrics.jsonl``: a line per optimizer step, written by the first rank, read by driver and report."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
+
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from refalign.io.writing import write_bytes
 
@@ -21,21 +18,61 @@ UNSENT = "unsent"
 """Empty file beside it while MLflow may lack some of the lines."""
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a finished run leaves, the same on every rank. Here because Ray's own processes load it: this file imports no torch.
+
+    Attributes:
+        best: checkpoint with the lowest validation total; None if none was validated.
+        resumed_from: step of the checkpoint that the run resumed from; 0 from the start.
+    """
+
+    checkpoint: Path
+    best: Path | None
+    export: Path
+    resumed_from: int
+
+
+class Record(TypedDict, total=False):
+    """One line. Line 0 has the validation before the first step, and only that.
+
+    Besides these it has every field of `LossTerms`; what `refalign.training.measures.Meter` adds: ``flow_matching/q1`` (the
+    quarter of the schedule nearest to data) to ``q4``, ``timesteps/000`` to ``900`` (samples drawn per tenth), ``tokens_per_s``,
+    ``tflops_per_rank``, ``mfu`` on known GPUs, ``peak_memory_bytes`` of rank 0; in some steps ``grad_norm/flow_matching`` and
+    ``grad_norm/alignment``; in validated steps ``validation/<field>``.
+    """
+
+    step: Required[int]
+    stage: Required[str]
+    ranks: int
+    samples_consumed: int
+    total: float
+    learning_rate: float
+    grad_norm: float
+    step_s: float
+    data_wait_s: float
+    data_wait_share: float  # of data_wait_s + step_s
+
+
+class Ends(TypedDict):
+    first: float
+    last: float
+
+
 def truncate_records(path: Path, last_step: int) -> None:
-    """Drops lines after ``last_step`` and a last line that was cut off: the resumed run writes them again."""
-    if not path.exists():
-        return
-    kept = [record for record in read_records(path) if record["step"] <= last_step]
-    write_bytes(path, "".join(_to_line(record) for record in kept).encode())
+    """Drops lines after ``last_step`` and an incomplete last line: the resumed run writes them again."""
+    if path.exists():
+        kept = [record for record in read_records(path) if record["step"] <= last_step]
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def append_record(path: Path, record: dict[str, Any]) -> None:
+def append_record(path: Path, record: Record) -> None:
     """Adds one whole line."""
     with path.open("a") as file:
-        file.write(_to_line(record))
+        file.write(json.dumps(record) + "\n")
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Record]:
     """All whole lines, in order; none if there is no file."""
     return RecordReader(path).read_new()
 
@@ -48,7 +85,7 @@ class RecordReader:
         self._inode = 0
         self._offset = 0
 
-    def read_new(self) -> list[dict[str, Any]]:
+    def read_new(self) -> list[Record]:
         """Whole lines since the last call."""
         try:
             file = self._path.open("rb")
@@ -64,15 +101,7 @@ class RecordReader:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def summarize_records(records: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def summarize_records(records: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, Ends]:
     """First and last value of each of ``names`` over the lines that have it."""
-    summary = {}
-    for name in names:
-        values = [record[name] for record in records if name in record]
-        if values:
-            summary[name] = {"first": values[0], "last": values[-1]}
-    return summary
-
-
-def _to_line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+    values = {name: [record[name] for record in records if name in record] for name in names}
+    return {name: {"first": found[0], "last": found[-1]} for name, found in values.items() if found}

@@ -5,7 +5,6 @@ What the training core must do without is blocked before the first import; with 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,10 +15,10 @@ for name in [*missing, "transformers", "peft"] if len(paths) == len(sys.argv) - 
 
 import torch.distributed as dist  # noqa: E402
 
-from refalign.training.launch import train_worker  # noqa: E402
+from refalign.training.launch import LaunchSettings, run_rank, train_rank  # noqa: E402
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     for path in paths:
-        train_worker(json.loads(Path(path).read_text()))
+        run_rank(train_rank, LaunchSettings.load(Path(path)))
     dist.destroy_process_group()

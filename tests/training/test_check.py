@@ -23,11 +23,11 @@ def test_a_check_says_what_a_run_would_meet_and_leaves_no_trace(base: Path, shar
     config = make_config(base)
     step = Step.make(tmp_path, "train", config)
     before = sorted(tmp_path.rglob("*"))
-    found = check_training(config, step=step, shards=shards, tracking_uri=None, launch=launch_in_process)
+    found = check_training(config, step=step, shards=shards, launch=launch_in_process)
     assert sorted(tmp_path.rglob("*")) == before
-    assert found["ranks"] == 1 and found["steps"] == 7 and found["step_s"] > 0
-    assert 0 < found["estimate_bytes"] < found["available_bytes"]
-    assert found["hours"] == pytest.approx(7 * (found["step_s"] + found["data_wait_s"]) / 3600)
+    assert found.ranks == 1 and found.steps == 7 and found.step_s > 0
+    assert 0 < found.estimate.peak < found.available_bytes
+    assert found.hours == pytest.approx(7 * (found.step_s + found.data_wait_s) / 3600)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["shards", "folder", "tracking", "checkpoint", "memory", "step", "recipe"]
     assert "20 samples, digest d1" in lines[0] and "7 steps on 1 ranks" in lines[-1]

@@ -21,7 +21,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from make_shards import make_config
 
-from refalign.config import StageConfig
+from refalign.config import CheckpointConfig, StageConfig
 from refalign.errors import ArtifactError
 from refalign.training.checkpoint import (
     Checkpointer,
@@ -32,7 +32,7 @@ from refalign.training.checkpoint import (
     load_checkpoint,
     load_state,
 )
-from refalign.training.launch import launch_in_process, make_settings, train_worker
+from refalign.training.launch import launch_in_process, make_settings, run_rank, train_rank
 from refalign.training.models import Ranks
 from refalign.training.optim import Ema, make_optimizer
 from refalign.training.records import read_records
@@ -42,7 +42,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def make_checkpointer(folder: Path, **options: Any) -> Checkpointer:
-    return Checkpointer(folder, ALONE, **{"keep": 2, "keep_best": True, "asynchronous": True} | options)
+    return Checkpointer(folder, ALONE, CheckpointConfig(**options))
 
 
 def make_state(step: int, validation_total: float | None = None) -> TrainState:
@@ -108,8 +108,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpointer.wait()
     assert names(tmp_path) == ["step-000002", "step-000004", "step-000005"]
     assert best_checkpoint(tmp_path) == tmp_path / "step-000002"
-    plain = make_checkpointer(tmp_path, keep_best=False, asynchronous=False)
+    plain = make_checkpointer(tmp_path, keep_best=False)
     plain.save(make_state(6, 0.4), *trained)
+    plain.wait()
     assert names(tmp_path) == ["step-000005", "step-000006"]
 
 
@@ -181,7 +182,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_ends_both_with_143(base: Path, sh
     stages = (StageConfig(name="only", steps=150, learning_rate=1e-3),)
     keep = {"micro_batch": 2, "checkpoint": {"every": 1000}, "validation": {"every": 1000}}
     settings = make_settings(make_config(base, stages=stages, **keep), shards, tmp_path / "run")
-    (tmp_path / "launch.json").write_text(json.dumps(settings))
+    (tmp_path / "launch.json").write_text(settings.model_dump_json())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -200,8 +201,8 @@ def test_sigterm_to_one_of_two_ranks_saves_and_ends_both_with_143(base: Path, sh
             rank.kill()
     recorded = read_records(tmp_path / "run" / "metrics.jsonl")
     assert names(tmp_path / "run" / "checkpoints") == [f"step-{recorded[-1]['step']:06d}"]
-    result = train_worker(settings)
-    assert result["resumed_from"] == recorded[-1]["step"]
+    result = run_rank(train_rank, settings)
+    assert result.resumed_from == recorded[-1]["step"]
     lines = read_records(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(151)) and lines[: len(recorded)] == recorded
 
@@ -225,7 +226,7 @@ def test_in_one_process_sigterm_takes_its_course_after_the_checkpoint(base: Path
     threading.Thread(target=tell, daemon=True).start()
     try:
         with pytest.raises(Told):
-            launch_in_process(make_settings(config, shards, tmp_path), config)
+            launch_in_process(train_rank, make_settings(config, shards, tmp_path))
     finally:
         signal.signal(signal.SIGTERM, before)
     checkpoint = latest_checkpoint(tmp_path / "checkpoints")

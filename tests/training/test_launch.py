@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ from refalign.config import RunConfig, StageConfig
 from refalign.io.writing import write_json
 from refalign.pipeline.steps import Step
 from refalign.training.earlier import describe_earlier, find_earlier, go_on_from
-from refalign.training.launch import launch_in_process, make_settings, run_training, train_worker
+from refalign.training.launch import launch_in_process, make_settings, run_rank, run_training, train_rank
 from refalign.training.records import read_records
 
 TERMS = ("total", "flow_matching", "alignment", "pull", "push", "push_floor", "scored_fraction", "grad_norm")
@@ -62,7 +61,7 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     The third run has replicas of one rank each, recomputes, and measures the terms' gradients: none of it changes a number.
     """
     config = make_config(base, optimizer={"ema_decay": 0.5}, micro_batch=2)
-    train_worker(make_settings(config, shards, tmp_path / "one"))
+    run_rank(train_rank, make_settings(config, shards, tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "resumed")
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "resumed" / "checkpoints" / step)
@@ -75,15 +74,15 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     # And one in which two ranks share the tokens of each sample; those of the video end on the first or on the second.
     stages = (StageConfig(name="only", steps=20, learning_rate=2e-3, cross_pair_fraction=0.5),)
     odd = {"stages": stages, "global_batch": 3, "micro_batch": 3}  # three samples cannot be dealt to two ranks
-    train_worker(make_settings(make_config(base, **odd), shards, tmp_path / "whole"))
+    run_rank(train_rank, make_settings(make_config(base, **odd), shards, tmp_path / "whole"))
     split = make_config(base, **odd, parallel={"ranks": 2, "context": 2}, activation_checkpointing="full")
-    muon = make_config(base, optimizer="muon", micro_batch=2)  # its matrices are gathered for their update
-    train_worker(make_settings(muon, shards, tmp_path / "one-muon"))
+    muon = make_config(base, optimizer={"name": "muon"}, micro_batch=2)  # its matrices are gathered for their update
+    run_rank(train_rank, make_settings(muon, shards, tmp_path / "one-muon"))
     launches = []
     runs = (("two", config), ("resumed", config), ("replicated", replicated), ("split", split), ("two-muon", muon))
     for name, settings in runs:
         path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(make_settings(settings, shards, tmp_path / name)))
+        path.write_text(make_settings(settings, shards, tmp_path / name).model_dump_json())
         launches.append(str(path))
     program = Path(__file__).with_name("ranks_program.py")
     subprocess.run(
@@ -113,15 +112,15 @@ def test_one_rank_is_two_ranks_and_a_run_goes_on_with_another_number(base: Path,
     # And back: what two ranks saved, one rank loads.
     for step in ("step-000006", "step-000007"):
         shutil.rmtree(tmp_path / "two" / "checkpoints" / step)
-    assert train_worker(make_settings(config, shards, tmp_path / "two"))["resumed_from"] == 4
+    assert run_rank(train_rank, make_settings(config, shards, tmp_path / "two")).resumed_from == 4
     last = read_records(tmp_path / "two" / "metrics.jsonl")[-1]
     assert last["total"] == pytest.approx(one[-1]["total"], rel=1e-5)
 
 
 def test_bfloat16_on_one_rank_is_sharded_code_with_float32_weights(base: Path, shards: Path, tmp_path: Path) -> None:
-    exact = train_worker(make_settings(make_config(base), shards, tmp_path / "exact"))
+    exact = run_rank(train_rank, make_settings(make_config(base), shards, tmp_path / "exact"))
     config = make_config(base, precision="bfloat16", activation_checkpointing=True)
-    assert train_worker(make_settings(config, shards, tmp_path / "rounded"))["resumed_from"] == exact["resumed_from"] == 0
+    assert run_rank(train_rank, make_settings(config, shards, tmp_path / "rounded")).resumed_from == exact.resumed_from == 0
     lines = [read_records(tmp_path / name / "metrics.jsonl") for name in ("exact", "rounded")]
     for mine, theirs in zip(*lines, strict=True):
         for term in ("total", "pull", "validation/total"):

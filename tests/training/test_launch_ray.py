@@ -18,7 +18,7 @@ from refalign.errors import ArtifactError
 from refalign.pipeline.steps import Step
 from refalign.training.check import check_training
 from refalign.training.checkpoint import latest_checkpoint
-from refalign.training.launch import make_settings, run_training, train_worker
+from refalign.training.launch import make_settings, run_rank, run_training, train_rank
 from refalign.training.records import read_records
 
 
@@ -60,7 +60,7 @@ def test_a_killed_rank_leaves_the_curve_of_an_unbroken_run(num_workers: int, bas
     killer.join()
     assert len(killed) == 1 and manifest.resumed_from >= 10
     assert not (step.folder / "ray").exists() and not (step.folder / "failure.json").exists()
-    train_worker(make_settings(config, shards, tmp_path / "one"))
+    run_rank(train_rank, make_settings(config, shards, tmp_path / "one"))
     expected = read_records(tmp_path / "one" / "metrics.jsonl")
     lines = read_records(step.folder / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(41))
@@ -86,6 +86,6 @@ def test_our_own_error_comes_back_as_itself(base: Path, tmp_path: Path) -> None:
 def test_a_check_runs_where_the_run_would_and_leaves_no_trace(base: Path, shards: Path, tmp_path: Path) -> None:
     config = make_config(base)
     step = Step.make(tmp_path, "train", config)
-    found = check_training(config, step=step, shards=shards, tracking_uri=None)
-    assert found["ranks"] == 1 and found["step_s"] > 0 and found["estimate_bytes"] < found["available_bytes"]
+    found = check_training(config, step=step, shards=shards)
+    assert found.ranks == 1 and found.step_s > 0 and found.estimate.peak < found.available_bytes
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from refalign.models.lora import FILE_NAME
 from refalign.models.wan import RefAlignTransformer, load_transformer
 from refalign.training.checkpoint import latest_checkpoint
 from refalign.training.export import export_model
-from refalign.training.launch import make_settings, train_worker
+from refalign.training.launch import make_settings, run_rank, train_rank
 from refalign.training.loop import start_run, take_step, train
 from refalign.training.records import read_records
 
@@ -100,14 +99,18 @@ def test_only_adapters_and_projectors_are_trained(config: RunConfig, base: Path,
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config: RunConfig, shards: Path, tmp_path: Path) -> None:
-    def stop(step: int, _: dict[str, float]) -> None:
-        if step == 5:
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        if len(asked) == 5:
             raise Stop
+        return False
 
     train(config, shards=shards, folder=tmp_path / "whole")
     with pytest.raises(Stop):
-        train(config, shards=shards, folder=tmp_path / "parts", log=stop)
-    assert train(config, shards=shards, folder=tmp_path / "parts")["resumed_from"] == 4
+        train(config, shards=shards, folder=tmp_path / "parts", notice=stop)
+    assert train(config, shards=shards, folder=tmp_path / "parts").resumed_from == 4
     for file in ("export/transformer/diffusion_pytorch_model.safetensors", "lora/pytorch_lora_weights.safetensors"):
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
     checkpoint = latest_checkpoint(tmp_path / "whole" / "checkpoints")
@@ -119,7 +122,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(config: RunConfig, s
 def test_all_kinds_of_layers_can_have_adapters(base: Path, shards: Path, tmp_path: Path) -> None:
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     config = make_config(base, lora={"rank": 3, "targets": targets})
-    export = train(config, shards=shards, folder=tmp_path)["export"]
+    export = train(config, shards=shards, folder=tmp_path).export
     adapters = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
     assert len(adapters) == 2 * 2 * (2 * 4 + 2)
     assert adapters["transformer.blocks.0.ffn.net.2.lora_A.weight"].shape == (3, 32)
@@ -144,9 +147,9 @@ def test_one_rank_is_two_ranks(config: RunConfig, base: Path, shards: Path, tmp_
     rounded = make_config(base, precision="bfloat16", **LORA)
     launches = []
     for name, settings in (("exact", config), ("rounded", rounded)):
-        train_worker(make_settings(settings, shards, tmp_path / f"{name}-one"))
+        run_rank(train_rank, make_settings(settings, shards, tmp_path / f"{name}-one"))
         launches.append(tmp_path / f"{name}.json")
-        launches[-1].write_text(json.dumps(make_settings(settings, shards, tmp_path / f"{name}-two")))
+        launches[-1].write_text(make_settings(settings, shards, tmp_path / f"{name}-two").model_dump_json())
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         + [str(Path(__file__).with_name("ranks_program.py")), "--with-peft", *map(str, launches)],

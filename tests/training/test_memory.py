@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,7 +159,9 @@ def test_a_run_that_cannot_fit_is_refused_with_advice() -> None:
 
 
 def test_a_real_run_is_refused_before_its_weights_are_read(base: Path, shards: Path, tmp_path: Path, monkeypatch) -> None:
+    empty = tmp_path / "base"
+    shutil.copytree(base, empty, ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.setattr("refalign.training.preflight.memory_of_worker", lambda device, ranks: 1000.0)
     with pytest.raises(ConfigError, match="its share of the host has 1000.0 B"):
-        start_run(make_config(base), shards, tmp_path, build=None)
-    assert not list(tmp_path.iterdir())
+        start_run(make_config(empty), shards, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -16,7 +16,9 @@ from refalign.training.optim import make_optimizer, orthogonalise, set_learning_
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is here")
 def test_adamw8bit_without_torchao_says_what_to_do() -> None:
     training = make_config("none", optimizer={"name": "adamw8bit"}).training
-    with pytest.raises(ConfigError, match=r"name=adamw8bit needs torchao.*install it, or set training\.optimizer\.name=adamw"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.name=adamw8bit needs torchao.*install it, or set training\.optimizer\.name=adamw\."
+    ):
         make_optimizer(torch.nn.Linear(2, 2), training)
 
 

@@ -14,8 +14,7 @@ from refalign.config import RunConfig
 from refalign.objective.flow_matching import make_training_schedule
 from refalign.shards.reader import ShardIndex
 from refalign.training.batch import BatchMaker
-from refalign.training.blocks import prepare_blocks
-from refalign.training.models import TrainedModels, build_models
+from refalign.training.models import TrainedModels, build_models, prepare_blocks
 from refalign.training.step import train_step
 
 KEEP_ALL = {"dropout": {"text": 0.0, "references": 0.0, "both": 0.0}}
