@@ -116,9 +116,13 @@ class ScenePlan:
     """Column and row of sun, moon or bubble."""
 
     @property
+    def identities(self) -> tuple[int, ...]:
+        return tuple(subject.identity for subject in self.subjects)
+
+    @property
     def likeness(self) -> Likeness | None:
         """Of the first two subjects; None for a subject alone."""
-        return likeness_of(self.subjects[0].identity, self.subjects[1].identity) if len(self.subjects) > 1 else None
+        return likeness_of(*self.identities[:2]) if len(self.subjects) > 1 else None
 
 
 def make_scene(

@@ -1,6 +1,6 @@
 """What the judge reads in a clip, against what is known of its subjects; and the means over many clips.
 
-Hidden attributes (what no prompt says) are *fidelity*: they can only come from the references.
+Hidden attributes, which no prompt says, are *fidelity*: they can only come from the references.
 """
 
 from __future__ import annotations
@@ -8,25 +8,47 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
-from refalign.evaluation.confusion import CONFUSED, FATES, find_fates
-from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES, attributes_of
+from refalign.evaluation.confusion import CONFUSED, FATES, Fate, find_fates
+from refalign.toy.identities import HIDDEN_ATTRIBUTES, SPOKEN_ATTRIBUTES, Likeness, attributes_of
 from refalign.toy.judge import Reading, is_occupied, read_clip
 from refalign.toy.scenes import SIDES
 from workshop.judging.cases import Case
 
-Record = dict[str, Any]
+
+class Record(TypedDict):
+    """What one clip shows of its case; a line of ``clips.jsonl``. Lists hold a value per subject.
+
+    Attributes:
+        subjects: their number.
+        named: whether the prompt says shape and colour.
+        shown: attribute -> value as read; None: nobody stands there.
+        right: whether each attribute and the action is as wanted.
+        unexplained: of `refalign.toy.judge.Reading`.
+        extra: slots that somebody fills unasked.
+        fates: of `refalign.evaluation.confusion`. This and the rest are there only if the case has references.
+        copy_paste: whether the reference's action is shown and not the asked one, from -1 to 1.
+        chance: whether each hidden attribute is that of another case.
+    """
+
+    key: str
+    subjects: int
+    likeness: Likeness | None
+    named: list[bool]
+    shown: list[dict[str, str | None] | None]
+    right: list[dict[str, bool]]
+    unexplained: list[float | None]
+    extra: int
+    fates: NotRequired[list[Fate]]
+    copy_paste: NotRequired[list[float | None]]
+    chance: NotRequired[list[dict[str, bool]]]
 
 
 def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Record:
-    """What one clip shows of its case; plain values.
-
-    Per subject: shown (attribute -> value as read; None: nobody stands there), right (attributes and action as wanted), chance
-    (hidden attributes that agree with ``other``). Of the clip: extra (slots that somebody fills unasked), fates
-    (`refalign.evaluation.confusion`), copy_paste (the reference's action in place of the asked one, from -1 to 1).
+    """What one clip, uint8 [F, H, W, 3], shows of its case.
 
     Args:
         other: the case with another's hidden looks (`workshop.judging.cases.shuffle_references`), whose fidelity is chance.
@@ -41,19 +63,18 @@ def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Recor
         "subjects": len(subjects),
         "likeness": case.plan.likeness,
         "named": [subject.named for subject in subjects],
-        "shown": [reading and reading.answers for reading in readings],
+        "shown": [reading.answers if reading else None for reading in readings],
         "right": [_compare(*pair) for pair in zip(readings, wanted, strict=True)],
-        "unexplained": [reading and round(reading.unexplained, 3) for reading in readings],
+        "unexplained": [round(reading.unexplained, 3) if reading else None for reading in readings],
         "extra": sum(is_occupied(clip, side) for side in SIDES if side not in seen),
     }
     if case.given:
         hidden = [[each[name] for name in HIDDEN_ATTRIBUTES] for each in wanted]
         shown = [[each.answers[name] for name in HIDDEN_ATTRIBUTES] if each else None for each in readings]
         record["fates"] = find_fates(shown, hidden)
-        pairs = zip(readings, subjects, case.given, strict=True)
         record["copy_paste"] = [
-            reading and float(np.mean([(each == pose.action) - (each == subject.action) for each in reading.moments]))
-            for reading, subject, pose in pairs
+            float(np.mean([(each == pose.action) - (each == subject.action) for each in reading.moments])) if reading else None
+            for reading, subject, pose in zip(readings, subjects, case.given, strict=True)
         ]
     if other is not None:
         theirs = [asdict(attributes_of(subject.identity)) for subject in other.plan.subjects]
@@ -66,12 +87,12 @@ def _compare(reading: Reading | None, wanted: dict[str, str]) -> dict[str, bool]
 
 
 def summarise(records: Sequence[Record]) -> dict[str, float]:
-    """Means over subjects: fidelity and its chance by number of subjects, tier and attribute; what was said; fates."""
+    """Means over subjects: fidelity and its chance by number of subjects, tier and attribute; spoken attributes; fates."""
     values: dict[str, list[float]] = defaultdict(list)
     for record in records:
         size, tier = f"of {record['subjects']}", record["likeness"] or "alone"
         for place, right in enumerate(record["right"]):
-            values["found"].append(float(record["shown"][place] is not None))
+            values["found"].append(record["shown"][place] is not None)
             values["action"].append(right["action"])
             for name in SPOKEN_ATTRIBUTES if record["named"][place] else ():
                 for key in ("spoken", f"spoken {size}", name):
@@ -86,7 +107,7 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
                         values[key].append(record["chance"][place][name])
             if (pasted := record["copy_paste"][place]) is not None:
                 values["copy_paste"].append(pasted)
-        values["number"].append(float(not record["extra"] and all(record["shown"])))
+        values["number"].append(not record["extra"] and all(record["shown"]))
         if "fates" in record and record["subjects"] > 1:
             for fate in record["fates"]:
                 for key in ("", f", {tier}"):

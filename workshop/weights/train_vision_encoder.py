@@ -1,10 +1,9 @@
-"""Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and place by place.
+"""Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and patch by patch.
 
     python -m workshop.weights.train_vision_encoder
 
-Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens
-between pictures; the dense term contrasts patch tokens at corresponding places, found from the known geometry of the two views,
-with those of other pictures and of distant places. Both act through heads that are thrown away.
+The whole-picture term contrasts CLS tokens between pictures. The dense term contrasts patch tokens at corresponding places of
+the two views with those of other pictures and of distant places. Both act through heads that are thrown away.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +21,14 @@ from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from workshop.weights.initial_weights import make_vision_encoder, save_vision_encoder
 from workshop.weights.sampling import sample_frames, sample_references
-from workshop.weights.training import TrainingState, make_optimizers, parse_arguments, train
+from workshop.weights.training import LossOfStep, TrainingState, make_optimizers, parse_arguments, train
 
 SEED = 40
 POOL_SIZE = 12000
 PATCH_PX = 8
 BATCH_PICTURES = 64
 PLACES = 8
-"""Places a picture at which the dense term compares the views."""
+"""Number of places of a picture at which the dense term compares the views."""
 NEAR = 0.45
 """Places of one picture closer than this (in half-widths of the view) are neither positives nor negatives of each other."""
 TEMPERATURE = 0.15
@@ -79,10 +76,7 @@ def random_geometry(count: int, generator: torch.Generator) -> Tensor:
 
 
 def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) -> Tensor:
-    """One augmented view: geometry, colour, sometimes blur; normalised, [N, 3, H, W].
-
-    Colours move little, because they belong to what the encoder must tell apart.
-    """
+    """One augmented view: geometry, colour (a little, because creatures differ by it), blur; normalised, [N, 3, H, W]."""
     count, _, height, width = pictures.shape
     grid = functional.affine_grid(geometry, [count, 3, height, width], align_corners=False)
     view = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
@@ -98,16 +92,13 @@ def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) ->
 
 
 def corresponding(places: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Where places [N, Q, 2] of the first view lie in the second; outside [-1, 1] they are not in it."""
+    """Where places [N, Q, 2] of the first view lie in the second, which shows those in [-1, 1]."""
     picture = places @ first[:, :, :2].transpose(1, 2) + first[:, None, :, 2]
     return (picture - second[:, None, :, 2]) @ torch.linalg.inv(second[:, :, :2]).transpose(1, 2)
 
 
 def choose_places(view: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-    """``PLACES`` patch centres [N, Q, 2] of the first view that the second also shows, busy ones more often.
-
-    Flat background would otherwise fill most of the comparisons; contrast needs no label.
-    """
+    """``PLACES`` patch centres [N, Q, 2] of the first view that the second also shows, those with contrast more often."""
     side = view.shape[-1] // PATCH_PX
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(len(view), -1, 2)
@@ -126,7 +117,7 @@ def whole_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 def dense_loss(maps: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]) -> Tensor:
-    """Symmetric InfoNCE between corresponding places; neighbours within a picture are left out of the negatives."""
+    """Symmetric InfoNCE between corresponding places; near places of the same picture are no negatives."""
     features = []
     for feature_map, place in zip(maps, places, strict=True):
         sampled = functional.grid_sample(feature_map, place[:, None], padding_mode="border", align_corners=False)
@@ -153,10 +144,8 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
-def train_student(
-    student: Student, make_loss: Callable[[int], tuple[Tensor, dict[str, Any]]], arguments: argparse.Namespace
-) -> None:
-    """Trains with warm-up and a rate that falls in a line at the end; exports the moving average of the encoder."""
+def train_student(student: Student, make_loss: LossOfStep, arguments: argparse.Namespace) -> None:
+    """Trains with warm-up and a learning rate that falls linearly at the end; exports the moving average of the encoder."""
     train(
         TrainingState(student, make_optimizers(student), averaged=student.encoder),
         make_loss,
@@ -174,7 +163,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     student, pool = Student(), draw_pool()
 
-    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
         chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
         pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
