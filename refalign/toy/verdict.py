@@ -1,4 +1,4 @@
-"""The judge's verdict on an evaluated video: which attributes of each creature are as its reference and the prompt ask."""
+"""The judge's verdict on an evaluated video: the attributes that each creature should have, and those it shows."""
 
 from __future__ import annotations
 
@@ -20,20 +20,17 @@ def judge_video(frames: np.ndarray, prompt: str, references: Sequence[Image.Imag
 
     Args:
         frames: uint8 [F, H, W, 3].
-        references: from left to right, as the prompt goes through its creatures.
+        references: in the order of the prompt's creatures, from left to right.
 
     Returns:
-        ``[{"name": "on the left", "attributes": {"pattern": {"wanted": "belt", "shown": "belly"}, ...}}, ...]``; None where the
-        prompt is not one of the toy world's, or references are missing or show no creature.
+        ``[{"name": "on the left", "attributes": {"pattern": {"wanted": "belt", "shown": "belly"}, ...}}, ...]``; None if the
+        prompt or the frame size is not the toy world's, or references are missing or show no creature.
     """
     asked = parse_caption(prompt)
-    pictures = [letterbox(reference, FRAME_HEIGHT_PX, FRAME_WIDTH_PX)[0] for reference in references]
-    given = [read_reference(picture) for picture in pictures]
-    if not asked or len(asked) != len(given) or any(each is None for each in given):
-        return None
-    if frames.shape[1:3] != (FRAME_HEIGHT_PX, FRAME_WIDTH_PX):
-        return None
+    given = [read_reference(letterbox(reference, FRAME_HEIGHT_PX, FRAME_WIDTH_PX)[0]) for reference in references]
     looks = [each.look for each in given if each]
+    if not asked or not len(asked) == len(given) == len(looks) or frames.shape[1:3] != (FRAME_HEIGHT_PX, FRAME_WIDTH_PX):
+        return None
     cast = [identity_of(look) for look in looks]
     seen = read_clip(frames, {each.side: [own, *cast] for each, own in zip(asked, cast, strict=True)})
     verdict = []
@@ -41,6 +38,6 @@ def judge_video(frames: np.ndarray, prompt: str, references: Sequence[Image.Imag
         wanted = {name: getattr(look, name) for name in ATTRIBUTE_NAMES} | {"action": each.action}
         reading = seen[each.side]
         shown = {name: reading.answers[name] if reading else None for name in wanted}
-        attributes = {name: {"wanted": wanted[name], "shown": shown[name]} for name in wanted}
+        attributes = {name: {"wanted": value, "shown": shown[name]} for name, value in wanted.items()}
         verdict.append({"name": each.side, "attributes": attributes})
     return verdict

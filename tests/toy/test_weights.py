@@ -13,8 +13,8 @@ from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import HOLD, caption_words, make_caption, make_scene
 from workshop.judging import measure as toy_models
 from workshop.judging import vision as toy_vision
+from workshop.judging.benchmark import score_clip
 from workshop.judging.cases import draw_case, make_cases
-from workshop.judging.scoring import score_clip
 from workshop.weights import train_vae
 from workshop.weights.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
 from workshop.weights.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry

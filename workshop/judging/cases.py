@@ -8,17 +8,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from refalign.toy import identities
 from refalign.toy.drawing import Pose
-from refalign.toy.identities import (
-    HIDDEN_ATTRIBUTES,
-    LIKENESSES,
-    Attributes,
-    Likeness,
-    Split,
-    attributes_of,
-    identity_of,
-    vocabularies,
-)
+from refalign.toy.identities import HIDDEN_ATTRIBUTES, LIKENESSES, Likeness, Split, attributes_of
 from refalign.toy.rendering import render_references, render_scenes
 from refalign.toy.scenes import NUM_FRAMES, ScenePlan, make_caption, make_scene
 from workshop.weights.sampling import sample_pose
@@ -30,20 +22,13 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 @dataclass(frozen=True)
 class Case:
-    """One clip to make.
-
-    Attributes:
-        plan: what is asked for.
-        given: the pose of each subject in its reference, of another action than the one asked for; empty without references.
-        seed: of the noise.
-        shown: identities in the references, if they are not those of the plan.
-    """
+    """One clip to make."""
 
     key: str
     plan: ScenePlan
-    given: tuple[Pose, ...]
-    seed: int
-    shown: tuple[int, ...] = ()
+    given: tuple[Pose, ...]  # of each subject in its reference, in another action than the plan's; empty without references
+    seed: int  # of the noise
+    shown: tuple[int, ...] = ()  # identities in the references, if not those of the plan
 
     @property
     def prompt(self) -> str:
@@ -148,15 +133,15 @@ def _recast(case: Case, looks: Sequence[int]) -> Case:
 def _dress(identity: int, look: int, names: Sequence[str] = HIDDEN_ATTRIBUTES) -> int:
     """``identity`` with the named attributes of ``look``, except colours that do not go with its main colour."""
     mine, theirs = asdict(attributes_of(identity)), asdict(attributes_of(look))
-    words = vocabularies(mine["main_colour"])
+    words = identities.vocabularies(mine["main_colour"])
     taken = {name: theirs[name] for name in names if theirs[name] in words[name]}
-    return identity_of(Attributes(**mine | taken))
+    return identities.identity_of(identities.Attributes(**mine | taken))
 
 
 def _blend(identity: int, other: int) -> int:
     """Half of the hidden attributes in which the two differ are the other's."""
     mine, theirs = attributes_of(identity), attributes_of(other)
-    words = vocabularies(mine.main_colour)
+    words = identities.vocabularies(mine.main_colour)
     telling = [name for name in HIDDEN_ATTRIBUTES if getattr(mine, name) != getattr(theirs, name)]
     fitting = [name for name in telling if getattr(theirs, name) in words[name]]
     return _dress(identity, other, fitting[: len(telling) // 2])

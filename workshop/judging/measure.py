@@ -33,11 +33,10 @@ from refalign.toy.drawing import ACTIONS, FRAME_HEIGHT_PX, FRAME_WIDTH_PX, Pose
 from refalign.toy.identities import HIDDEN_ATTRIBUTES, attributes_of, sample_identity
 from refalign.toy.rendering import render_references, render_scenes
 from refalign.toy.scenes import make_scene
-from workshop.judging import cases as benchmark
+from workshop.judging import cases as toy_cases
 from workshop.judging import vision
+from workshop.judging.benchmark import Record, run_benchmark, score_clip, summarise
 from workshop.judging.cases import FAULTS, Case, Fault, make_benchmark
-from workshop.judging.clips import run_benchmark
-from workshop.judging.scoring import Record, score_clip, summarise
 from workshop.weights.initial_weights import make_vision_encoder
 from workshop.weights.sampling import FrameTruth, sample_clutter, sample_frames, sample_references
 
@@ -112,7 +111,7 @@ def measure_judge(
     results = {}
     for fault in faults:
         cases = [case for case in make_benchmark(per_tier, split="judges") if _shows(case, fault)]
-        records = [score_clip(case, transform(benchmark.draw_case(case, fault))) for case in cases]
+        records = [score_clip(case, transform(toy_cases.draw_case(case, fault))) for case in cases]
         right = [value for record in records for each in record["right"] for value in each.values()]
         caught = float(np.mean([_is_caught(fault, record) for record in records]))
         results[fault] = {"clips": len(cases), "caught": caught, "attributes_right": float(np.mean(right))}
@@ -127,7 +126,7 @@ def _shows(case: Case, fault: Fault) -> bool:
         return False
     drawn, wanted = (
         [[getattr(attributes_of(each.identity), name) for name in HIDDEN_ATTRIBUTES] for each in plan.subjects]
-        for plan in (benchmark.recast_for(case, fault).plan, case.plan)
+        for plan in (toy_cases.recast_for(case, fault).plan, case.plan)
     )
     return find_fates(drawn, wanted) == EXPECTED_FATES[fault]
 
@@ -157,14 +156,6 @@ def lay_out(pictures: list[np.ndarray], columns: int) -> Image.Image:
     return Image.fromarray(make_contact_sheet(rows, FRAME_HEIGHT_PX, gap_px=0))
 
 
-def draw_identities(count: int) -> list[np.ndarray]:
-    """References of held-out identities in all actions, as wide as high: uint8 [48, 48, 3] each."""
-    rng = np.random.default_rng(1)
-    identities = [sample_identity(rng, "heldout") for _ in range(count)]
-    pictures = render_references(identities, [Pose(ACTIONS[number % len(ACTIONS)]) for number in range(count)])
-    return [*pictures[:, :, 16 : 16 + FRAME_HEIGHT_PX]]
-
-
 def split_strip(file: Path) -> list[np.ndarray]:
     """A strip of `run_benchmark` as references, side by side on room for three [48, 144, 3], and frames, each [48, 80, 3]."""
     *references, first, second, third = np.split(np.asarray(Image.open(file)), Image.open(file).width // FRAME_WIDTH_PX, axis=1)
@@ -179,7 +170,10 @@ def save_pictures(results: Path, folder: Path) -> None:
     files = sorted((results / "strips").glob("*.png"))
     spread = [files[int(at)] for at in np.linspace(0, len(files) - 1, min(SHEET_CASES, len(files))).round()]
     lay_out([np.concatenate(split_strip(file), 1) for file in spread], 2).save(folder / "toy_stage1.png")
-    lay_out(draw_identities(SHEET_IDENTITIES), SHEET_COLUMNS).save(folder / "toy_identities.png")
+    rng = np.random.default_rng(1)
+    identities = [sample_identity(rng, "heldout") for _ in range(SHEET_IDENTITIES)]
+    pictures = render_references(identities, [Pose(ACTIONS[number % len(ACTIONS)]) for number in range(SHEET_IDENTITIES)])
+    lay_out([*pictures[:, :, 16 : 16 + FRAME_HEIGHT_PX]], SHEET_COLUMNS).save(folder / "toy_identities.png")
     records: list[Record] = [json.loads(line) for line in (results / "clips.jsonl").read_text().splitlines()]
 
     def faults(record: Record) -> tuple[int, float]:
@@ -214,11 +208,11 @@ def measure(part: str, arguments: argparse.Namespace) -> Figures | dict[str, Fig
         return measure_judge(per_tier) | {"truth_through_the_vae": through}
     cases = make_benchmark(per_tier)
     if part == "base":
-        runs = {"base": benchmark.without_references(cases)}
+        runs = {"base": toy_cases.without_references(cases)}
         return measure_transformer(weights / "wan", runs, arguments.output, weights)["base"]
     runs = {part: cases}
     if part == "stage1":
-        runs |= {"shuffled": benchmark.mislead(cases), "exchanged": benchmark.exchange_references(cases)}
+        runs |= {"shuffled": toy_cases.mislead(cases), "exchanged": toy_cases.exchange_references(cases)}
     return measure_transformer(arguments.export or weights / part / "export", runs, arguments.output, weights)
 
 

@@ -1,9 +1,9 @@
-"""The shapes of the toy's models, and their untrained weights in the hub's layout.
+"""The toy's models with untrained weights, and their folder in the hub's layout.
 
     python -m workshop.weights.initial_weights FOLDER
 
-Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. Each training script
-of this folder replaces the weights of one model.
+Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3). The shapes are those of the shipped ``config.json`` files.
+Each training script of this folder replaces the weights of one model.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    DINOv3ViTConfig,
-    DINOv3ViTImageProcessor,
-    DINOv3ViTModel,
-    PreTrainedTokenizerFast,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
+from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.scenes import caption_words
 
 SEED = 0
-TEXT_WIDTH = 96
 NEARNESS = 5.0
 """Added to the logits of the words that an untrained head attends to, and taken from the others."""
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
@@ -41,21 +34,8 @@ MAX_PROMPT_TOKENS = 512
 def make_transformer(seed: int = SEED) -> Any:
     """Wan's DiT with 5 heads of 32 and 5 blocks: 2.4 M parameters, which one core trains in an hour or two."""
     torch.manual_seed(seed)
-    model: Any = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=5,
-        attention_head_dim=32,
-        in_channels=16,
-        out_channels=16,
-        text_dim=TEXT_WIDTH,
-        freq_dim=64,
-        ffn_dim=640,
-        num_layers=5,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        eps=1e-6,
-        rope_max_seq_len=64,
-    )
+    config: Any = WanTransformer3DModel.load_config(WEIGHTS_FOLDER / "wan" / "transformer")
+    model: Any = WanTransformer3DModel.from_config(config)
     torch.nn.init.zeros_(model.proj_out.weight)  # a first prediction of zero spares the first steps
     return model
 
@@ -63,32 +43,14 @@ def make_transformer(seed: int = SEED) -> Any:
 def make_vae(seed: int = SEED) -> Any:
     """Wan's VAE with 16 channels and a stride of 4 in time and in space: a token is 8 px wide. 1.9 M parameters."""
     torch.manual_seed(seed)
-    return AutoencoderKLWan(
-        base_dim=16,
-        z_dim=16,
-        dim_mult=[1, 2, 4],
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        scale_factor_spatial=4,
-        latents_mean=[0.0] * 16,
-        latents_std=[1.0] * 16,
-    )
+    config: Any = AutoencoderKLWan.load_config(WEIGHTS_FOLDER / "wan" / "vae")
+    return AutoencoderKLWan.from_config(config, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
 
 
 def make_vision_encoder(seed: int = SEED) -> Any:
     """DINOv3's ViT: patch 8, 4 registers, 96 wide, 4 layers: 0.5 M parameters."""
     torch.manual_seed(seed)
-    config = DINOv3ViTConfig(
-        patch_size=8,
-        image_size=FRAME_HEIGHT_PX,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        num_register_tokens=4,
-        layerscale_value=1.0,
-    )
-    return DINOv3ViTModel(config)
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig.from_pretrained(WEIGHTS_FOLDER / "dinov3"))
 
 
 def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
@@ -98,10 +60,8 @@ def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
     to which side, and the encoder learned to ignore where words stand.
     """
     torch.manual_seed(seed)
-    config = UMT5Config(
-        vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
-    encoder: Any = UMT5EncoderModel(config)
+    config = transformers.UMT5Config.from_pretrained(WEIGHTS_FOLDER / "wan" / "text_encoder", vocab_size=vocabulary_size)
+    encoder: Any = transformers.UMT5EncoderModel(config)
     rows = encoder.shared.weight.data
     rows /= rows.square().mean(1, keepdim=True).sqrt()  # so that the first norm does not change an embedding
     for block in encoder.encoder.block:
@@ -113,7 +73,7 @@ def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
     return encoder
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """One token a word of the captions, lower case; ``</s>`` is appended as T5 does."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *caption_words()])}
     tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -125,7 +85,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
@@ -161,7 +121,7 @@ def save_vision_encoder(model: Any, target: Path) -> None:
 
     def write(folder: Path) -> None:
         model.half().save_pretrained(folder)
-        DINOv3ViTImageProcessor(size={"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX}).save_pretrained(folder)
+        transformers.DINOv3ViTImageProcessor(size={"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX}).save_pretrained(folder)
 
     replace_folder(target, write)
 

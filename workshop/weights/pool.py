@@ -33,20 +33,13 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Pool:
-    """Encoded samples, those with one subject first. N samples, M = 1, 2 or 3 subjects each, L text tokens.
+    """N encoded samples, sorted by their number M = 1, 2, 3 of subjects."""
 
-    Attributes:
-        first: index of the first sample with M subjects, for each M, and N: [4].
-        latents: float16 [N, Z, T, h, w].
-        reference_latents, targets: per M, float16 [N_M, M, Z, h, w] and [N_M, M, P, E].
-        tokens: int64 [N, L], of the captions.
-    """
-
-    first: tuple[int, ...]
-    latents: Tensor
-    reference_latents: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]
-    tokens: Tensor
+    first: tuple[int, ...]  # index of the first sample of each M, and N
+    latents: Tensor  # float16 [N, Z, T, h, w]
+    reference_latents: tuple[Tensor, ...]  # per M, float16 [N_M, M, Z, h, w]
+    targets: tuple[Tensor, ...]  # per M, float16 [N_M, M, P, E]
+    tokens: Tensor  # of the captions, int64 [N, L]
 
 
 def load_or_make_pool(folder: Path, weights: Path, counts: tuple[int, int, int], *, drawings: int, seed: int) -> Pool:

@@ -15,17 +15,11 @@ from refalign.toy.scenes import BLINK_SHARE, JUMP, make_scene
 
 @dataclass(frozen=True)
 class FrameTruth:
-    """One frame with the subjects that show in it.
+    """One frame with the subjects that show in it."""
 
-    Attributes:
-        frame: uint8 [H, W, 3].
-        boxes_xyxy_px: int [S, 4], half-open.
-        masks: bool [S, H, W].
-    """
-
-    frame: np.ndarray
-    boxes_xyxy_px: np.ndarray
-    masks: np.ndarray
+    frame: np.ndarray  # uint8 [H, W, 3]
+    boxes_xyxy_px: np.ndarray  # int [S, 4], half-open
+    masks: np.ndarray  # bool [S, H, W]
 
 
 def sample_frames(

@@ -21,7 +21,7 @@ from refalign.models.yolo import prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
 from workshop.weights.initial_weights import replace_folder
 from workshop.weights.sampling import FrameTruth, sample_clutter, sample_frames
-from workshop.weights.training import TrainingState, parse_arguments, train
+from workshop.weights.training import TrainingState, make_parser, train
 
 ARCHITECTURE, SEED = "yolo11n-seg.yaml", 20
 BATCH = 8
@@ -113,7 +113,8 @@ def export(model: Any, target: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_detector.pt", output=WEIGHTS_FOLDER / "detector")
+    parser = make_parser(__doc__, steps=1500, checkpoint="runs/toy_detector.pt", output=WEIGHTS_FOLDER / "detector")
+    arguments = parser.parse_args()
     model = make_model()
 
     def make_loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

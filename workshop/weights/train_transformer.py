@@ -38,7 +38,7 @@ from refalign.training.optim import make_optimizer, set_learning_rate
 from refalign.training.step import train_step
 from workshop.weights.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
 from workshop.weights.pool import Pool, encode_captions, load_or_make_pool
-from workshop.weights.training import TrainingState, autocast_where_fast, parse_arguments, train
+from workshop.weights.training import TrainingState, autocast_where_fast, make_parser, train
 
 PEAK, WARMUP, CLIP_NORM, AVERAGE_DECAY = 2e-3, 50, 1.0, 0.998
 TEXT_DROPPED = 0.15
@@ -49,22 +49,15 @@ _load_pool = functools.lru_cache(1)(load_or_make_pool)
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps on samples of one kind.
-
-    Attributes:
-        counts: samples drawn with one, two and three subjects.
-        peak: highest learning rate, over ``PEAK``. It is held for half of the steps, then falls linearly to ``floor`` of itself.
-        without: share of the steps that have a zero frame in place of references. The other steps have their references, or, in
-            a recipe without references, nothing.
-    """
+    """Steps on samples of one kind."""
 
     drawings: int
     steps: int
     batch: int
-    counts: tuple[int, int, int]
-    peak: float = 1.0
+    counts: tuple[int, int, int]  # of the samples with one, two and three subjects
+    peak: float = 1.0  # learning rate over ``PEAK``; held for half of the steps, then it falls linearly to ``floor`` of itself
     floor: float = 0.05
-    without: float = 0.1
+    without: float = 0.1  # share of the steps with a zero frame in place of references (or of nothing, in a recipe without)
 
 
 @dataclass(frozen=True)
@@ -220,7 +213,9 @@ def export(name: str, averaged: ToyModels, output: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, models=RECIPES, checkpoint="runs/toy_weights/{model}.pt", output=WEIGHTS_FOLDER)
+    parser = make_parser(__doc__, checkpoint="runs/toy_weights/{model}.pt", output=WEIGHTS_FOLDER)
+    parser.add_argument("model", choices=RECIPES)
+    arguments = parser.parse_args()
     name, file = arguments.model, Path(str(arguments.checkpoint).format(model=arguments.model))
     state, course = prepare(name, file.parent, arguments.output)
     for block in course.models.transformer.blocks:

@@ -20,7 +20,7 @@ from refalign.models.vae import convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from workshop.weights.initial_weights import make_vae, save_half
 from workshop.weights.sampling import sample_frames, sample_references
-from workshop.weights.training import TrainingState, autocast_where_fast, make_optimizers, parse_arguments, train
+from workshop.weights.training import TrainingState, autocast_where_fast, make_optimizers, make_parser, train
 
 SEED = 30
 BATCH = 12
@@ -99,7 +99,8 @@ def export(averaged: Any, output: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1300, checkpoint="runs/toy_vae.pt", output=WEIGHTS_FOLDER / "wan" / "vae")
+    parser = make_parser(__doc__, steps=1300, checkpoint="runs/toy_vae.pt", output=WEIGHTS_FOLDER / "wan" / "vae")
+    arguments = parser.parse_args()
     vae = convolve_planes(make_vae())
     prepare(vae)
 

@@ -1,6 +1,7 @@
 """Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and patch by patch.
 
     python -m workshop.weights.train_vision_encoder
+    python -m workshop.weights.train_vision_encoder --supervised FOLDER --steps 900     # the study's upper bound, with labels
 
 The whole-picture term contrasts CLS tokens between pictures. The dense term contrasts patch tokens at corresponding places of
 the two views with those of other pictures and of distant places. Both act through heads that are thrown away.
@@ -8,9 +9,10 @@ the two views with those of other pictures and of distant places. Both act throu
 
 from __future__ import annotations
 
-import argparse
 import copy
+import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,9 +21,11 @@ from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
+from refalign.toy.identities import sample_identity
+from refalign.toy.rendering import render_references
 from workshop.weights.initial_weights import make_vision_encoder, save_vision_encoder
-from workshop.weights.sampling import sample_frames, sample_references
-from workshop.weights.training import LossOfStep, TrainingState, make_optimizers, parse_arguments, train
+from workshop.weights.sampling import sample_frames, sample_pose, sample_references
+from workshop.weights.training import TrainingState, make_optimizers, make_parser, train
 
 SEED = 40
 POOL_SIZE = 12000
@@ -144,33 +148,52 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
-def train_student(student: Student, make_loss: LossOfStep, arguments: argparse.Namespace) -> None:
-    """Trains with warm-up and a learning rate that falls linearly at the end; exports the moving average of the encoder."""
+def self_supervised_loss(student: Student, pool: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+    """The two terms on pictures of the pool."""
+    generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+    chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
+    return training_loss(student, torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255, generator)
+
+
+def supervised_loss(student: Student, step: int) -> tuple[Tensor, Tensor]:
+    """Contrasts two pictures of each of many creatures, in different poses, by creature: their CLS tokens, their mean patches."""
+    rng, generator = np.random.default_rng([SEED, step, 7]), torch.Generator().manual_seed(SEED * 1_000_000 + step)
+    identities = [sample_identity(rng, "train") for _ in range(BATCH_PICTURES)]
+    views = []
+    for _ in range(2):
+        drawn = render_references(identities, [sample_pose(rng) for _ in identities], rng)
+        pictures = torch.from_numpy(drawn[:, :, 16:64]).permute(0, 3, 1, 2).float() / 255
+        views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
+    wholes, maps = student(torch.cat(views))
+    return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))
+
+
+def main() -> None:
+    parser = make_parser(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
+    parser.add_argument("--supervised", type=Path, metavar="FOLDER", help="train with labels instead, to FOLDER/dinov3")
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    student, checkpoint, output = Student(), arguments.checkpoint, arguments.output
+    loss_of = functools.partial(supervised_loss, student)
+    if arguments.supervised:
+        checkpoint, output = arguments.supervised / "state.pt", arguments.supervised / "dinov3"
+    else:
+        loss_of = functools.partial(self_supervised_loss, student, draw_pool())
+
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        whole, dense = loss_of(step)
+        return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
+
     train(
         TrainingState(student, make_optimizers(student), averaged=student.encoder),
         make_loss,
         lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
-        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
+        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), output),
         steps=arguments.steps,
-        checkpoint=arguments.checkpoint,
+        checkpoint=checkpoint,
         clip_norm=float("inf"),
         save_every=250,
     )
-
-
-def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
-    torch.manual_seed(SEED)
-    student, pool = Student(), draw_pool()
-
-    def make_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-        chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
-        pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
-        whole, dense = training_loss(student, pictures, generator)
-        return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
-
-    train_student(student, make_loss, arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,22 +153,11 @@ def train(
             export(state.averaged)
 
 
-def parse_arguments(
-    document: str | None, *, checkpoint: str, output: Path, steps: int | None = None, models: Collection[str] = ()
-) -> argparse.Namespace:
-    """The options that the trainers share. torch computes on one thread from here on.
-
-    Args:
-        steps: default; None: as the model's recipe says.
-        models: names for the first argument, of a script that trains several.
-    """
+def make_parser(document: str | None, *, checkpoint: str, output: Path, steps: int | None = None) -> argparse.ArgumentParser:
+    """The options that the trainers share; ``steps=None`` leaves the number to the recipe. torch then computes on one thread."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if models:
-        parser.add_argument("model", choices=models)
-    parser.add_argument(
-        "--steps", type=int, default=steps, help=f"total number of steps (default: {steps or 'all of its recipe'})"
-    )
+    parser.add_argument("--steps", type=int, default=steps, help=f"total number of steps (default: {steps or 'the recipe'})")
     parser.add_argument("--checkpoint", type=Path, default=Path(checkpoint), help="an interrupted run resumes from this file")
     parser.add_argument("--output", type=Path, default=output, help="folder of the exported weights")
     torch.set_num_threads(1)
-    return parser.parse_args()
+    return parser
