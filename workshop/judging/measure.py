@@ -55,15 +55,15 @@ MOVING_CASES, MOVING_SCALE, MOVING_MS = 4, 3, 400
 
 def measure_vae(vae: VideoVAE, count: int) -> Figures:
     """PSNR (dB of uint8 values, mean over items) of clips and of single references."""
-    clips = [shot.frames for shot in render_scenes([make_scene([VAE_SEED, n], split="heldout") for n in range(count)])]
-    references = sample_references(VAE_SEED, range(count), "heldout")[:, None]
 
     def psnr(frames: np.ndarray) -> float:
         error = pass_through(vae, frames).astype(float) - frames
         return float(10 * np.log10(255**2 / np.square(error).mean()))
 
+    shots = render_scenes([make_scene([VAE_SEED, number], split="heldout") for number in range(count)])
+    references = sample_references(VAE_SEED, range(count), "heldout")[:, None]
     return {
-        "clip_psnr_db": float(np.mean([psnr(clip) for clip in clips])),
+        "clip_psnr_db": float(np.mean([psnr(shot.frames) for shot in shots])),
         "reference_psnr_db": float(np.mean([psnr(picture) for picture in references])),
     }
 

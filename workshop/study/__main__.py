@@ -56,16 +56,14 @@ class Plan(BaseModel):
 
 def find_shards(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
     """Shards by kind of target, made if they are missing, and for each arm that cannot run the reason."""
-    shards: dict[str, Path] = {"own": arguments.shards}
-    not_run: dict[str, str] = {}
+    shards, not_run = {"own": arguments.shards}, {}
     for arm in arguments.arms:
         kind = ARMS[arm].targets
-        if kind not in shards:
-            try:
-                shards[kind] = make_shards(arguments, kind)
-            except RefAlignError as error:
-                not_run[arm] = str(error)
-                print(f"{arm}: not run: {error}", flush=True)
+        try:
+            shards[kind] = shards.get(kind) or make_shards(arguments, kind)
+        except RefAlignError as error:
+            not_run[arm] = str(error)
+            print(f"{arm}: not run: {error}", flush=True)
     return shards, not_run
 
 
@@ -82,27 +80,18 @@ def make_shards(arguments: argparse.Namespace, kind: Kind) -> Path:
         return derive_shards(arguments.shards, target, kind, shuffle_targets)
     if arguments.subjects is None:
         raise ConfigError(f"targets of kind {kind!r} are made from the crops of the subjects step; give --subjects.")
-    config, clips = load_preset("toy_from_base"), load_clips(arguments.subjects)
-    print(f"making targets of kind {kind!r}, once", flush=True)
-    encode = encode_frames if kind == "frames" else encode_again
-    return derive_shards(arguments.shards, target, kind, encode(clips, load_encoder(arguments, kind), config))
-
-
-def load_encoder(arguments: argparse.Namespace, kind: Kind) -> VisionEncoder:
-    """The vision encoder behind a kind of target.
-
-    Raises:
-        ConfigError: ``supervised`` without --supervised-encoder.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "random":
-        return VisionEncoder(make_vision_encoder(seed=1).to(device))
     folder = arguments.supervised_encoder if kind == "supervised" else arguments.vision_encoder
     if folder is None:
-        raise ConfigError(
-            "no --supervised-encoder; python -m workshop.weights.train_vision_encoder --supervised FOLDER trains one."
-        )
-    return VisionEncoder.from_pretrained(str(folder), device=device)
+        advice = "python -m workshop.weights.train_vision_encoder --supervised FOLDER trains one"
+        raise ConfigError(f"no --supervised-encoder; {advice}.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = VisionEncoder.from_pretrained(str(folder), device=device)
+    if kind == "random":
+        encoder = VisionEncoder(make_vision_encoder(seed=1).to(device))
+    print(f"making targets of kind {kind!r}, once", flush=True)
+    encode = encode_frames if kind == "frames" else encode_again
+    change = encode(load_clips(arguments.subjects), encoder, load_preset("toy_from_base"))
+    return derive_shards(arguments.shards, target, kind, change)
 
 
 def freeze_plan(output: Path, phase: str, budget: Budget, jobs: list[Job]) -> None:

@@ -109,9 +109,7 @@ def _step_curve(runs: list[Result]) -> tuple[list[int], list[float]]:
 
 
 def _cell(mean: float, difference: Interval | None) -> str:
-    if not np.isfinite(mean):
-        return "–"
-    return f"{mean:.3f}" + (f"<br>{difference}" if difference else "")
+    return f"{mean:.3f}" + (f"<br>{difference}" if difference else "") if np.isfinite(mean) else "–"
 
 
 def _interval(each: Interval | None) -> str:

@@ -210,7 +210,7 @@ def count_cost(results: Sequence[Result]) -> Values:
     costs = [result.costs for result in results]
     return {
         "runs": len(results),
-        "hours": sum(cost.train_s + cost.evaluate_s for cost in costs) / 3600,
+        "hours": sum(cost["train_s"] + cost["evaluate_s"] for cost in costs) / 3600,
         "step_s": float(np.median([result.step_s for result in results])),
-        "clip_s": sum(cost.evaluate_s for cost in costs) / max(1, sum(cost.clips for cost in costs)),
+        "clip_s": sum(cost["evaluate_s"] for cost in costs) / max(1, sum(cost["clips"] for cost in costs)),
     }

@@ -39,14 +39,6 @@ class Evaluation(BaseModel):
     records: list[Clip]
 
 
-class Costs(BaseModel):
-    """Seconds of training and of evaluation, and the number of clips made."""
-
-    train_s: float
-    evaluate_s: float
-    clips: int
-
-
 class Result(BaseModel):
     """A finished job."""
 
@@ -60,7 +52,7 @@ class Result(BaseModel):
     machine: dict[str, Any]
     transformer_sha256: str  # of the last weights before averaging
     separability: dict[str, list[dict[str, float]]]  # of each block, "before" and "after"; empty with too few references
-    costs: Costs
+    costs: dict[str, int | float]  # train_s, evaluate_s, clips
     evaluations: list[Evaluation]
     complete: Literal[True]
 

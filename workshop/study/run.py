@@ -34,7 +34,7 @@ from refalign.training.records import read_records
 from workshop.judging.benchmark import run_benchmark
 from workshop.judging.cases import Case, make_benchmark, make_cases
 from workshop.study.arms import ARMS, PRIMARY, Budget, Job, make_config
-from workshop.study.results import PRESET_GUIDANCE, Clip, Costs, Evaluation, Result, load_result, rate_clip
+from workshop.study.results import PRESET_GUIDANCE, Clip, Evaluation, Result, load_result, rate_clip
 from workshop.weights.training import autocast_where_fast
 
 _SUBJECTS, _PICTURES = 24, 3
@@ -97,7 +97,7 @@ def run_job(place: Place, base: RunConfig, job: Job, budget: Budget) -> None:
         machine=describe_machine(),
         transformer_sha256=digest,
         separability=measure_references(place, config, build_models(config, width).transformer, models.transformer),
-        costs=Costs(train_s=trained - started, evaluate_s=evaluate_s, clips=made),
+        costs={"train_s": trained - started, "evaluate_s": evaluate_s, "clips": made},
         evaluations=evaluations,
         complete=True,
     )
