@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from toy_models import EXPECTED_FATES
 
 from refalign.toy.identities import ATTRIBUTE_NAMES, HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES, attributes_of, split_of
 from refalign.toy.judge import is_occupied, read_clip, read_reference
@@ -28,7 +29,6 @@ from workshop.judging.cases import (
     shuffle_references,
     without_references,
 )
-from workshop.judging.measure import EXPECTED_FATES
 
 CASES = make_benchmark(1, split="judges")
 ALONE, PAIR, TRIO = (next(case for case in CASES if len(case.plan.subjects) == size) for size in (1, 2, 3))

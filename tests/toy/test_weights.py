@@ -5,13 +5,13 @@ import re
 import numpy as np
 import pytest
 import torch
+import toy_models
 from safetensors import safe_open
 
 from refalign.models.vae import VideoVAE
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import HOLD, caption_words, make_caption, make_scene
-from workshop.judging import measure as toy_models
 from workshop.judging import vision as toy_vision
 from workshop.judging.benchmark import score_clip
 from workshop.judging.cases import draw_case, make_cases

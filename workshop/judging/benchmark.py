@@ -48,11 +48,7 @@ class Record(TypedDict):
 
 
 def iter_generated(pipeline: Any, cases: Sequence[Case], options: dict[str, float]) -> Iterator[np.ndarray]:
-    """Clips uint8 [F, H, W, 3] of the cases, in order; neighbours with equally many references are made together.
-
-    Args:
-        pipeline: `refalign.generation.pipeline.RefAlignPipeline`.
-    """
+    """Clips uint8 [F, H, W, 3] of the cases, in order; neighbours with equally many references are made together."""
     for size, alike in itertools.groupby(cases, key=lambda case: len(case.given)):
         group = list(alike)
         for start in range(0, len(group), BATCH):
@@ -105,11 +101,7 @@ def _read_lines(file: Path) -> list[Record]:
 
 
 def score_clip(case: Case, clip: np.ndarray, other: Case | None = None) -> Record:
-    """What one clip, uint8 [F, H, W, 3], shows of its case.
-
-    Args:
-        other: the case with another's hidden looks (`workshop.judging.cases.shuffle_references`), whose fidelity is chance.
-    """
+    """What one clip, uint8 [F, H, W, 3], shows of its case; ``other``, of `shuffle_references`, gives the chance."""
     subjects = case.plan.subjects
     cast = [subject.identity for subject in subjects]
     seen = read_clip(clip, {subject.side: [subject.identity, *cast] for subject in subjects})

@@ -28,7 +28,6 @@ References = Literal["in_pair", "cross_pair"]
 PILOT_SEEDS, PILOT_PROMPTS = 1000, 71
 """First training seed and seed of the prompts of the pilot: main runs repeat nothing that settings were chosen on."""
 MAIN_PROMPTS = 70
-AGAIN = 500
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "none": Arm("flow matching alone", {"alignment": "none"}),
-    "none_again": Arm("A/A: none with other seeds of training", {"alignment": "none"}, settings_of="none", seed_shift=AGAIN),
+    "none_again": Arm("A/A: none with other seeds of training", {"alignment": "none"}, settings_of="none", seed_shift=500),
     "ra": Arm("pull and push, as published"),
     "random_teacher": Arm("targets of an untrained vision encoder", targets="random"),
     "shuffled": Arm("targets of other subjects", targets="shuffled"),

@@ -37,9 +37,6 @@ from workshop.study.arms import ARMS, PRIMARY, Budget, Job, make_config
 from workshop.study.results import PRESET_GUIDANCE, Clip, Evaluation, Result, load_result, rate_clip
 from workshop.weights.training import autocast_where_fast
 
-_SUBJECTS, _PICTURES = 24, 3
-"""Held-out subjects, and references of each, whose separability is measured."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -147,7 +144,7 @@ def make_clips(
 def measure_references(place: Place, config: RunConfig, before: Any, after: Any) -> dict[str, list[dict[str, float]]]:
     """Separability of held-out subjects by block, in the Transformer before and after training."""
     index = ShardIndex.open(place.shards["own"], "validation")
-    references = separability.collect_references(index, _SUBJECTS, _PICTURES)
+    references = separability.collect_references(index, max_subjects=24, per_subject=3)
     if references is None:
         return {}
     options = {"max_text_tokens": config.models.max_text_tokens, "picture_block": 0}

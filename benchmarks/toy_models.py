@@ -1,7 +1,7 @@
 """Measures the shipped toy weights on held-out data, beside what chance gives, and makes the README's pictures.
 
-uv run -m workshop.judging.measure [--parts vae vision detector judge base stage1 twin] [--per-tier 24] [--items 200]
-uv run -m workshop.judging.measure --parts stage1 --export runs/toy/export --output runs/mine      # an export of your own
+uv run benchmarks/toy_models.py [--parts vae vision detector judge base stage1 twin] [--per-tier 24] [--items 200]
+uv run benchmarks/toy_models.py --parts stage1 --export runs/toy/export --output runs/mine      # an export of your own
 
 No training script draws these identities, scenes and seeds. Generated clips are kept in ``--output`` and made once. Parts that
 are not asked for keep their last result.
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from recording import describe_machine, write_result
 from torchvision.ops import box_iou
 from transformers import DINOv3ViTModel
 
-from benchmarks.recording import describe_machine, write_result
 from refalign.curation.masks import mask_iou
 from refalign.evaluation.confusion import Fate, find_fates
 from refalign.generation.pipeline import RefAlignPipeline
@@ -228,8 +228,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = describe_machine()
     torch.set_num_threads(1)
-    benchmarks = Path(__file__).parents[2] / "benchmarks"
-    results = benchmarks / "results" / "toy_models.json"
+    results = Path(__file__).with_name("results") / "toy_models.json"
     kept = json.loads(results.read_text()) if results.is_file() and not arguments.export else {}
     figures = {part: kept[part] for part in PARTS if part in kept}
     for part in arguments.parts:
@@ -239,7 +238,7 @@ def main() -> None:
         return
     write_result("toy_models", figures, machine)
     if "stage1" in arguments.parts:
-        save_pictures(arguments.output / "stage1", benchmarks / "pictures")
+        save_pictures(arguments.output / "stage1", Path(__file__).with_name("pictures"))
 
 
 if __name__ == "__main__":
