@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -12,19 +12,25 @@ from refalign.geometry import letterbox
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.identities import ATTRIBUTE_NAMES, identity_of
 from refalign.toy.judge import read_clip, read_reference
-from refalign.toy.scenes import parse_caption
+from refalign.toy.scenes import Side, parse_caption
 
 
-def judge_video(frames: np.ndarray, prompt: str, references: Sequence[Image.Image | np.ndarray]) -> list[dict[str, Any]] | None:
-    """One entry per creature of the prompt: its name, and per attribute what is wanted and what is shown.
+class CreatureVerdict(TypedDict):
+    """``{"name": "on the left", "attributes": {"pattern": {"wanted": "belt", "shown": "belly"}, ...}}``"""
+
+    name: Side
+    attributes: dict[str, dict[str, str | None]]
+
+
+def judge_video(frames: np.ndarray, prompt: str, references: Sequence[Image.Image | np.ndarray]) -> list[CreatureVerdict] | None:
+    """One entry per creature of the prompt: its side, and per attribute what is wanted and what is shown.
 
     Args:
         frames: uint8 [F, H, W, 3].
         references: in the order of the prompt's creatures, from left to right.
 
     Returns:
-        ``[{"name": "on the left", "attributes": {"pattern": {"wanted": "belt", "shown": "belly"}, ...}}, ...]``; None if the
-        prompt or the frame size is not the toy world's, or references are missing or show no creature.
+        None if the prompt or the frame size is not the toy world's, or references are missing or show no creature.
     """
     asked = parse_caption(prompt)
     given = [read_reference(letterbox(reference, FRAME_HEIGHT_PX, FRAME_WIDTH_PX)[0]) for reference in references]
@@ -33,7 +39,7 @@ def judge_video(frames: np.ndarray, prompt: str, references: Sequence[Image.Imag
         return None
     cast = [identity_of(look) for look in looks]
     seen = read_clip(frames, {each.side: [own, *cast] for each, own in zip(asked, cast, strict=True)})
-    verdict = []
+    verdict: list[CreatureVerdict] = []
     for each, look in zip(asked, looks, strict=True):
         wanted = {name: getattr(look, name) for name in ATTRIBUTE_NAMES} | {"action": each.action}
         reading = seen[each.side]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -102,7 +101,7 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
         (target / f"{plan.name}.json").write_text(json.dumps(sidecar, separators=(",", ":")) + "\n")
 
 
-def _ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
+def _ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, object]:
     """Everything known about a video, as JSON values; boxes xyxy half-open px."""
     records = [
         {
@@ -119,7 +118,7 @@ def _ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
     return {"split": split, "height_px": FRAME_HEIGHT_PX, "width_px": FRAME_WIDTH_PX, "fps": FPS, "shots": records}
 
 
-def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
+def _subject_truth(shot: RenderedScene, number: int) -> dict[str, object]:
     subject = shot.plan.subjects[number]
     return {
         "identity": subject.identity,
