@@ -9,12 +9,10 @@ before there were enough kills, a new output folder begins.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from hashlib import sha256
@@ -22,66 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from chaos import ATTEMPT_TIMEOUT_S, find_differing, kill, main, run_undisturbed, start
 from local_cluster import LocalCluster, local_cluster
-from recording import describe_machine, write_result
 
 from refalign.toy.videos import write_world
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS = ("subjects", "pairs", "shards")
 VICTIMS = ("driver", "actor", "node")
-_ATTEMPT_TIMEOUT_S = 600
+MANY_PARTS = {
+    "curation.videos_per_part": 2,
+    "shards.samples_per_shard": 3,
+    "cluster.subjects.max_actors": 2,
+    "cluster.shards.max_actors": 2,
+}
 _ACTOR_WAIT_S = 15
 
 
-def make_command(step: str, output: Path) -> list[str]:
-    """One step of the smallest preset, cut into many parts."""
-    settings = {
-        "curation.videos_per_part": 2,
-        "shards.samples_per_shard": 3,
-        "cluster.subjects.max_actors": 2,
-        "cluster.shards.max_actors": 2,
-    }
-    flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return [
-        sys.executable,
-        f"pipelines/{step}.py",
-        "--preset",
-        "toy_tiny",
-        "--input",
-        str(output.with_name("videos")),
-        "--output",
-        str(output),
-        *flags,
-    ]
-
-
-def start(command: list[str], cluster: LocalCluster, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=file, stderr=file)
-
-
-def run_undisturbed(output: Path, cluster: LocalCluster) -> dict[str, float]:
-    """All steps without interference; seconds of each."""
-    seconds = {}
-    for step in STEPS:
-        began = time.monotonic()
-        code = start(make_command(step, output), cluster, output.with_suffix(".log")).wait(_ATTEMPT_TIMEOUT_S)
-        assert code == 0, f"{step} failed undisturbed; see {output.with_suffix('.log')}"
-        seconds[step] = time.monotonic() - began
-    return seconds
-
-
-def kill(victim: str, driver: subprocess.Popen[bytes], cluster: LocalCluster, draw: random.Random) -> bool:
-    """Kills one; False where there is none of the kind any more."""
-    if victim == "driver":
-        driver.kill()
-        return True
-    if victim == "actor":
-        return kill_actor(driver, cluster, draw)
-    cluster.kill_node(cluster.nodes[-1])
-    cluster.add_node()
-    return True
+def take_input(output: Path) -> tuple[str, str]:
+    """The flags that name the videos beside an output folder."""
+    return "--input", str(output.with_name("videos"))
 
 
 def kill_actor(driver: subprocess.Popen[bytes], cluster: LocalCluster, draw: random.Random) -> bool:
@@ -107,17 +64,20 @@ def run_disturbed(
     killed: Counter[str] = Counter()
     for step in STEPS:
         for _ in range(200):
-            driver = start(make_command(step, output), cluster, output.with_suffix(".log"))
+            driver = start(step, output, MANY_PARTS, cluster, *take_input(output))
             while killed.total() < wanted:
                 try:
                     driver.wait(draw.uniform(0.2, 1.0) * seconds[step])
                     break
                 except subprocess.TimeoutExpired:
                     victim = draw.choice(VICTIMS)
-                    if kill(victim, driver, cluster, draw):
-                        killed[victim] += 1
-                        print(f"kill {killed.total()}: {victim} in {step}", flush=True)
-            if driver.wait(_ATTEMPT_TIMEOUT_S) == 0:
+                    if victim != "actor":
+                        kill(victim, driver, cluster)
+                    elif not kill_actor(driver, cluster, draw):
+                        continue
+                    killed[victim] += 1
+                    print(f"kill {killed.total()}: {victim} in {step}", flush=True)
+            if driver.wait(ATTEMPT_TIMEOUT_S) == 0:
                 break
         else:
             raise AssertionError(f"{step} was not done after 200 attempts; see {output.with_suffix('.log')}")
@@ -149,14 +109,14 @@ def run_chaos(folder: Path, *, kills: int, videos: int, seed: int = 0) -> dict[s
     killed: Counter[str] = Counter()
     rounds = 0
     with local_cluster(folder / "cluster", head_cpus=1, nodes=1) as cluster:
-        seconds = run_undisturbed(folder / "undisturbed", cluster)
-        expected = digest_output(folder / "undisturbed")
+        output = folder / "undisturbed"
+        seconds = {step: run_undisturbed(step, output, MANY_PARTS, cluster, *take_input(output)) for step in STEPS}
+        expected = digest_output(output)
         while killed.total() < kills:
             rounds += 1
             output = folder / f"disturbed{rounds}"
             killed += run_disturbed(output, cluster, seconds, draw, kills - killed.total())
-            found = digest_output(output)
-            differing = sorted({name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)})
+            differing = find_differing(expected, digest_output(output))
             assert not differing, f"{output}: {differing} differ from the undisturbed run"
             counts = check_accounts(output)
             shutil.rmtree(output)
@@ -171,19 +131,5 @@ def run_chaos(folder: Path, *, kills: int, videos: int, seed: int = 0) -> dict[s
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("runs/chaos_curation"))
-    arguments = parser.parse_args()
-    machine = describe_machine()
-    folder = arguments.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    figures = run_chaos(folder, kills=arguments.kills, videos=arguments.videos, seed=arguments.seed)
-    write_result("chaos_curation", figures, machine)
-
-
 if __name__ == "__main__":
-    main()
+    main("chaos_curation", __doc__, run_chaos, kills=20, videos=24, seed=0)

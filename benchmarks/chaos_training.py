@@ -12,13 +12,11 @@ output folder begins.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,14 +26,13 @@ from typing import Any
 
 import psutil
 import torch
+from chaos import ATTEMPT_TIMEOUT_S, find_differing, kill, main, run_undisturbed, start
 from local_cluster import LocalCluster, local_cluster
-from recording import describe_machine, write_result
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from refalign.training.checkpoint import latest_checkpoint
-from refalign.training.records import FILE_NAME, read_records
+from refalign.training.records import FILE_NAME, Record, read_records
 
-ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("driver", "rank", "node")
 DATA_STEPS = ("subjects", "pairs", "shards")
 TWO_RANKS = {
@@ -48,25 +45,8 @@ TWO_RANKS = {
     "cluster.train.cpus": 1,
 }
 """float32, sharded over both ranks; two stages."""
-_ATTEMPT_TIMEOUT_S = 3600  # without a step or an end; a node that is slow to come back holds the ranks up
 _START_S = 30.0  # until a rank trains, about: kills fall into it as well
 _MEASURED = ("step_s", "data_wait_s", "data_wait_share", "tokens_per_s", "tflops_per_rank", "peak_memory_bytes")
-
-
-def start(step: str, output: Path, settings: dict[str, Any], cluster: LocalCluster) -> subprocess.Popen[bytes]:
-    """One step of the smallest preset, as a user starts it."""
-    flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    command = [sys.executable, f"pipelines/{step}.py", "--preset", "toy_tiny", "--output", str(output), *flags]
-    with output.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
-
-
-def run_undisturbed(step: str, output: Path, settings: dict[str, Any], cluster: LocalCluster) -> float:
-    """Seconds that it took."""
-    began = time.monotonic()
-    code = start(step, output, settings, cluster).wait(_ATTEMPT_TIMEOUT_S)
-    assert code == 0, f"{step} failed undisturbed; see {output.with_suffix('.log')}"
-    return time.monotonic() - began
 
 
 def copy_data(source: Path, output: Path) -> None:
@@ -81,14 +61,14 @@ def find_run(output: Path) -> Path:
     return next(output.glob("train-*"), output / "train-none")
 
 
-def load_records(output: Path) -> list[dict[str, Any]]:
+def load_records(output: Path) -> list[Record]:
     """What the run has recorded so far."""
     return read_records(find_run(output) / FILE_NAME)
 
 
 def watch(driver: subprocess.Popen[bytes], cluster: LocalCluster, is_due: Callable[[], bool]) -> bool:
     """Waits for ``is_due``; False if the driver has ended before."""
-    end = time.monotonic() + _ATTEMPT_TIMEOUT_S
+    end = time.monotonic() + ATTEMPT_TIMEOUT_S
     while driver.poll() is None:
         assert time.monotonic() < end, "the driver hangs"
         if is_due():
@@ -115,20 +95,13 @@ def draw_moment(output: Path, draw: random.Random) -> Callable[[], bool]:
     return is_due
 
 
-def kill(victim: str, driver: subprocess.Popen[bytes], cluster: LocalCluster, draw: random.Random) -> bool:
-    """Kills one; False where there is none of the kind at this moment."""
-    if victim == "driver":
-        driver.kill()
-        driver.wait()
-    elif victim == "rank":
-        ranks = cluster.find_processes("RayTrainWorker")
-        try:
-            draw.choice(ranks).kill()
-        except (IndexError, psutil.NoSuchProcess):
-            return False
-    else:
-        cluster.kill_node(cluster.nodes[-1])
-        cluster.add_node()
+def kill_rank(cluster: LocalCluster, draw: random.Random) -> bool:
+    """Kills a rank; False if there is none at this moment."""
+    ranks = cluster.find_processes("RayTrainWorker")
+    try:
+        draw.choice(ranks).kill()
+    except (IndexError, psutil.NoSuchProcess):
+        return False
     return True
 
 
@@ -141,9 +114,12 @@ def run_disturbed(
         driver = start("train", output, settings, cluster)
         while victims and watch(driver, cluster, draw_moment(output, draw)):
             step = max((record["step"] for record in load_records(output)), default=None)
-            if kill(victims[-1], driver, cluster, draw):
-                killed.append({"victim": victims.pop(), "last_step": step})
-                print(f"{time.strftime('%X')} killed {killed[-1]}, {len(victims)} to go", flush=True)
+            if victims[-1] != "rank":
+                kill(victims[-1], driver, cluster)
+            elif not kill_rank(cluster, draw):
+                continue
+            killed.append({"victim": victims.pop(), "last_step": step})
+            print(f"{time.strftime('%X')} killed {killed[-1]}, {len(victims)} to go", flush=True)
         watch(driver, cluster, lambda: False)
         if driver.returncode == 0:
             return killed
@@ -183,7 +159,7 @@ def count_tracked_points(output: Path) -> Counter[int]:
 def check_same(expected: dict[str, Any], output: Path, aside: Path) -> None:
     """Raises where the run in ``output`` differs from the undisturbed one, or MLflow's curve has a gap or a double."""
     found = describe_run(find_run(output), aside)
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    differing = find_differing(expected, found)
     assert not differing, f"{output}: {len(differing)} differ from the undisturbed run: {differing[:5]}"
     assert found["steps"] == list(range(len(found["steps"]))), f"{output}: steps {found['steps']}"
     tracked = count_tracked_points(output)
@@ -230,17 +206,5 @@ def run_chaos(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("runs/chaos_training"))
-    arguments = parser.parse_args()
-    machine = describe_machine()
-    folder = arguments.folder.resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    write_result("chaos_training", run_chaos(folder, kills=arguments.kills, seed=arguments.seed), machine)
-
-
 if __name__ == "__main__":
-    main()
+    main("chaos_training", __doc__, run_chaos, kills=12, seed=0)

@@ -24,20 +24,20 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from recording import describe_machine, write_result
-from story import sum_memory
+from whole_run import measure as measure_command
 
 ROOT = Path(__file__).resolve().parents[1]
 VIDEOS_PER_PART, SAMPLES_PER_SHARD = 24, 24
 WARM_UP = 3
 """Commits before the clock starts: by then all actors have loaded their models."""
 MEMORY_EVERY_S = 10
-"""Adding up the memory of all processes takes up to .3 s of a core, so once a second is a load of its own."""
 
 
 def make_config(videos: Path, threads: int, actors: int) -> Any:
@@ -105,17 +105,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def timing(self, label: str) -> Any:
-        watch = self
-
-        class Timing:
-            def __enter__(self) -> None:
-                self.began = time.perf_counter()
-
-            def __exit__(self, *_: object) -> None:
-                watch.seconds[label] = watch.seconds.get(label, 0.0) + time.perf_counter() - self.began
-
-        return Timing()
+    @contextmanager
+    def timing(self, label: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - began
 
     def wrap(self, owner: Any, method: str, label: str) -> None:
         """Times every call of a method of one object."""
@@ -131,28 +125,14 @@ class Stopwatch:
 def run_pipeline(videos: Path, output: Path, *, actors: int) -> dict[str, float]:
     """Seconds per clip at a steady pace, summed over the steps, and the peak memory of all processes."""
     shutil.rmtree(output, ignore_errors=True)
-    peak_bytes = 0
+    peaks_gib = []
     for step in ("subjects", "pairs", "shards"):
         flags = [part for text in _assignments(videos, 1, actors) for part in ("--set", text)]
         command = [sys.executable, f"pipelines/{step}.py", "--preset", "toy", "--output", str(output), *flags]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            peak_bytes = max(peak_bytes, _memory_of(process.pid))
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(MEMORY_EVERY_S)
-        assert process.returncode == 0, f"{command} ended with {process.returncode}"
+        peaks_gib.append(measure_command(command, MEMORY_EVERY_S)[1])
     counted = (("subjects", "clips"), ("shards", "samples"))
     seconds = {step: _seconds_between_commits(output, step, count, actors) for step, count in counted}
-    return {"seconds_per_clip": sum(seconds.values()), "peak_gib": peak_bytes / 2**30}
-
-
-def _memory_of(pid: int) -> int:
-    import psutil
-
-    try:
-        return sum_memory(psutil.Process(pid))
-    except psutil.Error:
-        return 0
+    return {"seconds_per_clip": sum(seconds.values()), "peak_gib": max(peaks_gib)}
 
 
 def _seconds_between_commits(output: Path, step: str, counted: str, actors: int) -> float:

@@ -9,17 +9,11 @@ slots, with a difficulty of the prompt that both models share. "Equal" models di
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
+from recording import describe_machine, write_result
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from recording import describe_machine, write_result  # noqa: E402
-
-from refalign.config import GateConfig  # noqa: E402
-from refalign.evaluation.gate import decide  # noqa: E402
+from refalign.config import GateConfig
+from refalign.evaluation.gate import decide
 
 SIMULATIONS, PROMPTS = 200, 224
 PLANTED = {

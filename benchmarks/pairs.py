@@ -9,29 +9,26 @@ does: verdicts on all clips, near-duplicates among them, then reading embeddings
 import argparse
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from recording import describe_machine, write_result
 
-import numpy as np  # noqa: E402
-import pyarrow as pa  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-
-from benchmarks.recording import describe_machine, write_result  # noqa: E402
-from refalign.config import RunConfig, apply_overrides  # noqa: E402
-from refalign.config.presets import toy  # noqa: E402
-from refalign.curation import selection  # noqa: E402
-from refalign.curation.matching import match_subjects  # noqa: E402
-from refalign.io.looks import Look  # noqa: E402
-from refalign.io.tables import CLIP_SCHEMA  # noqa: E402
-from refalign.pipeline import stage  # noqa: E402
-from refalign.pipeline.stage import Run  # noqa: E402
-from refalign.pipeline.steps import Step  # noqa: E402
-from refalign.stages.pairs import Pairs, PairsManifest  # noqa: E402
-from refalign.stages.subjects import SubjectsManifest  # noqa: E402
+from refalign.config import RunConfig, apply_overrides
+from refalign.config.presets import toy
+from refalign.curation import selection
+from refalign.curation.matching import match_subjects
+from refalign.io.looks import Look
+from refalign.io.tables import CLIP_SCHEMA
+from refalign.pipeline import stage
+from refalign.pipeline.stage import Run
+from refalign.pipeline.steps import Step
+from refalign.stages.pairs import Pairs, PairsManifest
+from refalign.stages.subjects import SubjectsManifest
 
 CROPS_PER_CLIP = 2
 CROPS_PER_IDENTITY = 10

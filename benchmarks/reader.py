@@ -8,7 +8,6 @@ reads the same shards beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -18,20 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_shards import Made, write_shards
 from recording import describe_machine, write_result
-from safetensors.torch import save
 
 from refalign.shards.reader import Prefetcher, SampleOrder, ShardIndex
 from refalign.shards.sample import Sample, pack_tokens
-from refalign.shards.writer import write_tar
 
 REFERENCES, TOKENS, WIDTH, TEXT = 3, 1560, 1024, 100
 BLOCK_BYTES = 2**20
 BATCH = 8
 
 
-def make_sample(number: int, dtype: str) -> dict[str, bytes]:
-    """Members of one sample with random content."""
+def make_sample(number: int, dtype: str) -> Made:
+    """One sample with random content."""
     draw = torch.Generator().manual_seed(number)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -46,22 +44,7 @@ def make_sample(number: int, dtype: str) -> dict[str, bytes]:
         **pack_tokens("target_tokens", noise(REFERENCES, TOKENS, WIDTH).float(), dtype),
     }
     info = {"references": [{"subject_index": subject, "kind": "in_pair"} for subject in range(REFERENCES)]}
-    return {"safetensors": save(tensors), "json": json.dumps(info).encode(), "jpg": bytes(20_000)}
-
-
-def write_shards(folder: Path, *, shards: int, per_shard: int, dtype: str) -> None:
-    """A finished shards step."""
-    (folder / "parts").mkdir(parents=True)
-    names = [f"train-{shard:06d}.tar" for shard in range(shards)]
-    for shard, name in enumerate(names):
-        path = folder / "parts" / name
-        samples = ((f"s{shard:03d}{number:03d}", make_sample(shard * per_shard + number, dtype)) for number in range(per_shard))
-        members = write_tar(path, samples)
-        data = {"part": name, "size_bytes": path.stat().st_size, "split": "train"}
-        said = {"shape": [16, 21, 60, 104], "subjects": REFERENCES}
-        entries = [{"key": key, **said, "members": each} for key, each in members.items()]
-        path.with_name(f"{name}.json").write_text(json.dumps({**data, "samples": entries}))
-    (folder / "manifest.json").write_text(json.dumps({"parts": names, "digest": "benchmark"}))
+    return f"s{number:06d}", tensors, info
 
 
 def drop_from_cache(folder: Path) -> None:
@@ -136,13 +119,16 @@ def main() -> None:
     torch.set_num_threads(1)
     machine = describe_machine()
     figures: dict[str, Any] = {}
+    count = arguments.shards * arguments.per_shard
     for dtype in ("float16", "int8"):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             folder = Path(name)
-            write_shards(folder, shards=arguments.shards, per_shard=arguments.per_shard, dtype=dtype)
+            numbers = [range(first, first + arguments.per_shard) for first in range(0, count, arguments.per_shard)]
+            parts = {f"train-{n:06d}.tar": (make_sample(each, dtype) for each in part) for n, part in enumerate(numbers)}
+            write_shards(folder, parts)
             sizes = [path.stat().st_size for path in (folder / "parts").glob("*.tar")]
             figures[f"{dtype} targets"] = {
-                "mib_per_sample": round(sum(sizes) / 2**20 / (arguments.shards * arguments.per_shard), 2),
+                "mib_per_sample": round(sum(sizes) / 2**20 / count, 2),
                 "cold": measure(folder, arguments.rounds, cold=True),
                 "warm": measure(folder, arguments.rounds, cold=False),
             }

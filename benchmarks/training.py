@@ -18,23 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 from PIL import Image
+from random_shards import Made, write_shards
 from recording import describe_machine, write_result
-from safetensors.torch import save
 
 from refalign.config import RunConfig, set_values
 from refalign.config.presets import load_preset
 from refalign.models.loading import load_grid
 from refalign.shards.encode import FrozenEncoders, ReferencePicture, make_reference
 from refalign.shards.reader import Prefetcher, ShardIndex
-from refalign.shards.writer import write_tar
 from refalign.training.batch import Batch
 from refalign.training.loop import Run, _advance, start_run
 from refalign.training.optim import clip_gradients, learning_rate_at, locate_step, set_learning_rate
@@ -62,29 +60,12 @@ def make_clip(config: RunConfig, number: int) -> Clip:
     return frames, f"a blue creature number {number} walks over a field", pictures
 
 
-def write_shards(folder: Path, clips: list[Clip], encoders: FrozenEncoders) -> Path:
-    """A finished shards step of these clips."""
-    (folder / "parts").mkdir(parents=True)
-    shapes: dict[str, list[int]] = {}
-
-    def members() -> Any:
-        for number, (frames, caption, pictures) in enumerate(clips):
-            tensors = encoders.encode(frames, caption, pictures)
-            shapes[f"s{number:03d}"] = list(tensors["latents"].shape)
-            said = {"kind": "in_pair", "clip_id": str(number)}
-            infos = [{"subject_index": place, "subject_id": f"{number}-{place}", **said} for place in range(REFERENCES)]
-            info = json.dumps({"references": infos}).encode()
-            yield f"s{number:03d}", {"safetensors": save(tensors), "json": info, "jpg": bytes(1000)}
-
-    path = folder / "parts" / "train-000000.tar"
-    offsets = write_tar(path, members())
-    samples = [
-        {"key": key, "clip_id": key, "shape": shapes[key], "subjects": REFERENCES, "members": offsets[key]} for key in shapes
-    ]
-    commit = {"part": path.name, "size_bytes": path.stat().st_size, "split": "train", "samples": samples}
-    path.with_name(f"{path.name}.json").write_text(json.dumps(commit))
-    (folder / "manifest.json").write_text(json.dumps({"digest": "benchmark", "parts": [path.name]}))
-    return folder
+def encode_clips(clips: list[Clip], encoders: FrozenEncoders) -> Iterator[Made]:
+    """Samples of the clips."""
+    for number, (frames, caption, pictures) in enumerate(clips):
+        said = {"kind": "in_pair", "clip_id": str(number)}
+        infos = [{"subject_index": place, "subject_id": f"{number}-{place}", **said} for place in range(len(pictures))]
+        yield f"s{number:03d}", encoders.encode(frames, caption, pictures), {"references": infos}
 
 
 def take_bare_step(run: Run, step: int, batches: list[Batch]) -> None:
@@ -187,7 +168,7 @@ def main() -> None:
     encoders = FrozenEncoders(config)
     clips = [make_clip(config, number) for number in range(SAMPLES)]
     with tempfile.TemporaryDirectory() as work:
-        shards = write_shards(Path(work) / "shards", clips, encoders)
+        shards = write_shards(Path(work) / "shards", {"train-000000.tar": encode_clips(clips, encoders)})
         figures = {"samples_per_step": config.training.global_batch, "references": REFERENCES}
         figures |= compare_steps(config, shards, clips, encoders, arguments.rounds)
         if arguments.launchers:

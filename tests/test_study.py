@@ -1,6 +1,5 @@
 """The study: pairing, resuming, its controls, and what it says of numbers whose truth is known."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -18,14 +17,14 @@ from refalign.training.batch import BatchMaker
 from refalign.training.checkpoint import load_checkpoint
 from refalign.training.loop import train
 from refalign.training.models import build_models
+from workshop.judging.benchmark import OPTIONS, score_clip
 from workshop.judging.cases import Case, Fault, draw_case, make_cases
-from workshop.judging.clips import OPTIONS
-from workshop.judging.scoring import score_clip
-from workshop.study.arms import ARMS, CENTRE, Budget, Job, Settings, plan_main, plan_pilot
+from workshop.study.arms import ARMS, CENTRE, PRIMARY, Budget, Job, Settings, plan_main, plan_pilot
 from workshop.study.arms import make_config as make_job_config
 from workshop.study.figures import write_report
 from workshop.study.report import analyse, choose_settings, give_verdict
-from workshop.study.run import Place, digest_weights, is_done, load_result, make_prompts, rate_clip, run_job
+from workshop.study.results import Clip, Result, load_result, rate_clip
+from workshop.study.run import Place, digest_weights, is_done, make_prompts, run_job
 from workshop.study.targets import derive_shards, shuffle_targets
 
 PRESET = OPTIONS["reference_guidance_scale"]
@@ -112,8 +111,9 @@ def test_only_a_whole_result_counts_as_done(tmp_path):
     assert not is_done(place, job)
     path = place.result(job)
     path.parent.mkdir()
-    whole = json.dumps({"complete": True, "evaluations": []})
-    for half in ("", whole[:20], whole[:-1], json.dumps({"evaluations": []})):
+    result = make_result("ra", 0)
+    whole = result.model_dump_json()
+    for half in ("", whole[:20], whole[:-1], result.model_dump_json(exclude={"complete"})):
         path.write_text(half)
         assert not is_done(place, job) and load_result(path) is None
         with pytest.raises(KeyError, match="own"):  # begins: there are no shards here
@@ -121,6 +121,7 @@ def test_only_a_whole_result_counts_as_done(tmp_path):
     path.write_text(whole)
     run_job(place, make_config("nowhere"), job, BUDGET)  # nothing is run, nothing is asked for
     assert is_done(place, job) and not is_done(place, make_job("ra", 1)) and not is_done(place, make_job("none"))
+    assert load_result(path) == result
 
 
 def test_plans_are_alike_for_every_arm_and_paired_by_seed():
@@ -143,18 +144,18 @@ def test_prompts_have_each_number_of_subjects_equally_often():
     assert Counter(len(case.plan.subjects) for case in cases) == {1: 6, 2: 6} and len({case.key for case in cases}) == 12
 
 
-def rate(case: Case, fault: Fault, other: Case) -> dict:
+def rate(case: Case, fault: Fault, other: Case) -> Clip:
     return rate_clip(score_clip(case, draw_case(case, fault), other))
 
 
 def test_a_clip_is_rated_by_what_it_shows():
     case, other = make_cases(2, num_subjects=2, likeness="unlike", seed=5)
     right = rate(case, "truth", other)
-    assert right["key"] == case.key and right["chance"] < 0.8
-    assert (right["fidelity"], right["confusion"], right["action"]) == (1, 0, 1) and right["copy_paste"] < -0.5
+    assert right.key == case.key and right.chance < 0.8
+    assert (right.fidelity, right.confusion, right.action) == (1, 0, 1) and right.copy_paste < -0.5
     swapped, pasted = rate(case, "swap", other), rate(case, "paste", other)
-    assert swapped["fidelity"] < 0.8 and swapped["confusion"] == 1 and swapped["action"] == 1
-    assert pasted["fidelity"] == 1 and pasted["action"] == 0 and pasted["copy_paste"] > 0
+    assert swapped.fidelity < 0.8 and swapped.confusion == 1 and swapped.action == 1
+    assert pasted.fidelity == 1 and pasted.action == 0 and pasted.copy_paste > 0
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -162,7 +163,7 @@ def test_only_what_the_prompt_says_of_the_looks_is_rated_as_text_and_one_subject
     case, other = make_cases(2, num_subjects=1, seed=5)
     subjects = tuple(replace(subject, named=named) for subject in case.plan.subjects)
     rated = rate(replace(case, plan=replace(case.plan, subjects=subjects)), "truth", other)
-    assert rated["text"] == (1 if named else None) and rated["confusion"] is None and rated["fidelity"] == 1
+    assert rated.text == (1 if named else None) and rated.confusion is None and rated.fidelity == 1
 
 
 def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", phase="main", settings=CENTRE, sha="a"):
@@ -178,11 +179,11 @@ def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", pha
         }
         for number in range(40)
     ]  # fmt: skip
-    return {
+    return Result.model_validate({
         "job": {"phase": phase, "arm": arm, "references": references, "seed": seed, "settings": vars(settings)},
         "budget": {"steps": 10}, "transformer_sha256": f"{sha}{seed}", "step_s": 1.0,
         "costs": {"train_s": 10.0, "evaluate_s": 6.0, "clips": 40},
-        "objective": {"alignment_blocks": 1},
+        "objective": {"alignment_blocks": 1}, "primary": PRIMARY, "shard_digest": "d", "validation": {}, "machine": {},
         "separability": {
             side: [{"retrieval": level, "chance": 0.1, "gap": 0.2, "silhouette": 0.0} for level in (0.4, 0.9)]
             for side in ("before", "after")
@@ -191,7 +192,8 @@ def make_result(arm, seed, *, shift=0.0, base=0.55, references="cross_pair", pha
             {"step": step, "reference_guidance": scale, "records": records}
             for step, scale in ((5, PRESET), (10, PRESET), (10, 8.0))
         ],
-    }  # fmt: skip
+        "complete": True,
+    })  # fmt: skip
 
 
 def make_study(effect, seeds=6):
@@ -205,17 +207,17 @@ def make_study(effect, seeds=6):
 
 def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
     told = analyse(make_study(0.15))
-    assert told["verdict"].startswith("RA helps: ") and told["difference"]["mean"] == pytest.approx(0.15, abs=0.03)
-    assert told["a_a"]["low"] <= 0 <= told["a_a"]["high"]
-    assert told["separability"]["ra"]["block"] == 0 and told["separability"]["ra"]["after"]["retrieval"] == pytest.approx(0.4)
-    assert told["positive_control"]["fidelity"]["low"] > 0.1
-    assert told["stop_gradient_equals_none"] == {"pairs": 6, "equal": 6}
-    assert analyse(make_study(-0.15))["verdict"].startswith("RA harms")
-    assert re.match(r"Undecided: .* To see one of 0.03, \d+ seeds .* needed", analyse(make_study(0.0))["verdict"])
+    assert told.verdict.startswith("RA helps: ") and told.difference and told.difference.mean == pytest.approx(0.15, abs=0.03)
+    assert told.a_a and told.a_a.low <= 0 <= told.a_a.high
+    assert told.separability["ra"].block == 0 and told.separability["ra"].after["retrieval"] == pytest.approx(0.4)
+    assert told.positive_control["fidelity"].low > 0.1
+    assert told.stop_gradient_equals_none == {"pairs": 6, "equal": 6}
+    assert analyse(make_study(-0.15)).verdict.startswith("RA harms")
+    assert re.match(r"Undecided: .* To see one of 0.03, \d+ seeds .* needed", analyse(make_study(0.0)).verdict)
     not_run = {"repa": "no frames here", "ra": "an old reason"}
-    assert write_report(make_study(0.15), tmp_path, "make it", not_run) == told["verdict"]
+    assert write_report(make_study(0.15), tmp_path, "make it", not_run) == told.verdict
     text = (tmp_path / "report.md").read_text()
-    assert told["verdict"] in text and "ra | cross_pair" in text and "in 6 of 6 seeds" in text and "make it" in text
+    assert told.verdict in text and "ra | cross_pair" in text and "in 6 of 6 seeds" in text and "make it" in text
     assert "repa was not run: no frames here" in text and "old reason" not in text
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
@@ -223,12 +225,12 @@ def test_the_report_finds_a_planted_effect_and_no_other(tmp_path):
 @pytest.mark.parametrize("base", [0.3, 0.95])
 def test_outside_the_range_nothing_is_concluded(base):
     results = [make_result(arm, seed, base=base, shift=0.2 * (arm == "ra")) for seed in range(4) for arm in ("none", "ra")]
-    assert re.match(r"No-go: .* It takes .* none reaches fidelity", analyse(results)["verdict"])
+    assert re.match(r"No-go: .* It takes .* none reaches fidelity", analyse(results).verdict)
 
 
 def test_one_seed_decides_nothing():
     assert give_verdict(None, None).startswith("Nothing is decided")
-    assert analyse([make_result("none", 0), make_result("ra", 0)])["verdict"].startswith("Nothing is decided")
+    assert analyse([make_result("none", 0), make_result("ra", 0)]).verdict.startswith("Nothing is decided")
 
 
 def test_settings_that_are_better_by_chance_alone_are_not_chosen():
@@ -255,5 +257,5 @@ def test_settings_are_chosen_by_the_pilot_and_power_is_estimated():
     assert choose_settings(results) == {"none": CENTRE, "ra": good}
     assert choose_settings([make_result("ra", 0, settings=good)]) == {}
     told = analyse(results)
-    assert told["swept"] == sorted([CENTRE.name, good.name])
-    assert told["power"]["seeds_wanted"] >= 3 and told["power"]["seen_by_8_seeds"] > 0
+    assert told.swept == sorted([CENTRE.name, good.name])
+    assert told.power and told.power["seeds_wanted"] >= 3 and told.power["seen_by_8_seeds"] > 0

@@ -1,6 +1,6 @@
-"""The toy world: videos in which everything is known, and the scripts that train the tiny weights shipped with it.
+"""The toy world: drawn videos in which everything is known, and tiny weights that are trained on them.
 
-Read in this order: ``identities`` (who), ``drawing`` (what they look like), ``scenes`` (what happens, and what is said of it),
+Read in this order: ``identities`` (who), ``drawing`` (what they look like), ``scenes`` (what happens, and captions),
 ``rendering`` (frames with ground truth), ``videos`` (files), ``judge`` (what a clip shows).
 """
 

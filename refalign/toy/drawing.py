@@ -1,25 +1,26 @@
 """What creatures look like: signed distances to a few large forms, drawn for many creatures at once.
 
-A creature stands on a ground line, ``HEIGHT`` units tall whoever it is, so that in a reference, which is cut to its box, it is
-about as large as in a clip. Everything is at least half a token of the Transformer (4 px) wide, but for the smile.
+All creatures are equally tall, so that in a reference, which is cut to its box, one is about as large as in a clip. All forms
+are at least half a token of the Transformer (4 px) wide, except the smile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from refalign.toy.identities import COLOURS, EYES, HEADWEAR, PATTERNS, SHAPES, attributes_of
 
 Action = Literal["standing", "jumping", "walking left", "walking right", "waving"]
-ACTIONS: tuple[Action, ...] = ("standing", "jumping", "walking left", "walking right", "waving")
+ACTIONS: tuple[Action, ...] = get_args(Action)
 
 FRAME_HEIGHT_PX, FRAME_WIDTH_PX = 48, 80
 HEIGHT = 40.0
-"""Of a creature from the ground to the top of its headwear, in units; one unit is one pixel at ``height_px=HEIGHT``."""
+"""Of a creature from the ground to the top of its headwear, in units: pixels at ``height_px=HEIGHT``."""
 _MIDDLE, _HALF = 15.5, 12.0  # of the body: centre above the ground, half of its height
 _EYES_V, _MOUTH_V = 19.0, 14.6
 _WHITE, _INK = (255.0, 255.0, 255.0), (38.0, 38.0, 46.0)
@@ -28,21 +29,17 @@ _SHADE = 0.1
 
 Grid = np.ndarray
 """float32 [N, H, W]."""
+Form = Callable[[Grid, Grid], Grid]
+"""Signed distance to an outline, in units, from the places u and v."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """A moment of an action.
-
-    Attributes:
-        step: 0 or 1: which foot is up, where a waving arm is.
-        lift: units above the ground.
-        blink: eyes are closed.
-    """
+    """A moment of an action."""
 
     action: Action
-    step: int = 0
-    lift: float = 0.0
+    step: int = 0  # 0 or 1: which foot is up, where a waving arm is
+    lift: float = 0.0  # units above the ground
     blink: bool = False
 
 
@@ -51,7 +48,7 @@ class Figures:
     """N drawn creatures, each alone.
 
     Attributes:
-        colour: float32 [N, H, W, 3], RGB in [0, 255], multiplied by alpha.
+        colour: float32 [N, H, W, 3], RGB in [0, 255] times alpha.
         alpha: float32 [N, H, W] in [0, 1].
     """
 
@@ -66,9 +63,9 @@ class Figures:
 def draw(
     identities: Sequence[int],
     poses: Sequence[Pose],
-    x_px: Sequence[float] | np.ndarray,
-    ground_px: Sequence[float] | np.ndarray,
-    height_px: Sequence[float] | np.ndarray,
+    x_px: ArrayLike,
+    ground_px: ArrayLike,
+    height_px: ArrayLike,
     size_px: tuple[int, int] = (FRAME_HEIGHT_PX, FRAME_WIDTH_PX),
 ) -> Figures:
     """Draws creature n in pose n, its middle at column ``x_px[n]``, its feet at row ``ground_px[n]``."""
@@ -78,7 +75,7 @@ def draw(
     def colours(name: str) -> np.ndarray:
         return np.array([COLOURS[getattr(look, name)] for look in looks], np.float32)
 
-    def choose(name: str, forms: dict[str, Callable[[Grid, Grid], Grid]]) -> Grid:
+    def choose(name: str, forms: dict[str, Form]) -> Grid:
         return brush.choose([getattr(look, name) for look in looks], forms)
 
     main, second, third = colours("main_colour"), colours("second_colour"), colours("third_colour")
@@ -99,9 +96,11 @@ def draw(
 
 
 class _Brush:
-    """N transparent canvases, and for each pixel its place (u to the right, v up, in units) seen from its creature's feet."""
+    """N transparent canvases, and the place of each pixel from its creature's feet: u to the right, v up, in units."""
 
-    def __init__(self, x_px, ground_px, height_px, lift, size_px: tuple[int, int]) -> None:
+    def __init__(
+        self, x_px: ArrayLike, ground_px: ArrayLike, height_px: ArrayLike, lift: ArrayLike, size_px: tuple[int, int]
+    ) -> None:
         height, width = size_px
         self.unit_px = self.column(np.asarray(height_px) / HEIGHT)
         rows, columns = np.mgrid[:height, :width].astype(np.float32) + np.float32(0.5)
@@ -111,12 +110,12 @@ class _Brush:
         self.alpha = np.zeros_like(self.u)
 
     @staticmethod
-    def column(values) -> np.ndarray:
-        """[N] -> [N, 1, 1], to be used beside grids."""
+    def column(values: ArrayLike) -> np.ndarray:
+        """[N] -> [N, 1, 1], which broadcasts over grids."""
         return np.asarray(values, np.float32)[:, None, None]
 
-    def choose(self, names: Sequence[str], forms: dict[str, Callable[[Grid, Grid], Grid]]) -> Grid:
-        """The signed distance to the named form, creature by creature."""
+    def choose(self, names: Sequence[str], forms: dict[str, Form]) -> Grid:
+        """The signed distance of each creature to its form."""
         distance = np.empty_like(self.u)
         for name, form in forms.items():
             rows = np.array([each == name for each in names])
@@ -124,12 +123,12 @@ class _Brush:
                 distance[rows] = form(self.u[rows], self.v[rows])
         return distance
 
-    def paint(self, distance: Grid, colour, shade: Grid | None = None, shown: np.ndarray | None = None) -> None:
+    def paint(self, distance: Grid, colour: ArrayLike, shade: Grid | None = None, shown: np.ndarray | None = None) -> None:
         """Paints where ``distance`` (in units) is negative, with soft edges one pixel wide."""
         cover = np.clip(0.5 - distance * self.unit_px, 0, 1)
         if shown is not None:
             cover *= self.column(shown)
-        # Most forms are small: only the rows and columns that any creature's form touches are painted.
+        # Most forms are small: only the rows and columns that one of them touches are painted.
         used = [np.flatnonzero(cover.any(axis=axes)) for axes in ((0, 2), (0, 1))]
         if not used[0].size:
             return
@@ -143,7 +142,7 @@ class _Brush:
 
 
 def _arm(brush: _Brush, poses: Sequence[Pose], side: int) -> Grid:
-    """A raised arm: both of who jumps, the right one of who waves; others keep theirs to themselves."""
+    """A raised arm: both of a creature that jumps, the right one of one that waves, none of others."""
     shown = np.array([pose.action == "jumping" or (pose.action == "waving" and side == 1) for pose in poses])
     out = np.array([6.5 if pose.action == "jumping" or pose.step == 0 else 3.0 for pose in poses])
     distance = _segment(side * brush.u, brush.v, (8.0, 16.0), (10.0 + brush.column(out), 27.0)) - 2.3
@@ -163,7 +162,7 @@ def _draw_face(brush: _Brush, choose, gaze: Grid, blink: np.ndarray) -> None:
     brush.paint(np.maximum(ring, brush.v - _MOUTH_V + 1.2), _INK)
 
 
-def _eyes(apart: float, radius: float) -> Callable[[Grid, Grid], Grid]:
+def _eyes(apart: float, radius: float) -> Form:
     return lambda u, v: np.hypot(np.abs(u) - apart, v - _EYES_V) - radius
 
 
@@ -183,25 +182,25 @@ def _segment(u: Grid, v: Grid, start: tuple, end: tuple) -> Grid:
 
 
 def _wedge(u: Grid, v: Grid, bottom: float, top: float, half_width: float, radius: float = 0.8) -> Grid:
-    """A triangle on its base, corners a little round."""
+    """A triangle on its base with slightly round corners."""
     height = top - bottom
     slope = (np.abs(u) * height + (v - top) * half_width) / np.hypot(height, half_width)
     return np.maximum(slope, bottom - v + radius) - radius * 0.2
 
 
-_SHAPES: dict[str, Callable[[Grid, Grid], Grid]] = {
+_SHAPES: dict[str, Form] = {
     "round": lambda u, v: np.hypot(u, v - _MIDDLE) - _HALF,
     "square": lambda u, v: _box(u, v - _MIDDLE, 11.0, _HALF, 1.5),
     "triangular": lambda u, v: _wedge(u, v, _MIDDLE - _HALF, 30.5, 13.5),
     "diamond-shaped": lambda u, v: (np.abs(u) / 13.0 + np.abs(v - _MIDDLE) / 13.5 - 1) * 9.4,
 }
-_PATTERNS: dict[str, Callable[[Grid, Grid], Grid]] = {
+_PATTERNS: dict[str, Form] = {
     "half": lambda u, v: -u,
     "belt": lambda u, v: np.abs(v - 9.0) - 3.4,
     "belly": lambda u, v: np.hypot(u, v - 8.5) - 5.6,
     "spots": lambda u, v: np.hypot(np.abs(u) - 7.2, v - 11.2) - 3.4,
 }
-_HEADWEAR: dict[str, Callable[[Grid, Grid], Grid]] = {
+_HEADWEAR: dict[str, Form] = {
     "top hat": lambda u, v: np.minimum(_box(u, v - 33.0, 5.4, 7.0), _box(u, v - 26.8, 9.5, 1.7)),
     "party hat": lambda u, v: _wedge(u, v, 25.0, 41.0, 8.0),
     "rabbit ears": lambda u, v: _segment(np.abs(u), v, (4.2, 24.0), (6.2, 37.0)) - 3.0,

@@ -1,15 +1,15 @@
-"""Who lives in the toy world: seven visible attributes, one index per identity, three disjoint splits.
+"""The creatures of the toy world: seven visible attributes, one index per identity, three disjoint splits.
 
-An identity is a mixed-radix number over the attributes, so that index and attributes are two spellings of one thing and no table
-is stored. Every attribute is seen in every pose: two different identities never look alike.
+An identity is a mixed-radix number over the attributes. Every attribute is seen in every pose.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Set
 from dataclasses import astuple, dataclass, fields
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -36,23 +36,21 @@ EYES = ("one", "two")
 
 Split = Literal["train", "judges", "heldout"]
 Likeness = Literal["unlike", "same shape", "same shape and colour"]
-LIKENESSES: tuple[Likeness, ...] = ("unlike", "same shape", "same shape and colour")
+LIKENESSES: tuple[Likeness, ...] = get_args(Likeness)
 SPLIT_SHARES: dict[Split, int] = {"heldout": 3, "judges": 3, "train": 14}
-"""Twentieths of all identities; the judge's limits are measured on those of ``judges``."""
+"""Twentieths of all identities. The judge is measured on those of ``judges``."""
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What one creature looks like; all seven are visible, only the first two are ever spoken."""
+    """What one creature looks like. Captions say the first two at most."""
 
     shape: str
     main_colour: str
-    second_colour: str
-    """Of the pattern."""
+    second_colour: str  # of the pattern
     pattern: str
     headwear: str
-    third_colour: str
-    """Of headwear and feet."""
+    third_colour: str  # of headwear and feet
     eyes: str
 
 
@@ -99,25 +97,21 @@ def identity_of(attributes: Attributes) -> int:
 
 
 def split_of(identity: int) -> Split:
-    """The split an identity belongs to, for ever: a fixed hash of its index."""
+    """The split of an identity, by a fixed hash of its index."""
     # Fibonacci hashing; the high bits are used because the low ones still carry the last attributes.
     slot = ((identity + 1) * 2654435761 % 2**32 >> 12) % sum(SPLIT_SHARES.values())
-    for split, share in SPLIT_SHARES.items():
-        if slot < share:
-            return split
-        slot -= share
-    raise AssertionError("the shares cover every slot")
+    return [split for split, share in SPLIT_SHARES.items() for _ in range(share)][slot]
 
 
 def likeness_of(first: int, second: int) -> Likeness:
-    """How much two identities have in common among what a caption can say."""
+    """What two identities have in common of what a caption can say."""
     one, other = attributes_of(first), attributes_of(second)
     if one.shape != other.shape:
         return "unlike"
     return "same shape and colour" if one.main_colour == other.main_colour else "same shape"
 
 
-def sample_identity(rng: np.random.Generator, split: Split, *, taken: frozenset[int] | set[int] = frozenset()) -> int:
+def sample_identity(rng: np.random.Generator, split: Split, *, taken: Set[int] = frozenset()) -> int:
     """A uniform draw among the identities of ``split`` that are not ``taken``."""
     while True:
         identity = int(rng.integers(NUM_IDENTITIES))
@@ -126,19 +120,17 @@ def sample_identity(rng: np.random.Generator, split: Split, *, taken: frozenset[
 
 
 def sample_companion(
-    rng: np.random.Generator, identity: int, likeness: Likeness, split: Split, *, taken: frozenset[int] | set[int] = frozenset()
+    rng: np.random.Generator, identity: int, likeness: Likeness, split: Split, *, taken: Set[int] = frozenset()
 ) -> int:
-    """An identity that stands to ``identity`` in the given tier of likeness.
+    """An identity with the given likeness to ``identity``.
 
-    The two differ in at least three of the attributes that are never spoken, so that they can be told apart at a glance; unlike
-    ones differ in shape and in main colour too.
+    The two differ in at least three hidden attributes, so that they are easily told apart, and unlike ones also in main colour.
     """
-    attributes = attributes_of(identity)
+    mine = attributes_of(identity)
     while True:
         other = sample_identity(rng, split, taken={*taken, identity})
-        candidate = attributes_of(other)
-        same_colour = candidate.main_colour == attributes.main_colour
-        if likeness_of(identity, other) != likeness or (likeness == "unlike" and same_colour):
-            continue
-        if sum(getattr(candidate, name) != getattr(attributes, name) for name in HIDDEN_ATTRIBUTES) >= 3:
+        theirs = attributes_of(other)
+        differing = sum(getattr(mine, name) != getattr(theirs, name) for name in HIDDEN_ATTRIBUTES)
+        same_colour = mine.main_colour == theirs.main_colour
+        if likeness_of(identity, other) == likeness and differing >= 3 and not (likeness == "unlike" and same_colour):
             return other

@@ -1,8 +1,8 @@
-"""Reads a clip by drawing it again: a creature is a known function of its attributes, so the best drawing names them.
+"""Reads a clip by drawing it again: a creature is a known function of its attributes, so the best drawing gives the attributes.
 
-In each slot of a scene (left, middle, right) creatures are drawn in every pose and compared with the frames at places nearby.
-Then each attribute in turn takes all its values, the others staying as they are, and the drawing with the smallest squared
-difference wins. No network is involved.
+In each slot of a scene (left, middle, right), creatures are drawn in every pose and compared with the frames at nearby places.
+Then each attribute in turn takes all its values, and the drawing with the smallest squared difference stays. No network is
+involved.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from refalign.toy.identities import (
 from refalign.toy.scenes import HOLD, PLACES, SIDES, ScenePlan, Side, paint_place
 
 CEILING = 90.0**2
-"""Squared difference (over the three channels) at which a pixel counts as simply wrong."""
+"""Largest squared difference (over the three channels) that a pixel counts."""
 ABSENT = 0.75
-"""Over the pixels that a creature covers: its squared difference over that of the empty place, above which nobody is there.
-Measured: 0.1 to 0.2 on drawn clips, up to 0.5 under noise of 30 or blur of 1.5 px, above 0.9 where nobody is."""
+"""Squared difference of a drawn creature over that of the empty place, on the creature's pixels, above which nobody is there.
+Measured: 0.1 to 0.2 on drawn clips, up to 0.5 under noise of 30 or blur of 1.5 px, above 0.9 without a creature."""
 STRANGER, NOBODY = 0.6, 0.97
-"""The same around a slot: from the first other looks than those of the cast are tried, from the second nobody is looked for."""
+"""The same over the whole slot: above the first, looks of others than the cast are tried; above the second, nobody is there."""
 OCCUPIED = 0.5
-"""Share of the middle of a slot that differs from the empty place where somebody stands."""
+"""Least share of the middle of a slot that differs from the empty place if somebody stands there."""
 UNSURE = 0.004
-"""Lead of the best value over the next, in shares of what the empty place leaves unexplained, below which it is not said."""
+"""Least lead of the best value over the next, as a share of the empty place's difference; with less the answer is None."""
 _ANYBODY = Attributes("round", "red", "blue", "belly", "top hat", "green", "two")
-"""Where the search begins when nobody is named."""
+"""Start of the search without a cast."""
 _MOMENTS = tuple((action, step) for action in ACTIONS for step in (0, 1))
 _SWEEPS = 3
 _SCALES = (1.0, 0.96, 1.04)
 _GRID = 2
-"""To find a creature's place every second pixel is compared, at every second place; what is found is refined."""
+"""A creature's place is searched at every second place with every second pixel, then refined."""
 _REACH, _MARGIN = 30, 32
-"""Columns on both sides of a slot that count as its own; pixels around the frame, where nothing is known."""
+"""Columns of a slot to both sides of its middle; pixels of unknown colour around the frame."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Reading:
     """What is seen in one slot.
 
     Attributes:
-        answers: attribute -> value, or None where two values fit alike; "action" among them.
+        answers: attribute or "action" -> value, or None if two values fit alike.
         look: the drawing that fits best, sure or not.
-        unexplained: squared difference that is left where the creature is, over that of the empty place: 0 is a perfect drawing.
-        moments: the action whose pose fits each drawing best, wherever the creature is.
+        unexplained: squared difference where the creature is, over that of the empty place: 0 is a perfect drawing.
+        moments: the action whose pose fits each drawing best.
     """
 
     answers: dict[str, str | None]
@@ -69,18 +69,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Where:
-    """Where a creature is looked for.
+    """Where a creature is looked for, in px."""
 
-    Attributes:
-        column: middle of the place, px.
-        ground, height: row of the feet and height of the creature, px.
-        aside, up, down: how far from there, px.
-    """
-
-    column: int
-    ground: int = 46
+    column: int  # of its middle
+    ground: int = 46  # row of its feet
     height: float = 0.97 * HEIGHT
-    aside: int = 10
+    aside: int = 10  # this far to both sides
     up: int = 8
     down: int = 3
 
@@ -90,7 +84,7 @@ IN_REFERENCE = Where(FRAME_WIDTH_PX // 2, ground=47, height=46.5, aside=4, up=2,
 
 @dataclass(frozen=True)
 class _Fit:
-    """A creature in the frames: its look, and per drawing its moment and its place (shift down and right, px)."""
+    """A creature in the frames: its look, and per drawing its step and its place (shift down and right, px)."""
 
     look: Attributes
     action: Action
@@ -103,12 +97,11 @@ class _Fit:
 
 
 def read_clip(clip: np.ndarray, casts: dict[Side, Sequence[int]]) -> dict[Side, Reading | None]:
-    """What is seen in each named slot; None: nobody.
+    """What is seen in each slot; None: nobody.
 
     Args:
         clip: uint8 [F, H, W, 3].
-        casts: per slot the identities to begin with: the search goes on from the one that fits best, so that a few of
-            different looks are enough.
+        casts: per slot some identities. The search starts from the one that fits best.
     """
     drawings = _drawings_of(clip)
     empty = find_place(drawings)
@@ -123,7 +116,7 @@ def read_reference(picture: np.ndarray) -> Reading | None:
 
 
 def is_occupied(clip: np.ndarray, side: Side) -> bool:
-    """Whether somebody stands in a slot, whoever it is: the middle of it is not the empty place's."""
+    """Whether anybody stands in a slot: its middle is not that of the empty place."""
     drawings = _drawings_of(clip)
     middle = int(SIDES[side])
     wrong = np.square(drawings - find_place(drawings)).sum(-1)[:, 12:44, middle - 6 : middle + 6] > CEILING / 2
@@ -141,16 +134,13 @@ def _empty_places() -> list[np.ndarray]:
 
 
 def find_place(drawings: np.ndarray) -> np.ndarray:
-    """The empty place that explains most of the frames: float32 [H, W, 3]."""
+    """The empty place that is most like the frames: float32 [H, W, 3]."""
     errors = [np.minimum(np.square(drawings - place).sum(-1), CEILING).sum() for place in _empty_places()]
     return _empty_places()[int(np.argmin(errors))]
 
 
 class _Search:
-    """The search for one creature in frames [D, H, W, 3].
-
-    Figures are drawn on a canvas just large enough; ``_left`` compares it with the frames wherever it is laid.
-    """
+    """The search for one creature in frames [D, H, W, 3]. Figures are drawn on a small canvas and compared at each place."""
 
     def __init__(self, drawings: np.ndarray, empty: np.ndarray, where: Where) -> None:
         self.where = where
@@ -168,7 +158,7 @@ class _Search:
         fit = self._find(looks) if looks else None
         if fit is None or fit.error > STRANGER:
             forms = looks[:1] or [replace(_ANYBODY, shape=shape) for shape in SHAPES]
-            strangers = [replace_colour(look, colour) for look in forms for colour in self._main_colours(3)]
+            strangers = [_recolour(look, colour) for look in forms for colour in self._main_colours()]
             fit = self._find([*looks, *strangers])
         if looks and fit.error > NOBODY:
             return None
@@ -182,38 +172,30 @@ class _Search:
             fit = again if again.error <= fit.error + 1e-3 else fit
         if (unexplained := self._unexplained(fit)) > ABSENT:
             return None
-        answers: dict[str, str | None] = {
-            name: value if leads[name] >= UNSURE else None for name, value in asdict(fit.look).items()
-        }
-        answers["action"] = fit.action if fit.action_lead >= UNSURE else None
+        values, leads = asdict(fit.look) | {"action": fit.action}, leads | {"action": fit.action_lead}
+        answers = {name: value if leads[name] >= UNSURE else None for name, value in values.items()}
         return Reading(answers, fit.look, unexplained, fit.moments)
 
-    def _main_colours(self, count: int) -> list[str]:
-        """The main colours that most of what covers the empty place is nearest to."""
+    def _main_colours(self) -> list[str]:
+        """The three main colours that most pixels in front of the empty place are nearest to."""
         columns = slice(self.where.column + _MARGIN - 14, self.where.column + _MARGIN + 14)
         pixels = self.frames[:, :, columns][self.base[:, :, columns] > CEILING / 8]
         palette = np.array([*COLOURS.values(), (255, 255, 255)], np.float32)
         nearest = np.square(pixels[:, None] - palette).sum(-1).argmin(1)
         order = np.argsort(-np.bincount(nearest, minlength=len(palette))[: len(MAIN_COLOURS)], kind="stable")
-        return [MAIN_COLOURS[number] for number in order[:count]]
+        return [MAIN_COLOURS[number] for number in order[:3]]
 
     def _figures(self, looks: Sequence[Attributes], moments: Sequence[tuple[Action, int]], scale: float = 1.0) -> Figures:
         """Each look in each moment, its feet near the bottom of the canvas."""
-        pairs = [(identity_of(look), Pose(action, step)) for look in looks for action, step in moments]
-        count = len(pairs)
-        return draw(
-            [identity for identity, _ in pairs],
-            [pose for _, pose in pairs],
-            np.full(count, self.size[1] / 2),
-            np.full(count, self.size[0] - 1),
-            np.full(count, scale * self.where.height),
-            self.size,
-        )
+        identities = [identity_of(look) for look in looks for _ in moments]
+        poses = [Pose(action, step) for _ in looks for action, step in moments]
+        place = (self.size[1] / 2, self.size[0] - 1, scale * self.where.height)
+        return draw(identities, poses, *(np.full(len(poses), value) for value in place), self.size)
 
     def _left(
         self, alpha: np.ndarray, colour: np.ndarray, drawing: int, shift: tuple[int, int], thin: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What figures [N, h, w] leave unexplained where they are laid, and what the empty place does: [N, h, w], [h, w]."""
+        """Squared differences at a place: of figures [N, h, w], and of the empty place [h, w]."""
         top = self.where.ground + shift[0] - self.size[0] + 1 + _MARGIN
         left = self.where.column + shift[1] - self.size[1] // 2 + _MARGIN
         under = np.s_[top : top + self.size[0] : thin, left : left + self.size[1] : thin]
@@ -222,7 +204,7 @@ class _Search:
         return np.minimum(error, CEILING, out=error) * self.known[under], self.base[drawing][under]
 
     def _gain(self, alpha: np.ndarray, colour: np.ndarray, drawing: int, shift: tuple[int, int], thin: int = 1) -> np.ndarray:
-        """The change of what is unexplained, in shares of it: [N]; negative where the figure is better than nothing."""
+        """The change of the squared difference as a share of the empty place's: [N]; negative is better than nobody."""
         left, empty = self._left(alpha, colour, drawing, shift, thin)
         return (left.sum((1, 2)) - empty.sum()) * thin**2 / self.total
 
@@ -237,27 +219,12 @@ class _Search:
             for drawing in range(len(self.frames))
         ]
         tables = np.moveaxis(np.array(gains), -1, 1)  # [D, look x moment, down, right]
-        fits = [
-            self._follow(look, tables[:, number * len(_MOMENTS) :][:, : len(_MOMENTS)], np.array(down), np.array(right))
-            for number, look in enumerate(looks)
-        ]
+        places = np.array(down), np.array(right)
+        fits = [_follow(look, table, *places) for look, table in zip(looks, np.split(tables, len(looks), 1), strict=True)]
         return self._refine(min(fits, key=lambda fit: fit.error))
 
-    def _follow(self, look: Attributes, table: np.ndarray, down: np.ndarray, right: np.ndarray) -> _Fit:
-        """The best action and path of one look, from the gains of its moments at all places."""
-        paths = []
-        for number, action in enumerate(ACTIONS):
-            for phase in (0, 1):
-                steps = tuple((drawing + phase) % 2 for drawing in range(len(table)))
-                maps = [table[drawing, 2 * number + step] for drawing, step in enumerate(steps)]
-                paths.append((*_best_path(action, steps, maps, down, right), action, steps))
-        gain, shifts, action, steps = min(paths, key=lambda path: path[0])
-        rival = min(path[0] for path in paths if path[2] != action)
-        free = tuple(_MOMENTS[int(number)][0] for number in table.min((2, 3)).argmin(1))
-        return _Fit(look, action, rival - gain, free, steps, shifts, 1 + gain)
-
     def _refine(self, fit: _Fit) -> _Fit:
-        """Makes the creature a little smaller or larger, and moves it by a pixel each way, where that explains more."""
+        """Tries sizes and places close to those of a fit."""
         fits = []
         for scale in _SCALES:
             figures = self._figures([fit.look], [(fit.action, step) for step in fit.steps], scale)
@@ -273,7 +240,7 @@ class _Search:
         return min(fits, key=lambda each: each.error)
 
     def _unexplained(self, fit: _Fit) -> float:
-        """Where the creature is drawn, what it leaves unexplained over what the empty place does: neighbours do not count."""
+        """Squared difference on the creature's own pixels over that of the empty place."""
         figures = self._figures([fit.look], [(fit.action, step) for step in fit.steps], fit.scale)
         drawn = nothing = 0.0
         for drawing, shift in enumerate(fit.shifts):
@@ -283,8 +250,8 @@ class _Search:
         return drawn / (nothing or 1.0)
 
     def _sweep(self, fit: _Fit, *, from_nothing: bool) -> tuple[_Fit, dict[str, float]]:
-        """Each attribute in turn takes its best value, after the two colours of the body together."""
-        bodies = [replace_colour(fit.look, colour) for colour in (self._main_colours(3) if from_nothing else MAIN_COLOURS)]
+        """The two colours of the body take their best values together, then each attribute in turn; and the leads."""
+        bodies = [_recolour(fit.look, colour) for colour in (self._main_colours() if from_nothing else MAIN_COLOURS)]
         if from_nothing:
             bodies = [replace(look, pattern=pattern) for look in bodies for pattern in PATTERNS]
         pairs = [replace(look, second_colour=colour) for look in bodies for colour in COLOURS if colour != look.main_colour]
@@ -295,7 +262,7 @@ class _Search:
         return fit, leads
 
     def _choose(self, looks: Sequence[Attributes], fit: _Fit) -> tuple[_Fit, float]:
-        """The look that explains most at the places of a fit, and its lead over the next."""
+        """The best look at the places of a fit, and its lead over the next."""
         figures = self._figures(looks, [(fit.action, step) for step in fit.steps], fit.scale)
         count = len(fit.steps)
         gains = [
@@ -307,27 +274,37 @@ class _Search:
         return replace(fit, look=looks[int(best)], error=float(errors[best])), float(errors[rival] - errors[best])
 
 
-def replace_colour(look: Attributes, colour: str) -> Attributes:
-    """The look in another main colour; what had that colour gets the one that is free."""
-    if colour == look.main_colour:
-        return look
+def _follow(look: Attributes, table: np.ndarray, down: np.ndarray, right: np.ndarray) -> _Fit:
+    """The best action and path of one look, from the gains of its moments at all places: [D, moment, down, right]."""
+    paths = []
+    for number, action in enumerate(ACTIONS):
+        for phase in (0, 1):
+            steps = tuple((drawing + phase) % 2 for drawing in range(len(table)))
+            maps = [table[drawing, 2 * number + step] for drawing, step in enumerate(steps)]
+            paths.append((*_best_path(action, steps, maps, down, right), action, steps))
+    gain, shifts, action, steps = min(paths, key=lambda path: path[0])
+    rival = min(path[0] for path in paths if path[2] != action)
+    free = tuple(_MOMENTS[int(number)][0] for number in table.min((2, 3)).argmin(1))
+    return _Fit(look, action, rival - gain, free, steps, shifts, 1 + gain)
+
+
+def _recolour(look: Attributes, colour: str) -> Attributes:
+    """The look in another main colour; what had that colour gets the old one."""
     others = {name: look.main_colour for name in ("second_colour", "third_colour") if getattr(look, name) == colour}
     return replace(look, main_colour=colour, **others)
 
 
 def _variants(look: Attributes, name: str) -> list[Attributes]:
     values = vocabularies(look.main_colour)[name]
-    if name == "main_colour":
-        return [replace_colour(look, value) for value in values]
-    return [replace(look, **{name: value}) for value in values]
+    return [_recolour(look, value) if name == "main_colour" else replace(look, **{name: value}) for value in values]
 
 
 def _best_path(
     action: Action, steps: Sequence[int], maps: Sequence[np.ndarray], down: np.ndarray, right: np.ndarray
 ) -> tuple[float, tuple[tuple[int, int], ...]]:
-    """The best places of one action: (gain, per drawing the shift down and right in px).
+    """The best places of one action: (gain, per drawing the shift down and right in px), by dynamic programming.
 
-    Walkers move by 2 to 4 px from drawing to drawing, others by at most 2; who jumps is up in step 1 and down in step 0.
+    Walkers move by 2 to 4 px from drawing to drawing, others by at most 2. Who jumps is up in step 1 and down in step 0.
 
     Args:
         maps: per drawing the gain at each place [rows, columns], whose shifts are ``down`` and ``right``.

@@ -1,4 +1,4 @@
-"""Turns scenes into frames and ground truth, many at once: the same drawing gives both, so that they cannot disagree."""
+"""Turns scenes into frames and ground truth, many at once. The same drawing gives both."""
 
 from __future__ import annotations
 
@@ -16,30 +16,22 @@ REFERENCE_HEIGHT_PX = 46.0
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """Frames and truth. S subjects from left to right, F frames of H x W pixels.
-
-    Attributes:
-        frames: uint8 [F, H, W, 3], RGB.
-        masks: bool [S, F, H, W], the pixels where the subject shows (what stands in front is cut out).
-        boxes_xyxy_px: int [S, F, 4], half-open, around the mask; all zero where nothing shows.
-        visible_fraction: float [S, F], shown area / the subject's whole area within the frame.
-    """
+    """Frames and truth. S subjects from left to right, F frames of H x W pixels."""
 
     plan: ScenePlan
-    frames: np.ndarray
-    masks: np.ndarray
-    boxes_xyxy_px: np.ndarray
-    visible_fraction: np.ndarray
+    frames: np.ndarray  # uint8 [F, H, W, 3], RGB
+    masks: np.ndarray  # bool [S, F, H, W], the subject without what stands in front of it
+    boxes_xyxy_px: np.ndarray  # int [S, F, 4], half-open, around the mask; zeros for an empty one
+    visible_fraction: np.ndarray  # float [S, F], shown area / the subject's whole area within the frame
 
 
 def render_scenes(
     plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS, *, poses: Sequence[Pose] | None = None
 ) -> list[RenderedScene]:
-    """Draws scenes with their ground truth; ``num_drawings=1`` stops after the first frame.
-
-    The first drawing is the first frame; each other one stands for ``HOLD`` frames. Who stands further down is in front.
+    """Draws scenes with their ground truth. A subject that stands lower is in front.
 
     Args:
+        num_drawings: the first one is the first frame, each other one is shown for ``HOLD`` frames.
         poses: as for `draw_subjects`.
     """
     figures = draw_subjects(plans, num_drawings, poses=poses)
@@ -67,11 +59,7 @@ def render_scenes(
 def draw_subjects(
     plans: Sequence[ScenePlan], num_drawings: int = NUM_DRAWINGS, *, poses: Sequence[Pose] | None = None
 ) -> Figures:
-    """Every subject of every scene in each of its drawings, alone, in that order.
-
-    Args:
-        poses: in place of their own.
-    """
+    """Every subject of every scene in each of its drawings, alone, in that order; ``poses`` replace their own."""
     moments = [(subject, each) for plan in plans for subject in plan.subjects for each in range(num_drawings)]
     return draw(
         [subject.identity for subject, _ in moments],
@@ -86,7 +74,7 @@ def render_references(identities: Sequence[int], poses: Sequence[Pose], rng: np.
     """Creatures alone on white, about as large as curation's crops: uint8 [N, H, W, 3].
 
     Args:
-        rng: moves and scales each a little, as boxes are not exact; None centres them.
+        rng: moves and scales each a little, because detected boxes are not exact.
     """
     count = len(identities)
     play = np.zeros((3, count)) if rng is None else rng.uniform(-1, 1, (3, count))
@@ -98,13 +86,10 @@ def render_references(identities: Sequence[int], poses: Sequence[Pose], rng: np.
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
     """Smallest boxes around masks: bool [..., H, W] -> int [..., 4], xyxy, half-open, px; zeros for an empty mask."""
-    columns, rows = np.any(masks, -2), np.any(masks, -1)
-    sides = (columns.argmax(-1), rows.argmax(-1), _last_true(columns), _last_true(rows))
-    return np.stack(sides, -1) * np.any(masks, axis=(-2, -1), keepdims=True)[..., 0]
-
-
-def _last_true(line: np.ndarray) -> np.ndarray:
-    return line.shape[-1] - line[..., ::-1].argmax(-1)
+    lines = np.any(masks, -2), np.any(masks, -1)
+    first = [line.argmax(-1) for line in lines]
+    end = [line.shape[-1] - line[..., ::-1].argmax(-1) for line in lines]
+    return np.stack([*first, *end], -1) * np.any(masks, axis=(-2, -1), keepdims=True)[..., 0]
 
 
 assert (NUM_FRAMES - 1) % HOLD == 0

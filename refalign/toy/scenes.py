@@ -1,8 +1,8 @@
-"""What happens in one shot: who appears on which side, what each does, where; and what a caption says about it.
+"""What happens in one shot: who appears on which side, what each does, where; and its caption.
 
-A caption tells sides, actions and mostly the place; shape and main colour of six creatures in ten. Pattern, other colours,
-headwear and eyes are left to the reference on purpose: a model that gets them right has looked. Sides tell which words belong
-together, and to which reference.
+A caption says sides, actions, mostly the place, and shape and main colour of six creatures in ten. It never says the hidden
+attributes (pattern, other colours, headwear, eyes), which a model can only take from the references. Sides tell which words
+belong to which reference.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from refalign.toy.identities import (
 
 NUM_FRAMES, FPS = 9, 16
 HOLD = 4
-"""Frames that each drawing is shown for, after the first frame: those that share a latent frame of the VAE show one drawing."""
+"""Frames that each drawing after the first is shown for: the frames of one latent frame of the VAE show one drawing."""
 NUM_DRAWINGS = 1 + (NUM_FRAMES - 1) // HOLD
 MAX_SUBJECTS = 3
 NAMED_SHARE, PLACE_NAMED_SHARE, BLINK_SHARE = 0.6, 0.85, 0.2
 STRIDE_PX = 3.5
-"""That a walker advances from one drawing to the next."""
+"""Of a walker, from one drawing to the next."""
 JUMP = 5.5
 """Height of a jump in units of `refalign.toy.drawing.HEIGHT`."""
 
 Side = Literal["on the left", "in the middle", "on the right"]
 SIDES: dict[Side, float] = {"on the left": 15.5, "in the middle": 40.0, "on the right": 64.5}
-"""Side -> the column (px) around which a subject moves."""
+"""Side -> the column (px) around which its subject moves."""
 _SIDES_OF: dict[int, tuple[tuple[Side, ...], ...]] = {
     1: tuple((side,) for side in SIDES),
     2: (("on the left", "on the right"),),
@@ -69,29 +69,22 @@ _COLOURS: dict[Place, tuple[tuple[int, int, int], ...]] = {
     "snow": ((206, 220, 238), (240, 244, 250), (252, 250, 240)),
     "sea": ((54, 132, 180), (34, 88, 128), (120, 186, 220)),
 }
-"""Sky, ground, and what hangs in the sky: RGB."""
+"""Sky, ground, and sun, moon or bubble: RGB."""
 
 
 @dataclass(frozen=True)
 class SubjectPlan:
-    """One creature's part in a shot.
-
-    Attributes:
-        named: whether the caption says its shape and main colour (else "a creature").
-        x_px: the column around which it moves.
-        blinks: in the second drawing.
-        phase: 0 or 1: whether it begins on the ground or in the air, with which foot, with the arm out or up.
-    """
+    """One creature's part in a shot."""
 
     identity: int
     side: Side
     action: Action
-    named: bool
-    x_px: float
+    named: bool  # the caption says its shape and main colour, else "a creature"
+    x_px: float  # column around which it moves
     ground_px: float
     height_px: float
-    blinks: bool
-    phase: int
+    blinks: bool  # in the second drawing
+    phase: int  # 0 or 1, of the step in the first drawing
 
     def pose(self, drawing: int) -> Pose:
         """Its pose in drawing 0, 1 or 2."""
@@ -106,19 +99,22 @@ class SubjectPlan:
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One shot; ``subjects`` from left to right, as the caption goes through them."""
+    """One shot."""
 
-    subjects: tuple[SubjectPlan, ...]
+    subjects: tuple[SubjectPlan, ...]  # from left to right, in the order of the caption
     place: Place
     place_named: bool
     horizon_px: float
-    light_px: tuple[float, float]
-    """Column and row of sun, moon or bubble."""
+    light_px: tuple[float, float]  # column and row of sun, moon or bubble
+
+    @property
+    def identities(self) -> tuple[int, ...]:
+        return tuple(subject.identity for subject in self.subjects)
 
     @property
     def likeness(self) -> Likeness | None:
         """Of the first two subjects; None for a subject alone."""
-        return likeness_of(self.subjects[0].identity, self.subjects[1].identity) if len(self.subjects) > 1 else None
+        return likeness_of(*self.identities[:2]) if len(self.subjects) > 1 else None
 
 
 def make_scene(
@@ -132,15 +128,17 @@ def make_scene(
     """Draws a scene; the same arguments give the same scene.
 
     Args:
-        seed: one integer or several.
-        split: whose identities are drawn where ``cast`` is None.
+        split: of the identities, if ``cast`` is None.
         cast: identities that appear, 1 to ``MAX_SUBJECTS``, in any order.
         num_subjects: default: one in 30%, two in 50%, three in 20% of the scenes.
-        likeness: tier of the first pair of a drawn cast; by default each tier equally often.
+        likeness: of the first two of a drawn cast; by default each equally often.
+
+    Raises:
+        ConfigError: ``cast`` is empty or too large.
     """
     rng = np.random.default_rng(seed)
     if cast is None:
-        cast = make_cast(rng, split, num_subjects or int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])), likeness)
+        cast = _make_cast(rng, split, num_subjects or int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2])), likeness)
     if not 1 <= len(cast) <= MAX_SUBJECTS:
         raise ConfigError(f"a scene with {len(cast)} subjects; expected 1 to {MAX_SUBJECTS}.")
     sides = _SIDES_OF[len(cast)]
@@ -155,8 +153,8 @@ def make_scene(
     )
 
 
-def make_cast(rng: np.random.Generator, split: Split, num_subjects: int, likeness: Likeness | None = None) -> list[int]:
-    """Draws identities: the second stands to the first in ``likeness``, a third is unlike the first or of its shape."""
+def _make_cast(rng: np.random.Generator, split: Split, num_subjects: int, likeness: Likeness | None) -> list[int]:
+    """Draws identities: the second has ``likeness`` to the first, a third is unlike the first or has its shape."""
     cast = [sample_identity(rng, split)]
     for member in range(1, num_subjects):
         tier = (likeness or LIKENESSES[int(rng.integers(3))]) if member == 1 else LIKENESSES[int(rng.integers(2))]
@@ -179,7 +177,7 @@ def _plan(rng: np.random.Generator, identity: int, side: Side) -> SubjectPlan:
 
 
 def paint_place(plan: ScenePlan) -> np.ndarray:
-    """The place without anybody: float32 [H, W, 3]."""
+    """The empty place: float32 [H, W, 3]."""
     sky, ground, light = (np.array(colour, np.float32) for colour in _COLOURS[plan.place])
     rows, columns = np.mgrid[:FRAME_HEIGHT_PX, :FRAME_WIDTH_PX].astype(np.float32) + 0.5
     picture = sky * (1.06 - 0.12 * rows / FRAME_HEIGHT_PX)[..., None]
@@ -217,7 +215,7 @@ def make_caption(plan: ScenePlan) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caption says of one creature; shape and colour are None where it is "a creature"."""
+    """What a caption says of one creature; shape and colour are None if it says "a creature"."""
 
     side: Side
     action: Action
@@ -230,7 +228,7 @@ _CLAUSE = re.compile(rf"({'|'.join(SIDES)}) (?:an?|another)(?: {_NAMED})? creatu
 
 
 def parse_caption(caption: str) -> list[Asked]:
-    """What `make_caption` said, from left to right; empty for other texts."""
+    """What a caption of `make_caption` says, from left to right; empty for other texts."""
     actions: dict[str, Action] = {verb: action for action, verb in VERBS.items()}
     found = _CLAUSE.findall(caption.lower())
     return [Asked(side, actions[verb], shape or None, colour or None) for side, colour, shape, verb in found]
@@ -243,6 +241,6 @@ def caption_tier(plan: ScenePlan) -> str:
 
 
 def caption_words() -> list[str]:
-    """Every word a caption can hold, lower case, in a fixed order; the toy tokenizer's vocabulary."""
+    """The toy tokenizer's vocabulary: every word of the captions, lower case, in a fixed order."""
     phrases = ["a an another and , . creature", *SIDES, *MAIN_COLOURS, *SHAPES, *VERBS.values(), *PLACES.values()]
     return list(dict.fromkeys(word for phrase in phrases for word in phrase.split()))

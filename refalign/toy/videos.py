@@ -1,7 +1,7 @@
-"""Writes the toy world to files: H.264 videos, each with a JSON beside it that holds caption, licence and ground truth.
+"""Writes the toy world to files: H.264 videos, each with a JSON that holds caption, licence and ground truth.
 
-Videos come in channels, as on a video site: the members of a channel's cast recur over its videos in other poses, places and
-company, so that the same identity can be found again in another clip; no identity belongs to two channels.
+Videos come in channels, as on a video site. A channel's cast recurs over its videos in other poses, places and company, so that
+pairs can be found across clips. No identity belongs to two channels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,11 +29,11 @@ CONSENT = "synthetic"
 
 @dataclass(frozen=True)
 class VideoPlan:
-    """One video: its name (without suffix), its channel, and one or two shots."""
+    """One video."""
 
-    name: str
-    source_group: str
-    shots: tuple[ScenePlan, ...]
+    name: str  # without suffix
+    source_group: str  # its channel
+    shots: tuple[ScenePlan, ...]  # one or two
 
 
 def plan_world(num_videos: int, seed: int, split: Split = "train") -> list[VideoPlan]:
@@ -60,7 +59,7 @@ def plan_world(num_videos: int, seed: int, split: Split = "train") -> list[Video
 
 
 def _channel_cast(rng: np.random.Generator, split: Split, taken: set[int]) -> list[int]:
-    """Three or four identities whose pairs cover the tiers of likeness: unlike, alike in shape and colour, alike in shape."""
+    """Three or four identities: the second unlike the first, the third of its shape and colour, a fourth of its shape."""
     first = sample_identity(rng, split, taken=taken)
     cast = [first]
     for likeness in ("unlike", "same shape and colour", "same shape")[: int(rng.integers(2, 4))]:
@@ -70,7 +69,7 @@ def _channel_cast(rng: np.random.Generator, split: Split, taken: set[int]) -> li
 
 
 def _channel_scene(rng: np.random.Generator, cast: list[int], turn: int) -> ScenePlan:
-    """A scene with some of the cast; ``turn`` rotates who must be there, so that everyone recurs."""
+    """A scene with some of the cast; member ``turn`` (modulo its size) is always there, so that everyone recurs."""
     size = int(rng.choice([1, 2, 3], p=[0.3, 0.5, 0.2]))
     lead = turn % len(cast)
     others = rng.permutation([member for member in range(len(cast)) if member != lead])[: size - 1]
@@ -86,48 +85,40 @@ def write_world(folder: str | Path, *, num_videos: int, seed: int, split: Split 
         shots = render_scenes(plan.shots)
         frames = np.concatenate([shot.frames for shot in shots])
         write_mp4(target / f"{plan.name}.mp4", frames, FPS, quality_crf=_QUALITY_CRF)
+        captions = [make_caption(shot) for shot in plan.shots]
+        length_s = NUM_FRAMES / FPS
         sidecar = {
-            "caption": " ".join(make_caption(shot) for shot in plan.shots),
-            "shots": _time_captions(plan),
+            "caption": " ".join(captions),
+            "shots": [
+                {"start_s": number * length_s, "end_s": (number + 1) * length_s, "caption": caption}
+                for number, caption in enumerate(captions)
+            ],
             "license": LICENSE,
             "consent": CONSENT,
             "source_group": plan.source_group,
-            "ground_truth": ground_truth(shots, split),
+            "ground_truth": _ground_truth(shots, split),
         }
         (target / f"{plan.name}.json").write_text(json.dumps(sidecar, separators=(",", ":")) + "\n")
 
 
-def _time_captions(plan: VideoPlan) -> list[dict[str, Any]]:
-    """The caption of each shot, with its half-open span of time."""
-    ends = np.cumsum([NUM_FRAMES] * len(plan.shots)) / FPS
-    starts = [0.0, *ends[:-1].tolist()]
-    return [
-        {"start_s": start, "end_s": end, "caption": make_caption(shot)}
-        for start, end, shot in zip(starts, ends.tolist(), plan.shots, strict=True)
-    ]
-
-
-def ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, Any]:
+def _ground_truth(shots: list[RenderedScene], split: Split) -> dict[str, object]:
     """Everything known about a video, as JSON values; boxes xyxy half-open px."""
-    first_frame, records = 0, []
-    for shot in shots:
-        plan = shot.plan
-        records.append(
-            {
-                "first_frame": first_frame,
-                "num_frames": NUM_FRAMES,
-                "caption": make_caption(plan),
-                "caption_tier": caption_tier(plan),
-                "place": plan.place,
-                "likeness": plan.likeness,
-                "subjects": [_subject_truth(shot, number) for number in range(len(plan.subjects))],
-            }
-        )
-        first_frame += NUM_FRAMES
+    records = [
+        {
+            "first_frame": number * NUM_FRAMES,
+            "num_frames": NUM_FRAMES,
+            "caption": make_caption(shot.plan),
+            "caption_tier": caption_tier(shot.plan),
+            "place": shot.plan.place,
+            "likeness": shot.plan.likeness,
+            "subjects": [_subject_truth(shot, subject) for subject in range(len(shot.plan.subjects))],
+        }
+        for number, shot in enumerate(shots)
+    ]
     return {"split": split, "height_px": FRAME_HEIGHT_PX, "width_px": FRAME_WIDTH_PX, "fps": FPS, "shots": records}
 
 
-def _subject_truth(shot: RenderedScene, number: int) -> dict[str, Any]:
+def _subject_truth(shot: RenderedScene, number: int) -> dict[str, object]:
     subject = shot.plan.subjects[number]
     return {
         "identity": subject.identity,

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import toy_models
 
 from refalign.errors import ArtifactError, GeometryError
 from refalign.models.detector_files import check_detector
@@ -13,7 +14,6 @@ from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import make_scene
-from workshop.judging import measure as toy_models
 
 SIZE = FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 DETECTOR_FOLDER = WEIGHTS_FOLDER / "detector"

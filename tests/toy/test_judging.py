@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from toy_models import EXPECTED_FATES
 
 from refalign.toy.identities import ATTRIBUTE_NAMES, HIDDEN_ATTRIBUTES, LIKENESSES, SPOKEN_ATTRIBUTES, attributes_of, split_of
 from refalign.toy.judge import is_occupied, read_clip, read_reference
 from refalign.toy.scenes import PLACES, SIDES, Place, paint_place
 from refalign.toy.verdict import judge_video
+from workshop.judging.benchmark import OPTIONS, run_benchmark, score_clip, summarise
 from workshop.judging.cases import (
     FAULTS,
     Case,
@@ -27,9 +29,6 @@ from workshop.judging.cases import (
     shuffle_references,
     without_references,
 )
-from workshop.judging.clips import OPTIONS, run_benchmark
-from workshop.judging.measure import EXPECTED_FATES
-from workshop.judging.scoring import score_clip, summarise
 
 CASES = make_benchmark(1, split="judges")
 ALONE, PAIR, TRIO = (next(case for case in CASES if len(case.plan.subjects) == size) for size in (1, 2, 3))

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from workshop.weights.training import Muon, TrainingState, autocast_where_fast, make_optimizers, split_parameters, train
+from workshop.weights.training import Muon, TrainingState, autocast_where_fast, make_optimizers, train
 
 
 def test_muon_fits_a_convolution_that_a_shrinking_step_can_reach():
     torch.manual_seed(0)
     goal, fitted = torch.nn.Conv2d(8, 8, 3), torch.nn.Conv2d(8, 8, 3)
     pixels = torch.randn(4, 8, 8, 8)
-    matrices, others = split_parameters(fitted)
+    matrices, others = (optimizer.param_groups[0]["params"] for optimizer in make_optimizers(fitted))
     assert [tuple(parameter.shape) for parameter in matrices] == [(8, 8, 3, 3)] and len(others) == 1
     fitted.bias.data.copy_(goal.bias.data)
     optimizer, losses = Muon(matrices, lr=0.05), []

@@ -5,16 +5,16 @@ import re
 import numpy as np
 import pytest
 import torch
+import toy_models
 from safetensors import safe_open
 
 from refalign.models.vae import VideoVAE
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.rendering import render_scenes
 from refalign.toy.scenes import HOLD, caption_words, make_caption, make_scene
-from workshop.judging import measure as toy_models
 from workshop.judging import vision as toy_vision
+from workshop.judging.benchmark import score_clip
 from workshop.judging.cases import draw_case, make_cases
-from workshop.judging.scoring import score_clip
 from workshop.weights import train_vae
 from workshop.weights.initial_weights import MAX_PROMPT_TOKENS, make_vae, make_vision_encoder, replace_folder
 from workshop.weights.train_vision_encoder import PLACES, choose_places, corresponding, make_view, random_geometry
@@ -154,7 +154,6 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in target.iterdir()] == ["b"] and len(list(tmp_path.iterdir())) == 1
 
 
-def test_scores_are_probabilities_that_a_positive_wins():
-    assert toy_vision._auc(np.array([2.0, 3.0]), np.array([1.0, 2.5])) == 0.75
+def test_every_crop_of_one_code_finds_its_own_subject():
     codes = np.random.default_rng(0).normal(size=(40, 8))
     assert toy_vision.retrieval(lambda pictures: codes[: len(pictures)], 40) == 1.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from refalign.config import CheckpointConfig, OptimizerConfig, RunConfig, StageConfig, ValidationConfig
+from workshop.study.targets import Kind
 
 PRIMARY = (
     "Unspoken fidelity: the share of hidden attributes (what no prompt says) that the judge reads as the references have them, "
@@ -17,43 +18,34 @@ PRIMARY = (
     "Above zero: RA helps; below zero: it harms; else undecided."
 )
 SMALLEST_WORTH = 0.03
-"""Difference in unspoken fidelity that would matter; the power estimate asks for seeds enough to see it."""
+"""Smallest difference in unspoken fidelity that matters, for which the power is estimated."""
 FIDELITY_ABOVE_CHANCE, FIDELITY_BELOW = 2.0, 0.85
 CONFUSION_BETWEEN = (0.15, 0.50)
-"""Go or no-go on the arm none: unspoken fidelity from twice chance to .85, confusion in this range; outside, the world or the
-budget is wrong, and no comparison says anything."""
+"""Go or no-go on the arm none: unspoken fidelity from twice chance to .85, confusion in this range. Outside, the world or the
+budget is wrong, and comparisons mean nothing."""
 
 References = Literal["in_pair", "cross_pair"]
 PILOT_SEEDS, PILOT_PROMPTS = 1000, 71
-"""Seeds of training from here on and of prompts, so that no main run repeats what settings were chosen on."""
+"""First training seed and seed of the prompts of the pilot: main runs repeat nothing that settings were chosen on."""
 MAIN_PROMPTS = 70
-AGAIN = 500
-"""Added to the seed of the arm that only repeats another."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train.
-
-    Attributes:
-        objective: changes of the objective section.
-        targets: `study_targets.Kind` of the shards.
-        settings_of: the arm whose chosen settings it shares, where a comparison needs them equal.
-        seed_shift: added to the seed of training, for the arm that only repeats another.
-    """
+    """One way to train."""
 
     about: str
-    objective: dict[str, Any] = field(default_factory=dict)
-    targets: str = "own"
-    settings_of: str | None = None
-    seed_shift: int = 0
+    objective: dict[str, Any] = field(default_factory=dict)  # changes of the section
+    targets: Kind = "own"
+    settings_of: str | None = None  # the arm whose chosen settings it shares, so that the two can be compared
+    seed_shift: int = 0  # added to the seed of training
 
 
 ARMS: dict[str, Arm] = {
     "none": Arm("flow matching alone", {"alignment": "none"}),
-    "none_again": Arm("A/A: none with other seeds of training", {"alignment": "none"}, settings_of="none", seed_shift=AGAIN),
+    "none_again": Arm("A/A: none with other seeds of training", {"alignment": "none"}, settings_of="none", seed_shift=500),
     "ra": Arm("pull and push, as published"),
-    "random_teacher": Arm("targets of a vision encoder that was never trained", targets="random"),
+    "random_teacher": Arm("targets of an untrained vision encoder", targets="random"),
     "shuffled": Arm("targets of other subjects", targets="shuffled"),
     "stop_gradient": Arm(
         "only the projectors learn the alignment; the Transformer must equal that of none",
@@ -63,15 +55,13 @@ ARMS: dict[str, Arm] = {
     "pull_only": Arm("no push", {"push_coefficient": 0.0}),
     "ra_foreground": Arm("tokens weighted by their share of the subject", {"token_weight": "foreground"}),
     "repa": Arm("the video's own tokens are aligned, with frames", {"alignment": "repa"}, targets="frames"),
-    "supervised": Arm(
-        "upper bound: targets of an encoder that was shown which pictures are of one subject", targets="supervised"
-    ),
+    "supervised": Arm("upper bound: targets of an encoder trained with labels of the subjects", targets="supervised"),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the pilot sweeps for every arm alike."""
+    """What the pilot sweeps for every arm."""
 
     learning_rate: float = 5e-4
     shift: float = 2.0
@@ -97,20 +87,13 @@ GRID = (
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run of a phase gets.
-
-    Attributes:
-        points: evaluations at equal distances, the last after the last step.
-        sizes: numbers of subjects that prompts have, equally often.
-        per_tier: prompts of each number in each tier of likeness; of one subject as many as of two.
-        curve: reference guidance scales besides the preset's, at the last step, for every third prompt.
-    """
+    """What every run of a phase gets."""
 
     steps: int = 600
-    points: int = 3
-    sizes: tuple[int, ...] = (1, 2, 3)
-    per_tier: int = 4
-    curve: tuple[float, ...] = (1.0, 3.0, 9.0)
+    points: int = 3  # evaluations, evenly spaced, the last after the last step
+    sizes: tuple[int, ...] = (1, 2, 3)  # numbers of subjects of the prompts, equally often
+    per_tier: int = 4  # prompts of each number in each tier of likeness; of one subject as many as of two
+    curve: tuple[float, ...] = (1.0, 3.0, 9.0)  # further reference guidance scales at the last step, for every third prompt
     inference_steps: int = 20
     batch: int = 16
 
@@ -148,22 +131,22 @@ class Job:
 
 
 def plan_pilot(arms: list[str], references: list[References], seeds: int, grid: tuple[Settings, ...] = GRID) -> list[Job]:
-    """Every arm at every point of the grid; lambda is not swept where nothing of it reaches the Transformer."""
-    jobs = []
-    for seed in range(seeds):
-        for arm in arms:
-            swept = [
-                each for each in grid if ARMS[arm].objective.get("alignment") != "none" or each.coefficient == CENTRE.coefficient
-            ]
-            if ARMS[arm].settings_of is None:
-                jobs += [Job("pilot", arm, kind, settings, seed) for kind in references for settings in swept]
-    return jobs
+    """Every arm at every point of the grid, except other lambdas for an arm without alignment."""
+    return [
+        Job("pilot", arm, kind, settings, seed)
+        for seed in range(seeds)
+        for arm in arms
+        if ARMS[arm].settings_of is None
+        for kind in references
+        for settings in grid
+        if ARMS[arm].objective.get("alignment") != "none" or settings.coefficient == CENTRE.coefficient
+    ]
 
 
 def plan_main(arms: list[str], references: list[References], seeds: int, chosen: dict[str, Settings]) -> list[Job]:
-    """Every arm at its chosen settings, all arms of a seed before the next seed: stopped at any time, what is there is paired.
+    """Every arm at its chosen settings, or, if the pilot left it out, at those of RA.
 
-    An arm that the pilot left out takes those of RA.
+    All arms of a seed come before the next seed, so that a stopped study has pairs.
     """
     fallback = chosen.get("ra", CENTRE)
     return [
@@ -175,7 +158,7 @@ def plan_main(arms: list[str], references: list[References], seeds: int, chosen:
 
 
 def make_config(base: RunConfig, job: Job, budget: Budget, start: str) -> RunConfig:
-    """The recipe of one job: the base's, with the arm's objective, the job's settings and nothing else."""
+    """The base recipe with the arm's objective and the job's settings."""
     arm, settings = ARMS[job.arm], job.settings
     alignment = {"coefficient": settings.coefficient, "shift": settings.shift, **arm.objective}
     stage = StageConfig(

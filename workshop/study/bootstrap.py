@@ -1,4 +1,4 @@
-"""What paired runs say: intervals over seeds and prompts, and how many seeds an effect needs to be seen."""
+"""Intervals of paired differences over seeds and prompts, and how many seeds an effect needs to be seen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 _RESAMPLES = 2999
 _MAX_SEEDS = 200
@@ -13,18 +14,13 @@ _MAX_SEEDS = 200
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference over S seeds and P prompts.
-
-    Attributes:
-        standard_error: of the bootstrap, widened for few seeds.
-        between_seeds: standard deviation of the seeds' own means; 0 for one seed.
-    """
+    """A mean difference over seeds and prompts."""
 
     mean: float
     low: float
     high: float
-    standard_error: float
-    between_seeds: float
+    standard_error: float  # of the bootstrap, widened for few seeds
+    between_seeds: float  # standard deviation of the seeds' own means
     seeds: int
     prompts: int
 
@@ -32,13 +28,21 @@ class Interval:
     def covers_zero(self) -> bool:
         return self.low <= 0 <= self.high
 
+    @property
+    def deviation_of_one_seed(self) -> float:
+        """The standard deviation of a single seed's mean that gives the standard error."""
+        return self.standard_error * self.seeds**0.5
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
 
 def hierarchical_bootstrap(gains: Float[np.ndarray, "S P"], *, level: float = 0.95, seed: int = 0) -> Interval:
     """Interval of the mean of paired differences, resampling seeds and prompts.
 
-    The prompts are the same for every seed, so both are drawn anew in each resample and their cells are averaged. Percentiles of
-    a bootstrap over a handful of seeds are too narrow: the bootstrap's standard error is widened by sqrt(S / (S - 1)) and
-    multiplied by a quantile of Student's t with S - 1 degrees of freedom.
+    All seeds have the same prompts, so each resample draws both and averages their cells. Percentiles of a bootstrap over few
+    seeds are too narrow. Instead, the bootstrap's standard error is widened by sqrt(S / (S - 1)) and multiplied by a quantile of
+    Student's t with S - 1 degrees of freedom.
 
     Args:
         gains: treatment less control at equal seed and prompt; NaN where a score was not measured.
@@ -48,8 +52,6 @@ def hierarchical_bootstrap(gains: Float[np.ndarray, "S P"], *, level: float = 0.
     Raises:
         ValueError: fewer than two seeds, two prompts, or a row without a number.
     """
-    from scipy import stats
-
     count, prompts = gains.shape
     known = ~np.isnan(gains)
     if count < 2 or prompts < 2 or not known.any(1).all():
@@ -70,21 +72,17 @@ def hierarchical_bootstrap(gains: Float[np.ndarray, "S P"], *, level: float = 0.
 
 def smallest_seen(seeds: int, *, level: float = 0.95) -> float:
     """The smallest mean difference, in standard deviations between seeds, whose interval over ``seeds`` leaves out zero."""
-    from scipy import stats
-
     return float(stats.t.ppf((1 + level) / 2, seeds - 1) / np.sqrt(seeds))
 
 
 def power(effect: float, deviation: float, seeds: int, *, level: float = 0.95) -> float:
     """Chance that ``seeds`` paired runs show an effect (two-sided paired t test), given the deviation between seeds."""
-    from scipy import stats
-
     limit = stats.t.ppf((1 + level) / 2, seeds - 1)
     shift = abs(effect) / max(deviation, 1e-12) * np.sqrt(seeds)
-    # Where the shift is huge the noncentral distribution is lost in rounding, and nothing is in doubt.
+    # With a huge shift the noncentral distribution is lost in rounding; the power is 1.
     return 1.0 if shift > 30 else float(stats.nct.sf(limit, seeds - 1, shift) + stats.nct.cdf(-limit, seeds - 1, shift))
 
 
 def count_seeds(effect: float, deviation: float, *, wanted: float = 0.8) -> int | None:
-    """Fewest paired seeds (from 3) with power ``wanted``; None where two hundred are not enough."""
+    """Fewest paired seeds (from 3) with power ``wanted``; None if two hundred are not enough."""
     return next((seeds for seeds in range(3, _MAX_SEEDS + 1) if power(effect, deviation, seeds) >= wanted), None)

@@ -1,7 +1,6 @@
-"""Shards whose target tokens are others: what the study's control arms train on.
+"""Shards with other target tokens, which the study's control arms train on.
 
-A sample keeps its key, place and every other tensor, so that an arm sees the same data in the same order as the others. The
-targets are made once per kind; the manifest is written last.
+A sample keeps its key, place and every other tensor, so that all arms see the same data in the same order.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,40 +17,48 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from refalign.config import RunConfig
 from refalign.errors import ArtifactError
 from refalign.io.storage import read_table, sha256_of
+from refalign.io.video import ClipSpec, read_clips
+from refalign.models.dinov3 import VisionEncoder
+from refalign.models.loading import load_grid
+from refalign.shards.encode import make_reference
 from refalign.shards.reader import ShardIndex
 from refalign.shards.sample import FRAME_TOKENS, TARGETS, Sample, pack_tokens, unpack_tokens
 from refalign.shards.writer import NULL_PROMPT_NAME, write_tar
 
 Kind = Literal["own", "shuffled", "random", "supervised", "frames"]
-"""The encoder's own targets; those of other subjects; those of an untrained encoder, or of one that was shown labels; the own
-ones with tokens of the video's frames beside them."""
+"""The encoder's own targets; those of other subjects; those of an untrained encoder, or of one trained with labels; the own ones,
+and tokens of the video's frames beside them."""
 Change = Callable[[list[Sample]], list[dict[str, Tensor]]]
 _BATCH = 64
 
 
-def derive_shards(source: Path, target: Path, kind: str, change: Change) -> Path:
-    """Writes ``target`` with the tensors that ``change`` makes of each shard's samples; does nothing where it is whole.
+def derive_shards(source: Path, target: Path, kind: Kind, change: Change) -> Path:
+    """Writes ``target`` with the tensors that ``change`` makes of each shard's samples, without contact sheets.
 
-    Contact sheets are left out: nothing in training reads them.
+    The manifest is written last. Does nothing if it is there.
     """
     if (target / "manifest.json").is_file():
         return target
     shutil.rmtree(target, ignore_errors=True)
     (target / "parts").mkdir(parents=True)
     manifest = json.loads((source / "manifest.json").read_text())
-    for split in ("train", "validation"):
-        index = ShardIndex.open(source, split)
-        for name in sorted(part for part in manifest["parts"] if part.startswith(f"{split}-")):
-            numbers = [number for number, entry in enumerate(index.entries) if Path(entry.shard).name == name]
-            samples = index.read_many(numbers)
-            changed = zip(samples, change(samples), strict=True)
-            members = (
-                (sample.key, {"safetensors": save(tensors), "json": json.dumps(sample.info, sort_keys=True).encode()})
-                for sample, tensors in changed
-            )
-            _write_part(source / "parts" / f"{name}.json", target / "parts" / name, members)
+    indices = {split: ShardIndex.open(source, split) for split in ("train", "validation")}
+    for part in sorted(manifest["parts"]):
+        commit, index = json.loads((source / "parts" / f"{part}.json").read_text()), indices[part.split("-")[0]]
+        samples = index.read_many([number for number, entry in enumerate(index.entries) if Path(entry.shard).name == part])
+        members = (
+            (sample.key, {"safetensors": save(tensors), "json": json.dumps(sample.info, sort_keys=True).encode()})
+            for sample, tensors in zip(samples, change(samples), strict=True)
+        )
+        path = target / "parts" / part
+        offsets = write_tar(path, members)
+        for sample in commit["samples"]:
+            sample["members"] = offsets[sample["key"]]
+        commit |= {"part": part, "size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        path.with_name(f"{part}.json").write_text(json.dumps(commit))
     if (null := source / NULL_PROMPT_NAME).is_file():
         shutil.copyfile(null, target / NULL_PROMPT_NAME)
     digest = hashlib.sha256(f"{manifest['digest']} {kind}".encode()).hexdigest()[:16]
@@ -59,23 +66,13 @@ def derive_shards(source: Path, target: Path, kind: str, change: Change) -> Path
     return target
 
 
-def _write_part(commit_of_source: Path, path: Path, members: Iterator[tuple[str, dict[str, bytes]]]) -> None:
-    commit = json.loads(commit_of_source.read_text())
-    offsets = write_tar(path, members)
-    for sample in commit["samples"]:
-        sample["members"] = offsets[sample["key"]]
-    changed = {"part": path.name, "size_bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    path.with_name(f"{path.name}.json").write_text(json.dumps({**commit, **changed}))
-
-
 def shuffle_targets(samples: list[Sample]) -> list[dict[str, Tensor]]:
-    """Every reference gets the tokens of another reference of the shard, of another source group and hence another subject.
+    """Every reference gets the tokens of another one of the shard, of another source group and so of another subject.
 
-    One shift for the whole shard: the one after which the fewest references meet their own group, the nearest to half of the
-    shard among those. What tokens are like as a whole stays as it was.
+    Tokens are shifted by the number that leaves the fewest in their own group; of such numbers, the nearest to half of the shard.
 
     Raises:
-        ArtifactError: one reference in twenty would keep its group, because the shard holds too few of them.
+        ArtifactError: the shard has so few groups that more than one reference in twenty would get tokens of its own group.
     """
     owners = np.array([sample.info.get("source_group", sample.key) for sample in samples for _ in sample.info["references"]])
     count = len(owners)
@@ -84,42 +81,27 @@ def shuffle_targets(samples: list[Sample]) -> list[dict[str, Tensor]]:
     if not shift or met[shift] > count / 20:
         groups = len(set(owners.tolist()))
         raise ArtifactError(f"targets of {count} references of {groups} source groups cannot be shuffled: too few groups.")
-    tokens = torch.cat([unpack_tokens(sample.tensors, TARGETS) for sample in samples]).roll(-shift, 0)
-    parts = tokens.split([len(sample.info["references"]) for sample in samples])
-    return [_with(sample, TARGETS, part) for sample, part in zip(samples, parts, strict=True)]
+    return _with_targets(samples, torch.cat([unpack_tokens(sample.tensors, TARGETS) for sample in samples]).roll(-shift, 0))
 
 
-def encode_again(pictures: dict[str, bytes], encoder: Any, height_px: int, width_px: int) -> Change:
-    """Targets of another vision encoder over the same pictures.
-
-    Args:
-        pictures: PNG by subject id, from `load_pictures`.
-        encoder: `refalign.models.dinov3.VisionEncoder`.
-    """
-    from refalign.shards.encode import make_reference
+def encode_again(clips: dict[str, dict[str, Any]], encoder: VisionEncoder, config: RunConfig) -> Change:
+    """Targets of another vision encoder over the same pictures; ``clips`` are of `load_clips`."""
+    pictures = {subject["subject_id"]: subject["crop_png"] for row in clips.values() for subject in row["subjects"]}
+    sizes = config.video.height_px, config.video.width_px, encoder.patch_size_px
 
     def change(samples: list[Sample]) -> list[dict[str, Tensor]]:
         infos = [info for sample in samples for info in sample.info["references"]]
         if views := [info["subject_id"] for info in infos if "variant" in info]:
             raise ArtifactError(f"{len(views)} references are augmented views, which the crops alone cannot repeat.")
-        sizes = height_px, width_px, encoder.patch_size_px
         pixels = np.stack([make_reference(pictures[info["subject_id"]], *sizes).pixels for info in infos])
-        batches = (encoder.encode(pixels[start : start + _BATCH]).cpu() for start in range(0, len(pixels), _BATCH))
-        parts = torch.cat(list(batches)).split([len(sample.info["references"]) for sample in samples])
-        return [_with(sample, TARGETS, part) for sample, part in zip(samples, parts, strict=True)]
+        batches = [encoder.encode(pixels[start : start + _BATCH]).cpu() for start in range(0, len(pixels), _BATCH)]
+        return _with_targets(samples, torch.cat(batches))
 
     return change
 
 
-def encode_frames(clips: dict[str, dict[str, Any]], encoder: Any, config: Any) -> Change:
-    """The own targets, and tokens of the frame that each latent frame begins with, which REPA aligns with.
-
-    Args:
-        clips: rows of the subjects step by clip id.
-    """
-    from refalign.io.video import ClipSpec, read_clips
-    from refalign.models.loading import load_grid
-
+def encode_frames(clips: dict[str, dict[str, Any]], encoder: VisionEncoder, config: RunConfig) -> Change:
+    """The own targets, and for REPA the tokens of the first frame of each latent frame; ``clips`` are of `load_clips`."""
     grid = load_grid(config.models)
 
     def change(samples: list[Sample]) -> list[dict[str, Tensor]]:
@@ -138,17 +120,18 @@ def load_clips(subjects: Path) -> dict[str, dict[str, Any]]:
     """All clip rows of a subjects step by clip id.
 
     Raises:
-        ArtifactError: the step is not there.
+        ArtifactError: the folder holds none.
     """
     files = sorted((subjects / "parts").glob("*.parquet"))
     if not files:
-        raise ArtifactError(f"{subjects}: no subjects step here; its crops are what other targets are made from.")
+        raise ArtifactError(f"{subjects}: no subjects step here; other targets are made from its crops.")
     return {row["clip_id"]: row for file in files for row in read_table(str(file)).to_pylist()}
 
 
-def load_pictures(clips: dict[str, dict[str, Any]]) -> dict[str, bytes]:
-    """The crops of all subjects by subject id."""
-    return {subject["subject_id"]: subject["crop_png"] for row in clips.values() for subject in row["subjects"]}
+def _with_targets(samples: list[Sample], tokens: Tensor) -> list[dict[str, Tensor]]:
+    """The samples' tensors with ``tokens`` [references of all samples, P, E] as targets."""
+    parts = tokens.split([len(sample.info["references"]) for sample in samples])
+    return [_with(sample, TARGETS, part) for sample, part in zip(samples, parts, strict=True)]
 
 
 def _with(sample: Sample, name: str, tokens: Tensor) -> dict[str, Tensor]:

@@ -1,9 +1,9 @@
-"""The shapes of the toy models, and the folder of weights they start from: complete, in the hub's layout, untrained.
+"""The toy's models with untrained weights, and their folder in the hub's layout.
 
     python -m workshop.weights.initial_weights FOLDER
 
-Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3); only widths and depths are small. A fixed seed makes the
-same weights again. The training scripts beside this file replace one part each.
+Every class is the real one (UMT5, Wan's Transformer and VAE, DINOv3). The shapes are those of the shipped ``config.json`` files.
+Each training script of this folder replaces the weights of one model.
 """
 
 from __future__ import annotations
@@ -14,99 +14,56 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
 from refalign.toy.scenes import caption_words
 
 SEED = 0
-TEXT_WIDTH = 96
 NEARNESS = 5.0
-"""How much more, in logits, a head attends to the words it begins with."""
+"""Added to the logits of the words that an untrained head attends to, and taken from the others."""
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 """In T5's order: padding is 0, the end of a prompt is 1, words outside the vocabulary are 2."""
 MAX_PROMPT_TOKENS = 512
 
 
 def make_transformer(seed: int = SEED) -> Any:
-    """Wan's DiT: 5 heads of 32, 5 blocks, 2.4 M parameters: what an hour or two of one core can train."""
-    import torch
-    from diffusers import WanTransformer3DModel
-
+    """Wan's DiT with 5 heads of 32 and 5 blocks: 2.4 M parameters, which one core trains in an hour or two."""
     torch.manual_seed(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=5,
-        attention_head_dim=32,
-        in_channels=16,
-        out_channels=16,
-        text_dim=TEXT_WIDTH,
-        freq_dim=64,
-        ffn_dim=640,
-        num_layers=5,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        eps=1e-6,
-        rope_max_seq_len=64,
-    )
-    # The first prediction is zero, which spares the first steps.
-    weights: Any = model
-    torch.nn.init.zeros_(weights.proj_out.weight)
+    config: Any = WanTransformer3DModel.load_config(WEIGHTS_FOLDER / "wan" / "transformer")
+    model: Any = WanTransformer3DModel.from_config(config)
+    torch.nn.init.zeros_(model.proj_out.weight)  # a first prediction of zero spares the first steps
     return model
 
 
 def make_vae(seed: int = SEED) -> Any:
-    """Wan's VAE with 16 channels and strides of 4 in time and in space, so that a token is 8 px wide: 1.9 M parameters."""
-    import torch
-    from diffusers import AutoencoderKLWan
-
+    """Wan's VAE with 16 channels and a stride of 4 in time and in space: a token is 8 px wide. 1.9 M parameters."""
     torch.manual_seed(seed)
-    return AutoencoderKLWan(
-        base_dim=16,
-        z_dim=16,
-        dim_mult=[1, 2, 4],
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        scale_factor_spatial=4,
-        latents_mean=[0.0] * 16,
-        latents_std=[1.0] * 16,
-    )
+    config: Any = AutoencoderKLWan.load_config(WEIGHTS_FOLDER / "wan" / "vae")
+    return AutoencoderKLWan.from_config(config, latents_mean=[0.0] * 16, latents_std=[1.0] * 16)
 
 
 def make_vision_encoder(seed: int = SEED) -> Any:
     """DINOv3's ViT: patch 8, 4 registers, 96 wide, 4 layers: 0.5 M parameters."""
-    import torch
-    from transformers import DINOv3ViTConfig, DINOv3ViTModel
-
     torch.manual_seed(seed)
-    config = DINOv3ViTConfig(
-        patch_size=8,
-        image_size=FRAME_HEIGHT_PX,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        num_register_tokens=4,
-        layerscale_value=1.0,
-    )
-    return DINOv3ViTModel(config)
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig.from_pretrained(WEIGHTS_FOLDER / "dinov3"))
 
 
 def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
-    """UMT5's encoder: 96 wide, 2 layers, whose heads begin by looking at the words of the own clause.
+    """UMT5's encoder, 96 wide, 2 layers. Its heads begin by attending to the words of their own clause.
 
-    Without that, the toy's encoder became a bag of words: which colour goes with which side is of no use to a Transformer that
-    has not learned colours yet, and by then the encoder had learned to look at words wherever they stand.
+    Without that start the encoder became a bag of words: a Transformer that knows no colours yet cannot use which colour belongs
+    to which side, and the encoder learned to ignore where words stand.
     """
-    import torch
-    from transformers import UMT5Config, UMT5EncoderModel
-
     torch.manual_seed(seed)
-    config = UMT5Config(
-        vocab_size=vocabulary_size, d_model=TEXT_WIDTH, d_kv=24, d_ff=256, num_layers=2, num_heads=4, dropout_rate=0.0
-    )
-    encoder: Any = UMT5EncoderModel(config)
-    # Each row at the length its norm would give it: the embedding and its normalised form are then one and the same.
+    config = transformers.UMT5Config.from_pretrained(WEIGHTS_FOLDER / "wan" / "text_encoder", vocab_size=vocabulary_size)
+    encoder: Any = transformers.UMT5EncoderModel(config)
     rows = encoder.shared.weight.data
-    rows /= rows.square().mean(1, keepdim=True).sqrt()
+    rows /= rows.square().mean(1, keepdim=True).sqrt()  # so that the first norm does not change an embedding
     for block in encoder.encoder.block:
         # [buckets, heads]: bucket n is n words before, 16 + n is n words after
         bias = block.layer[0].SelfAttention.relative_attention_bias.weight.data
@@ -116,22 +73,19 @@ def make_text_encoder(vocabulary_size: int, seed: int = SEED) -> Any:
     return encoder
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """One token a word of the captions, lower case; ``</s>`` is appended as T5 does."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     vocabulary = {token: number for number, token in enumerate([*SPECIAL_TOKENS, *caption_words()])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer: Any = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    # The hyphen of "star-shaped" belongs to the word; only punctuation that ends a clause is split off.
+    # A hyphen belongs to its word ("diamond-shaped"); punctuation is a word of its own.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[,.;:!?]"), behavior="isolated")]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
     )
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="</s>",
@@ -141,8 +95,8 @@ def make_tokenizer() -> Any:
     )
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a folder beside ``target``, then puts it in its place, so that no reader meets half of it."""
+def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` fill a folder beside ``target``, then puts it in its place: a reader sees the old folder or the new one."""
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -159,28 +113,22 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 def save_half(model: Any, target: Path) -> None:
     """Writes a model's ``config.json`` and half-precision safetensors as ``target``."""
-    replace_folder(target, lambda folder: model.half().save_pretrained(folder, safe_serialization=True))
+    replace_folder(target, model.half().save_pretrained)
 
 
 def save_vision_encoder(model: Any, target: Path) -> None:
-    """Writes the vision encoder with the input statistics its hub folder carries; their sizes only inform."""
-    from transformers import DINOv3ViTImageProcessor
-
-    processor = DINOv3ViTImageProcessor(size={"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX})
+    """Writes the vision encoder, and beside it the mean and deviation that its inputs are normalised with."""
 
     def write(folder: Path) -> None:
-        model.half().save_pretrained(folder, safe_serialization=True)
-        processor.save_pretrained(folder)
+        model.half().save_pretrained(folder)
+        transformers.DINOv3ViTImageProcessor(size={"height": FRAME_HEIGHT_PX, "width": FRAME_WIDTH_PX}).save_pretrained(folder)
 
     replace_folder(target, write)
 
 
 def write_initial_weights(output: Path) -> None:
-    """Writes all parts, untrained, and what needs no training (tokenizer, scheduler, index)."""
-    import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-
-    tokenizer = make_tokenizer()
+    """Writes all models untrained, and what needs no training (tokenizer, scheduler, index)."""
+    tokenizer: Any = make_tokenizer()
     pipeline: Any = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=make_text_encoder(len(tokenizer)),
@@ -192,11 +140,7 @@ def write_initial_weights(output: Path) -> None:
     save_vision_encoder(make_vision_encoder(), output / "dinov3")
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="FOLDER", help="wan/ and dinov3/ are written there")
     write_initial_weights(parser.parse_args().output)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
-"""Training samples of the toy's Transformers: drawn scenes and references, encoded once and kept in one file.
+"""Training samples of the toy's Transformers: scenes and references, drawn and encoded once, and kept in files.
 
-The recipe's shards hold the same things; drawing them at once spares videos, detection and pairing, so that an hour of one core
-goes into the Transformer.
+The recipe's shards hold the same things. Drawing the samples directly spares videos, detection and pairing.
 """
 
 from __future__ import annotations
@@ -21,33 +20,26 @@ from refalign.models.dinov3 import VisionEncoder
 from refalign.models.vae import VideoVAE
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX, Pose
 from refalign.toy.rendering import boxes_of, draw_subjects, render_references, render_scenes
-from refalign.toy.scenes import NUM_DRAWINGS, ScenePlan, make_caption, make_scene, paint_place
+from refalign.toy.scenes import HOLD, NUM_DRAWINGS, ScenePlan, make_caption, make_scene, paint_place
 from workshop.weights.initial_weights import make_tokenizer
 from workshop.weights.sampling import sample_pose
 
 CAPTION_TOKENS = 40
 """The longest caption, three named walkers in a named place, has 34."""
 SAME_ACTION_SHARE, CUT_OUT_SHARE = 0.3, 0.5
-"""Of references: how many show the clip's own action; how many are cut out of a frame, as curation does, and not drawn."""
+"""Shares of the references: those that show the clip's own action; those cut out of a frame as curation does, not drawn alone."""
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Encoded samples, those with one subject first. N samples, M = 1, 2 or 3 subjects each, L text tokens.
+    """N encoded samples, sorted by their number M = 1, 2, 3 of subjects."""
 
-    Attributes:
-        first: sample index at which those with M subjects begin, and their end: [4].
-        latents: float16 [N, Z, T, h, w].
-        reference_latents, targets: per M, float16 [N_M, M, Z, h, w] and [N_M, M, P, E].
-        tokens: int64 [N, L], of the captions.
-    """
-
-    first: tuple[int, ...]
-    latents: Tensor
-    reference_latents: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]
-    tokens: Tensor
+    first: tuple[int, ...]  # index of the first sample of each M, and N
+    latents: Tensor  # float16 [N, Z, T, h, w]
+    reference_latents: tuple[Tensor, ...]  # per M, float16 [N_M, M, Z, h, w]
+    targets: tuple[Tensor, ...]  # per M, float16 [N_M, M, P, E]
+    tokens: Tensor  # of the captions, int64 [N, L]
 
 
 def load_or_make_pool(folder: Path, weights: Path, counts: tuple[int, int, int], *, drawings: int, seed: int) -> Pool:
@@ -57,17 +49,16 @@ def load_or_make_pool(folder: Path, weights: Path, counts: tuple[int, int, int],
         counts: samples with one, two and three subjects.
         drawings: 1 for single frames, ``NUM_DRAWINGS`` for clips.
     """
-    files = [folder / f"{drawings}-{size}.safetensors" for size in (1, 2, 3)]
-    for size, file in enumerate(files, 1):
+    parts = []
+    for size, count in enumerate(counts, 1):
+        file = folder / f"{drawings}-{size}.safetensors"
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            tensors = _make(weights, counts[size - 1], size, drawings, seed)
-            save_file(tensors, file.with_suffix(".new"))
+            save_file(_make(weights, count, size, drawings, seed), file.with_suffix(".new"))
             file.with_suffix(".new").replace(file)
-    parts = [load_file(file) for file in files]
-    ends = np.cumsum([0, *(len(part["latents"]) for part in parts)]).tolist()
+        parts.append(load_file(file))
     return Pool(
-        tuple(ends),
+        tuple(np.cumsum([0, *(len(part["latents"]) for part in parts)]).tolist()),
         torch.cat([part["latents"] for part in parts]),
         tuple(part["reference_latents"] for part in parts),
         tuple(part["targets"] for part in parts),
@@ -87,12 +78,11 @@ def _make(weights: Path, count: int, size: int, drawings: int, seed: int) -> dic
     vision = VisionEncoder.from_pretrained(str(weights / "dinov3"))
     parts: dict[str, list[Tensor]] = {name: [] for name in ("latents", "reference_latents", "targets", "tokens")}
     for start in range(0, count, _CHUNK):
-        numbers = range(start, min(start + _CHUNK, count))
-        plans = [make_scene([seed, size, number], num_subjects=size) for number in numbers]
-        frames = np.stack([shot.frames for shot in render_scenes(plans, drawings)])
+        plans = [make_scene([seed, size, number], num_subjects=size) for number in range(start, min(start + _CHUNK, count))]
+        frames = torch.from_numpy(np.stack([shot.frames for shot in render_scenes(plans, drawings)]))
         pictures = torch.from_numpy(draw_references(plans, np.random.default_rng([seed, size, start, 9])))
-        # One drawing stands for four frames, so that each latent frame is the picture of its own drawing.
-        stills = torch.from_numpy(frames[:, [0, *range(1, frames.shape[1], 4)]]).flatten(0, 1)
+        # The frames that share a latent frame are alike, so that it is the latent of one picture.
+        stills = frames[:, [0, *range(1, frames.shape[1], HOLD)]].flatten(0, 1)
         latents = vae.encode_images(stills).unflatten(0, (len(plans), drawings)).transpose(1, 2)
         parts["latents"].append(latents.half())
         parts["reference_latents"].append(vae.encode_images(pictures).unflatten(0, (len(plans), size)).half())
@@ -115,7 +105,7 @@ def draw_references(plans: list[ScenePlan], rng: np.random.Generator) -> np.ndar
 
 
 def _cut_out(identity: int, pose: Pose, rng: np.random.Generator) -> np.ndarray:
-    """The creature cut out of a frame by a mask that is a little off, and letterboxed."""
+    """The creature cut out of a frame with a slightly wrong mask, and letterboxed."""
     plan = make_scene(int(rng.integers(2**31)), cast=[identity])
     figure = draw_subjects([plan], 1, poses=[pose])
     frame = figure.over(paint_place(plan)[None])[0].round().astype(np.uint8)

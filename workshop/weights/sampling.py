@@ -1,4 +1,4 @@
-"""Endless random pictures of the toy world for training: drawn by number when asked for, so that runs can resume."""
+"""Endless random training pictures of the toy world, each drawn from its number, so that a resumed run draws the same ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,11 @@ from refalign.toy.scenes import BLINK_SHARE, JUMP, make_scene
 
 @dataclass(frozen=True)
 class FrameTruth:
-    """One frame with the subjects that show in it.
+    """One frame with the subjects that show in it."""
 
-    Attributes:
-        frame: uint8 [H, W, 3].
-        boxes_xyxy_px: int [S, 4], half-open.
-        masks: bool [S, H, W].
-    """
-
-    frame: np.ndarray
-    boxes_xyxy_px: np.ndarray
-    masks: np.ndarray
+    frame: np.ndarray  # uint8 [H, W, 3]
+    boxes_xyxy_px: np.ndarray  # int [S, 4], half-open
+    masks: np.ndarray  # bool [S, H, W]
 
 
 def sample_frames(
@@ -34,7 +28,7 @@ def sample_frames(
     """First frames of random shots of a seed, by number.
 
     Args:
-        later: every second picture is of the shot's second drawing, in which some creatures blink.
+        later: odd numbers show the shot's second drawing, in which some creatures blink.
         min_visible: subjects of which a smaller fraction shows are left out of the truth.
     """
     truths = []
@@ -60,9 +54,9 @@ def sample_references(seed: int, numbers: range, split: Split = "train") -> np.n
 
 
 def sample_clutter(seed: int, number: int) -> FrameTruth:
-    """The ``number``-th frame without any creature: coarse textures, soft and hard shapes, lines, darkness.
+    """A frame without any creature, by number: coarse textures, soft and hard shapes, lines, darkness.
 
-    A detector that has only seen creatures takes whatever stands out in real footage for one.
+    A detector that has only seen creatures detects one in whatever stands out in real footage.
     """
     rng = np.random.default_rng([seed, number, 4])
     size = FRAME_WIDTH_PX, FRAME_HEIGHT_PX

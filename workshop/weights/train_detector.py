@@ -2,7 +2,7 @@
 
     python -m workshop.weights.train_detector
 
-The loss is ultralytics' own; the loop is ours, because its trainer wants files on disk and looks for the network.
+The loss is ultralytics' own. Its trainer is not used, because it needs files on disk and network access.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from refalign.models.yolo import prepare_ultralytics
 from refalign.toy import WEIGHTS_FOLDER
 from workshop.weights.initial_weights import replace_folder
 from workshop.weights.sampling import FrameTruth, sample_clutter, sample_frames
-from workshop.weights.training import TrainingState, parse_arguments, train
+from workshop.weights.training import TrainingState, make_parser, train
 
 ARCHITECTURE, SEED = "yolo11n-seg.yaml", 20
 BATCH = 8
 CLASS_NAME = "creature"
 IMAGE_SIZE_PX = 320
-"""Frames are enlarged to this width: a prototype's cell is then one pixel of the frame."""
+"""Width that frames are enlarged to: a cell of the mask prototypes is then one pixel of the frame."""
 CLUTTER_EVERY = 4
 """One frame in so many shows no creature."""
 WIDTH, DEPTH, MAX_CHANNELS = 0.125, 0.5, 512
 
 
 def model_description() -> dict[str, Any]:
-    """The published architecture at our width, with one class, as ``model.yaml`` stores it."""
+    """The published architecture, narrower and with one class, as ``model.yaml`` stores it."""
     prepare_ultralytics()
     from ultralytics.nn.tasks import yaml_model_load
 
@@ -74,11 +76,10 @@ def make_batch(first: int, batch_size: int) -> dict[str, torch.Tensor]:
     boxes = boxes / torch.tensor([width, height, width, height])
     # Disjoint masks as one picture: 0 for background, n + 1 for subject n.
     index_masks = np.stack([(truth.masks * np.arange(1, len(truth.masks) + 1)[:, None, None]).sum(0) for truth in truths])
+    owners = np.repeat(np.arange(batch_size), [len(truth.masks) for truth in truths])
     return {
         "img": images,
-        "batch_idx": torch.repeat_interleave(
-            torch.arange(batch_size), torch.tensor([len(truth.masks) for truth in truths])
-        ).float(),
+        "batch_idx": torch.from_numpy(owners).float(),
         "cls": torch.zeros(len(boxes), 1),
         "bboxes": torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1),
         "masks": torch.from_numpy(index_masks).float(),
@@ -102,8 +103,6 @@ def _augment(truth: FrameTruth, rng: np.random.Generator) -> FrameTruth:
 
 def export(model: Any, target: Path) -> None:
     """Writes ``model.yaml`` and half-precision ``model.safetensors``."""
-    import yaml
-    from safetensors.torch import save_file
 
     def write(folder: Path) -> None:
         state = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in model.state_dict().items()}
@@ -114,10 +113,11 @@ def export(model: Any, target: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_detector.pt", output=WEIGHTS_FOLDER / "detector")
+    parser = make_parser(__doc__, steps=1500, checkpoint="runs/toy_detector.pt", output=WEIGHTS_FOLDER / "detector")
+    arguments = parser.parse_args()
     model = make_model()
 
-    def make_loss(step: int) -> tuple[torch.Tensor, dict[str, Any]]:
+    def make_loss(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         terms, named = model.loss(make_batch(step * BATCH, BATCH))
         return terms.sum() / BATCH, named
 

@@ -1,12 +1,12 @@
-"""Trains the toy's text encoder and Transformers with the project's training step, on samples drawn once (`pool`).
+"""Trains the toy's text encoder and Transformers with the project's training step, on the samples of `pool`.
 
     python -m workshop.weights.train_transformer base
     python -m workshop.weights.train_transformer stage1
     python -m workshop.weights.train_transformer twin     # stage1 without alignment, same draws
 
-``base``: text to video without references, Transformer and text encoder together, from scratch. ``stage1``: from there, with
-references and the RA loss; the text encoder is frozen. Each trains on single frames first, then on clips. With ``--steps`` it
-stops early; samples and checkpoints lie beside ``--checkpoint``.
+``base``: text to video without references, Transformer and text encoder together, from random weights. ``stage1``: continues it
+with references and the RA loss; the text encoder is frozen. Each trains on single frames first, then on clips. Samples are kept
+beside ``--checkpoint``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import UMT5EncoderModel
 
 from refalign.config import ObjectiveConfig, OptimizerConfig, StageConfig, TrainingConfig
 from refalign.config.presets import load_preset
 from refalign.generation.settings import write_export_settings
 from refalign.models.projector import Projectors
 from refalign.models.wan import RefAlignTransformer, load_transformer
-from refalign.objective.flow_matching import make_training_schedule
+from refalign.objective.flow_matching import TrainingSchedule, make_training_schedule
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.scenes import NUM_DRAWINGS
 from refalign.training.batch import NUM_TIMESTEPS, Batch
@@ -36,32 +38,26 @@ from refalign.training.optim import make_optimizer, set_learning_rate
 from refalign.training.step import train_step
 from workshop.weights.initial_weights import make_text_encoder, make_tokenizer, make_transformer, save_half
 from workshop.weights.pool import Pool, encode_captions, load_or_make_pool
-from workshop.weights.training import TrainingState, autocast_where_fast, parse_arguments, train
+from workshop.weights.training import TrainingState, autocast_where_fast, make_parser, train
 
 PEAK, WARMUP, CLIP_NORM, AVERAGE_DECAY = 2e-3, 50, 1.0, 0.998
 TEXT_DROPPED = 0.15
 SIZE_SHARES = (0.35, 0.4, 0.25)
 """Of the steps, by the number of subjects of their samples: a batch holds samples of one size."""
+_load_pool = functools.lru_cache(1)(load_or_make_pool)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps on samples of one kind.
-
-    Attributes:
-        counts: samples drawn with one, two and three subjects.
-        peak: highest learning rate, over ``PEAK``; it is held for half of the steps and then falls in a line to ``floor`` of it.
-        without: share of the steps without references, which have a zero frame in their place. A model that never sees
-            references needs it in few steps; in the others nothing stands in their place.
-    """
+    """Steps on samples of one kind."""
 
     drawings: int
     steps: int
     batch: int
-    counts: tuple[int, int, int]
-    peak: float = 1.0
+    counts: tuple[int, int, int]  # of the samples with one, two and three subjects
+    peak: float = 1.0  # learning rate over ``PEAK``; held for half of the steps, then it falls linearly to ``floor`` of itself
     floor: float = 0.05
-    without: float = 0.1
+    without: float = 0.1  # share of the steps with a zero frame in place of references (or of nothing, in a recipe without)
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Recipe:
         return sum(phase.steps for phase in self.phases)
 
     def locate(self, step: int) -> tuple[Phase, int]:
-        """The phase of a step, counted from 0 over all phases, and the step's number in it, from 1."""
+        """The phase of a step, counted from 0 over the recipe, and the step's number in it, from 1."""
         for phase in self.phases:
             if step < phase.steps:
                 return phase, step + 1
@@ -102,12 +98,11 @@ RECIPES = {
 
 
 class ToyModels(TrainedModels):
-    """Transformer and projectors, and the text encoder between token ids and the Transformer."""
+    """Transformer, projectors, and the text encoder: prompts are token ids."""
 
     def __init__(self, transformer: RefAlignTransformer, projectors: Projectors | None, text: nn.Module, *, frozen: bool) -> None:
         super().__init__(transformer, projectors)
-        self.text = text
-        self.text.requires_grad_(not frozen)
+        self.text = text.requires_grad_(not frozen)
 
     def embed_text(self, prompt_embeds: Tensor) -> Tensor:
         """Token ids [B, L] -> [B, L, D], zeros beyond each prompt's own tokens."""
@@ -116,14 +111,12 @@ class ToyModels(TrainedModels):
 
 
 def build(recipe: Recipe, start: Path, vision_width: int, objective: ObjectiveConfig) -> ToyModels:
-    """The models as a training begins: from nothing, or from the base of ``start``."""
-    from transformers import UMT5EncoderModel
-
+    """The models as a training begins: random, or from the base of ``start``."""
     if not recipe.with_references:
-        transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(make_transformer().config))
-        transformer.load_state_dict(make_transformer().state_dict())
-        text = make_text_encoder(len(make_tokenizer()))
-        return ToyModels(transformer.train(), None, text, frozen=False)
+        drawn = make_transformer()
+        transformer = cast(RefAlignTransformer, RefAlignTransformer.from_config(drawn.config))
+        transformer.load_state_dict(drawn.state_dict())
+        return ToyModels(transformer.train(), None, make_text_encoder(len(make_tokenizer())), frozen=False)
     text = UMT5EncoderModel.from_pretrained(start / "wan" / "text_encoder", dtype=torch.float32).eval()
     transformer = load_transformer(str(start / "wan")).train()
     torch.manual_seed(0)
@@ -133,7 +126,7 @@ def build(recipe: Recipe, start: Path, vision_width: int, objective: ObjectiveCo
 
 
 def make_batch(pool: Pool, phase: Phase, recipe: Recipe, step: int) -> Batch:
-    """The samples of one step and all that is random about them: by the step alone: the same for stage 1 and its twin."""
+    """The samples of one step, with noise and dropout. All draws depend on the step alone, so stage 1 and its twin share them."""
     generator = torch.Generator().manual_seed(step)
     size = 1 + int(torch.multinomial(torch.tensor(SIZE_SHARES), 1, generator=generator))
     low, high = pool.first[size - 1], pool.first[size]
@@ -163,29 +156,32 @@ def make_batch(pool: Pool, phase: Phase, recipe: Recipe, step: int) -> Batch:
     )
 
 
+@dataclass(frozen=True)
 class Course:
     """What a training does at each of its steps, counted from 0."""
 
-    def __init__(self, recipe: Recipe, models: ToyModels, objective: ObjectiveConfig, work: Path, weights: Path) -> None:
-        self.recipe, self.models, self.objective = recipe, models, objective
-        self.schedule = make_training_schedule(objective.shift, bell=False)
+    recipe: Recipe
+    models: ToyModels
+    objective: ObjectiveConfig
+    work: Path
+    weights: Path
 
-        @functools.lru_cache(1)
-        def load_pool(drawings: int, counts: tuple[int, int, int]) -> Pool:
-            return load_or_make_pool(work / "pool", weights, counts, drawings=drawings, seed=1000 + drawings)
-
-        self._load_pool = load_pool
+    @functools.cached_property
+    def schedule(self) -> TrainingSchedule:
+        return make_training_schedule(self.objective.shift, bell=False)
 
     def make_loss(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
         phase, _ = self.recipe.locate(step)
-        batch = make_batch(self._load_pool(phase.drawings, phase.counts), phase, self.recipe, step + 1)
+        seed = 1000 + phase.drawings
+        pool = _load_pool(self.work / "pool", self.weights, phase.counts, drawings=phase.drawings, seed=seed)
+        batch = make_batch(pool, phase, self.recipe, step + 1)
         with autocast_where_fast(cache_enabled=False):
             terms = train_step(self.models, batch, self.schedule, objective=self.objective, global_batch_size=phase.batch).terms
         return terms.total, {name: getattr(terms, name).detach() for name in ("flow_matching", "pull", "push")}
 
     def factor_at(self, step: int) -> float:
-        """The learning rate over ``PEAK``: warm-up, constant to half of the phase, then in a line to its floor."""
+        """The learning rate over ``PEAK``: warm-up, constant to half of the phase, then linear to its floor."""
         phase, number = self.recipe.locate(step)
         falling = phase.floor + (1 - phase.floor) * 2 * (1 - number / phase.steps)
         return phase.peak * min(1.0, number / WARMUP, falling)
@@ -207,8 +203,6 @@ def prepare(name: str, work: Path, weights: Path) -> tuple[TrainingState, Course
 
 def export(name: str, averaged: ToyModels, output: Path) -> None:
     """Writes the weights in half precision where the pipeline looks for them."""
-    from safetensors.torch import save_file
-
     models = copy.deepcopy(averaged)
     if not RECIPES[name].with_references:
         save_half(models.transformer, output / "wan" / "transformer")
@@ -221,13 +215,14 @@ def export(name: str, averaged: ToyModels, output: Path) -> None:
 
 
 def main() -> None:
-    checkpoint = Path("runs/toy_weights") / "{model}.pt"
-    arguments = parse_arguments(__doc__, models=tuple(RECIPES), checkpoint=str(checkpoint), output=WEIGHTS_FOLDER)
+    parser = make_parser(__doc__, checkpoint="runs/toy_weights/{model}.pt", output=WEIGHTS_FOLDER)
+    parser.add_argument("model", choices=RECIPES)
+    arguments = parser.parse_args()
     name, file = arguments.model, Path(str(arguments.checkpoint).format(model=arguments.model))
     state, course = prepare(name, file.parent, arguments.output)
     for block in course.models.transformer.blocks:
         block.forward = torch.compile(block.forward, dynamic=False)
-    # The fused kernel's backward pass is slower on a processor than plain matrix products.
+    # On a processor the fused kernel's backward pass is slower than plain matrix products.
     with sdpa_kernel(SDPBackend.MATH):
         train(
             state,

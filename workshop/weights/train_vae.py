@@ -2,9 +2,8 @@
 
     python -m workshop.weights.train_vae
 
-A Wan VAE sees a lone frame through the last temporal slice of each kernel. Only that slice is trained; the other slices stay
-zero, so that a latent frame of a clip is the picture that its four frames share (`refalign.toy.scenes.HOLD`). At the end the
-latents' mean and standard deviation per channel are measured and written into the config.
+A Wan VAE sees a single frame through the last temporal slice of each kernel. Only that slice is trained. The others stay zero:
+a latent frame of a clip encodes the one picture that its four frames show (`refalign.toy.scenes.HOLD`).
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ from refalign.models.vae import convolve_planes
 from refalign.toy import WEIGHTS_FOLDER
 from workshop.weights.initial_weights import make_vae, save_half
 from workshop.weights.sampling import sample_frames, sample_references
-from workshop.weights.training import TrainingState, autocast_where_fast, make_optimizers, parse_arguments, train
+from workshop.weights.training import TrainingState, autocast_where_fast, make_optimizers, make_parser, train
 
 SEED = 30
 BATCH = 12
 KL_WEIGHT = 5e-4
-"""Large for an autoencoder: it keeps latents smooth and each channel's variance near 1, which is what a Transformer can learn."""
+"""Large for an autoencoder: a Transformer learns smooth latents with a variance near 1 better."""
 EDGE_WEIGHT = 0.3
 WARMUP = 50
-"""Steps; after them the learning rate stays: the average of the weights is what is shipped."""
+"""Steps. The learning rate does not fall after them, because the average of the weights is exported."""
 MIN_STD = 0.5
-"""A channel that the VAE hardly uses is not blown up to a variance of 1, which would make its noise a thing to learn."""
+"""Lower bound, so that the noise of a channel that the VAE hardly uses is not scaled up to a variance of 1."""
 
 
 def prepare(vae: Any) -> None:
-    """Makes an untrained VAE treat a clip as independent frames, and its latents nearly free of noise."""
+    """Makes an untrained VAE encode each frame by itself, with little noise in its latents."""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3:
             module.weight.data[:, :, :2] = 0
             if name.endswith("time_conv"):
-                # Downsampling keeps the newest frame, upsampling repeats it.
+                # downsampling keeps the newest frame, upsampling repeats it
                 identity = torch.eye(module.in_channels).repeat(module.out_channels // module.in_channels, 1)
                 module.weight.data[:, :, 2] = identity[:, :, None, None]
                 nn.init.zeros_(module.bias)
@@ -48,7 +47,7 @@ def prepare(vae: Any) -> None:
 
 
 def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
-    """Decodes a single frame without the final clamp, beyond which no gradient would come back."""
+    """Decodes a single frame without the final clamp, which would stop the gradient."""
     vae.clear_cache()
     vae._conv_idx = [0]
     pixels = vae.decoder(vae.post_quant_conv(latents), feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=True)
@@ -68,7 +67,7 @@ def reconstruction_loss(vae: Any, pixels: Tensor, generator: torch.Generator) ->
 
 
 def make_batch(step: int) -> Tensor:
-    """Training pixels of one step, [B, 3, 1, H, W] in [-1, 1]: three frames to each reference, half of all mirrored."""
+    """Pixels of one step, [B, 3, 1, H, W] in [-1, 1]: three frames to one reference, every second picture mirrored."""
     first, references = step * BATCH, BATCH // 4
     frames = [truth.frame for truth in sample_frames(SEED, range(first, first + BATCH - references))]
     pixels = to_pixels(np.stack([*frames, *sample_references(SEED, range(first, first + references))])[:, None])
@@ -100,11 +99,12 @@ def export(averaged: Any, output: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1300, checkpoint="runs/toy_vae.pt", output=WEIGHTS_FOLDER / "wan" / "vae")
+    parser = make_parser(__doc__, steps=1300, checkpoint="runs/toy_vae.pt", output=WEIGHTS_FOLDER / "wan" / "vae")
+    arguments = parser.parse_args()
     vae = convolve_planes(make_vae())
     prepare(vae)
 
-    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
+    def make_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         with autocast_where_fast():
             loss, psnr = reconstruction_loss(vae, make_batch(step), torch.Generator().manual_seed(SEED * 1_000_000 + step))
         return loss, {"psnr_db": psnr}

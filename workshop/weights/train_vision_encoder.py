@@ -1,19 +1,18 @@
-"""Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and place by place.
+"""Trains the toy's DINOv3 without labels: two augmented views of one picture must agree, as a whole and patch by patch.
 
     python -m workshop.weights.train_vision_encoder
+    python -m workshop.weights.train_vision_encoder --supervised FOLDER --steps 900     # the study's upper bound, with labels
 
-Nothing here knows which pictures show the same creature. The whole-picture term contrasts CLS tokens
-between pictures; the dense term contrasts patch tokens at corresponding places, found from the known geometry of the two views,
-with those of other pictures and of distant places. Both act through heads that are thrown away.
+The whole-picture term contrasts CLS tokens between pictures. The dense term contrasts patch tokens at corresponding places of
+the two views with those of other pictures and of distant places. Both act through heads that are thrown away.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
+import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,16 +21,18 @@ from torch.nn import functional
 
 from refalign.toy import WEIGHTS_FOLDER
 from refalign.toy.drawing import FRAME_HEIGHT_PX, FRAME_WIDTH_PX
+from refalign.toy.identities import sample_identity
+from refalign.toy.rendering import render_references
 from workshop.weights.initial_weights import make_vision_encoder, save_vision_encoder
-from workshop.weights.sampling import sample_frames, sample_references
-from workshop.weights.training import TrainingState, make_optimizers, parse_arguments, train
+from workshop.weights.sampling import sample_frames, sample_pose, sample_references
+from workshop.weights.training import TrainingState, make_optimizers, make_parser, train
 
 SEED = 40
 POOL_SIZE = 12000
 PATCH_PX = 8
 BATCH_PICTURES = 64
 PLACES = 8
-"""Places a picture at which the dense term compares the views."""
+"""Number of places of a picture at which the dense term compares the views."""
 NEAR = 0.45
 """Places of one picture closer than this (in half-widths of the view) are neither positives nor negatives of each other."""
 TEMPERATURE = 0.15
@@ -79,10 +80,7 @@ def random_geometry(count: int, generator: torch.Generator) -> Tensor:
 
 
 def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) -> Tensor:
-    """One augmented view: geometry, colour, sometimes blur; normalised, [N, 3, H, W].
-
-    Colours move little, because they belong to what the encoder must tell apart.
-    """
+    """One augmented view: geometry, colour (a little, because creatures differ by it), blur; normalised, [N, 3, H, W]."""
     count, _, height, width = pictures.shape
     grid = functional.affine_grid(geometry, [count, 3, height, width], align_corners=False)
     view = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
@@ -98,16 +96,13 @@ def make_view(pictures: Tensor, geometry: Tensor, generator: torch.Generator) ->
 
 
 def corresponding(places: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Where places [N, Q, 2] of the first view lie in the second; outside [-1, 1] they are not in it."""
+    """Where places [N, Q, 2] of the first view lie in the second, which shows those in [-1, 1]."""
     picture = places @ first[:, :, :2].transpose(1, 2) + first[:, None, :, 2]
     return (picture - second[:, None, :, 2]) @ torch.linalg.inv(second[:, :, :2]).transpose(1, 2)
 
 
 def choose_places(view: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-    """``PLACES`` patch centres [N, Q, 2] of the first view that the second also shows, busy ones more often.
-
-    Flat background would otherwise fill most of the comparisons; contrast needs no label.
-    """
+    """``PLACES`` patch centres [N, Q, 2] of the first view that the second also shows, those with contrast more often."""
     side = view.shape[-1] // PATCH_PX
     axis = (torch.arange(side) + 0.5) / side * 2 - 1
     centres = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(1, -1, 2).expand(len(view), -1, 2)
@@ -126,7 +121,7 @@ def whole_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 def dense_loss(maps: tuple[Tensor, Tensor], places: tuple[Tensor, Tensor]) -> Tensor:
-    """Symmetric InfoNCE between corresponding places; neighbours within a picture are left out of the negatives."""
+    """Symmetric InfoNCE between corresponding places; near places of the same picture are no negatives."""
     features = []
     for feature_map, place in zip(maps, places, strict=True):
         sampled = functional.grid_sample(feature_map, place[:, None], padding_mode="border", align_corners=False)
@@ -153,35 +148,52 @@ def training_loss(student: Student, pictures: Tensor, generator: torch.Generator
     return whole_loss(whole_one, whole_two), dense_loss((map_one, map_two), (first, second))
 
 
-def train_student(
-    student: Student, make_loss: Callable[[int], tuple[Tensor, dict[str, Any]]], arguments: argparse.Namespace
-) -> None:
-    """Trains with warm-up and a rate that falls in a line at the end; exports the moving average of the encoder."""
+def self_supervised_loss(student: Student, pool: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+    """The two terms on pictures of the pool."""
+    generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
+    chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
+    return training_loss(student, torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255, generator)
+
+
+def supervised_loss(student: Student, step: int) -> tuple[Tensor, Tensor]:
+    """Contrasts two pictures of each of many creatures, in different poses, by creature: their CLS tokens, their mean patches."""
+    rng, generator = np.random.default_rng([SEED, step, 7]), torch.Generator().manual_seed(SEED * 1_000_000 + step)
+    identities = [sample_identity(rng, "train") for _ in range(BATCH_PICTURES)]
+    views = []
+    for _ in range(2):
+        drawn = render_references(identities, [sample_pose(rng) for _ in identities], rng)
+        pictures = torch.from_numpy(drawn[:, :, 16:64]).permute(0, 3, 1, 2).float() / 255
+        views.append(make_view(pictures, random_geometry(len(pictures), generator), generator))
+    wholes, maps = student(torch.cat(views))
+    return whole_loss(*wholes.chunk(2)), whole_loss(*maps.mean((2, 3)).chunk(2))
+
+
+def main() -> None:
+    parser = make_parser(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
+    parser.add_argument("--supervised", type=Path, metavar="FOLDER", help="train with labels instead, to FOLDER/dinov3")
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    student, checkpoint, output = Student(), arguments.checkpoint, arguments.output
+    loss_of = functools.partial(supervised_loss, student)
+    if arguments.supervised:
+        checkpoint, output = arguments.supervised / "state.pt", arguments.supervised / "dinov3"
+    else:
+        loss_of = functools.partial(self_supervised_loss, student, draw_pool())
+
+    def make_loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        whole, dense = loss_of(step)
+        return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
+
     train(
         TrainingState(student, make_optimizers(student), averaged=student.encoder),
         make_loss,
         lambda step: min(1.0, (step + 1) / 50, 0.01 + 0.99 * 1.6 * (1 - step / arguments.steps)),
-        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), arguments.output),
+        lambda averaged: save_vision_encoder(copy.deepcopy(averaged), output),
         steps=arguments.steps,
-        checkpoint=arguments.checkpoint,
+        checkpoint=checkpoint,
         clip_norm=float("inf"),
         save_every=250,
     )
-
-
-def main() -> None:
-    arguments = parse_arguments(__doc__, steps=1500, checkpoint="runs/toy_vision.pt", output=WEIGHTS_FOLDER / "dinov3")
-    torch.manual_seed(SEED)
-    student, pool = Student(), draw_pool()
-
-    def make_loss(step: int) -> tuple[Tensor, dict[str, Any]]:
-        generator = torch.Generator().manual_seed(SEED * 1_000_000 + step)
-        chosen = torch.randint(len(pool), (BATCH_PICTURES,), generator=generator)
-        pictures = torch.from_numpy(pool[chosen.numpy()]).permute(0, 3, 1, 2).float() / 255
-        whole, dense = training_loss(student, pictures, generator)
-        return whole + dense, {"whole": whole.detach(), "dense": dense.detach()}
-
-    train_student(student, make_loss, arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,22 @@ from torch import Tensor, nn
 from refalign.training.optim import orthogonalise
 
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 2e-3
-"""Of kernels (Muon) and of biases, norms and small kernels (AdamW), at the peak."""
+"""Peaks: of kernels (Muon), and of biases, norms and small kernels (AdamW)."""
+LossOfStep = Callable[[int], tuple[Tensor, Mapping[str, Tensor | float]]]
+"""Number of the step, from 0 -> its loss, and figures to print."""
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; others take sixty times as long as in float32."""
+def autocast_where_fast(**options: bool) -> torch.autocast:
+    """Matrix products in bfloat16 if the processor has instructions for them; without these they take sixty times as long."""
     found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-
-
-def autocast_where_fast(**options: Any) -> torch.autocast:
-    """Matrix products in bfloat16 on a processor that has instructions for them."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(), **options)
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(found.get("avx512_bf16") or found.get("amx_bf16")), **options)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then each kernel's update is made nearly orthogonal as a matrix [out, in * taps].
 
-    The Transformer's (`refalign.training.optim.Muon`) takes matrices only; this one flattens kernels of convolutions. Measured on
-    the toy VAE, 200 steps at equal cost a step: 16.3 dB against 14.5 dB for AdamW at its best learning rate.
+    `refalign.training.optim.Muon` takes matrices only. Measured on the toy VAE, 200 steps at equal cost a step: 16.3 dB, and
+    14.5 dB for AdamW at its best learning rate.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
@@ -49,30 +46,24 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["velocity"] = torch.zeros_like(parameter)
-                state["velocity"].mul_(group["momentum"]).add_(parameter.grad)
-                update = orthogonalise((parameter.grad + group["momentum"] * state["velocity"]).flatten(1)[None])[0]
+                velocity = state["velocity"].mul_(group["momentum"]).add_(parameter.grad)
+                update = orthogonalise((parameter.grad + group["momentum"] * velocity).flatten(1)[None])[0]
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
 
 
-def split_parameters(model: nn.Module, *, smallest_side: int = 8) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(kernels and matrices worth orthogonalising, all other parameters)."""
+def make_optimizers(model: nn.Module, betas: tuple[float, float] = (0.9, 0.999)) -> list[torch.optim.Optimizer]:
+    """Muon for kernels and matrices of at least 8 x 8, AdamW for all other parameters, at their peak learning rates."""
     matrices, others = [], []
     for parameter in model.parameters():
-        is_matrix = parameter.ndim >= 2 and min(parameter.flatten(1).shape) >= smallest_side
+        is_matrix = parameter.ndim >= 2 and min(parameter.flatten(1).shape) >= 8
         (matrices if is_matrix else others).append(parameter)
-    return matrices, others
-
-
-def make_optimizers(model: nn.Module, betas: tuple[float, float] = (0.9, 0.999)) -> list[torch.optim.Optimizer]:
-    """Muon for what `split_parameters` finds worth it and AdamW for the rest, at their peak learning rates."""
-    matrices, others = split_parameters(model)
     adam = torch.optim.AdamW(others, lr=OTHER_LEARNING_RATE, betas=betas, weight_decay=0.0)
     return [Muon(matrices, lr=MATRIX_LEARNING_RATE), adam]
 
 
 class TrainingState:
-    """A model, its optimizers, and the moving average of it (or of the ``averaged`` part of it): all that a run resumes from."""
+    """A model, its optimizers, and the moving average of the model (or of its part ``averaged``): all that a run resumes from."""
 
     def __init__(
         self,
@@ -94,7 +85,7 @@ class TrainingState:
         return self._averaged.module
 
     def advance(self, learning_rate_factor: float) -> None:
-        """One optimizer step with the gradients at hand, at ``learning_rate_factor`` times the learning rates at the start."""
+        """One optimizer step with the gradients at hand, at ``learning_rate_factor`` times the initial learning rates."""
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * learning_rate_factor
@@ -127,7 +118,7 @@ class TrainingState:
 
 def train(
     state: TrainingState,
-    make_loss: Callable[[int], tuple[Tensor, dict[str, Any]]],
+    make_loss: LossOfStep,
     factor_at: Callable[[int], float],
     export: Callable[[Any], None],
     *,
@@ -136,12 +127,11 @@ def train(
     clip_norm: float,
     save_every: int = 100,
 ) -> None:
-    """Trains to step ``steps``; goes on from ``checkpoint`` if it is there.
+    """Trains to step ``steps``; resumes from ``checkpoint`` if it is there.
 
     Args:
-        make_loss: of a step, counted from 0: the loss and figures to print.
-        factor_at: of a step, counted from 0: its learning rate over the peak.
-        export: is handed the averaged model at every checkpoint.
+        factor_at: number of a step, from 0 -> its learning rate over the peak.
+        export: gets the averaged model at every checkpoint.
     """
     if checkpoint.is_file():
         state.load(checkpoint)
@@ -163,22 +153,11 @@ def train(
             export(state.averaged)
 
 
-def parse_arguments(
-    document: str | None, *, checkpoint: str, output: Path, steps: int | None = None, models: tuple[str, ...] = ()
-) -> argparse.Namespace:
-    """The options that the trainers share; computes on one thread from here on.
-
-    Args:
-        steps: that it takes by default; None: as the model's recipe says.
-        models: that one script can train, of which the first argument chooses.
-    """
+def make_parser(document: str | None, *, checkpoint: str, output: Path, steps: int | None = None) -> argparse.ArgumentParser:
+    """The options that the trainers share; ``steps=None`` leaves the number to the recipe. torch then computes on one thread."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if models:
-        parser.add_argument("model", choices=models)
-    parser.add_argument(
-        "--steps", type=int, default=steps, help=f"total number of steps (default: {steps or 'all of its recipe'})"
-    )
-    parser.add_argument("--checkpoint", type=Path, default=Path(checkpoint), help="an interrupted run goes on from this file")
+    parser.add_argument("--steps", type=int, default=steps, help=f"total number of steps (default: {steps or 'the recipe'})")
+    parser.add_argument("--checkpoint", type=Path, default=Path(checkpoint), help="an interrupted run resumes from this file")
     parser.add_argument("--output", type=Path, default=output, help="folder of the exported weights")
     torch.set_num_threads(1)
-    return parser.parse_args()
+    return parser

@@ -1,6 +1,6 @@
-"""Times the whole story: a first run, a second run that has nothing to do, and the peak memory over all of its processes.
+"""Times a whole run: a first one, a second one that has nothing to do, and the peak memory over all of its processes.
 
-uv run benchmarks/story.py [--preset toy]
+uv run benchmarks/whole_run.py [--preset toy]
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ import psutil
 from recording import describe_machine, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
-_POLL_S = 3.0
-"""Adding up the memory of all processes takes up to .3 s of a core, which the story then lacks."""
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak GiB (proportional set size, so that shared pages count once) of a command with its children."""
+def measure(command: list[str], poll_s: float = 3.0) -> tuple[float, float]:
+    """Seconds and peak GiB (proportional set size, so that shared pages count once) of a command with its children.
+
+    Adding up the memory of all processes takes up to .3 s of a core, every ``poll_s``.
+    """
     began = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     peak_bytes = 0
     while process.poll() is None:
-        peak_bytes = max(peak_bytes, sum_memory(psutil.Process(process.pid)))
+        with suppress(psutil.NoSuchProcess):
+            peak_bytes = max(peak_bytes, sum_memory(psutil.Process(process.pid)))
         with suppress(subprocess.TimeoutExpired):
-            process.wait(_POLL_S)
+            process.wait(poll_s)
     assert process.returncode == 0, f"{command} ended with {process.returncode}"
     return time.monotonic() - began, peak_bytes / 2**30
 
@@ -47,7 +49,7 @@ def sum_memory(root: psutil.Process) -> int:
 
 
 def main() -> None:
-    """Runs the story twice and keeps the figures."""
+    """Runs it twice and keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="toy")
     preset = parser.parse_args().preset
@@ -58,7 +60,7 @@ def main() -> None:
         steps = json.loads((Path(folder) / "summary.json").read_text())["seconds"]
         again_seconds, _ = measure(command)
     figures = {"seconds": round(seconds), "steps_seconds": steps, "peak_gib": round(peak_gib, 2)}
-    write_result(f"story_{preset}", {**figures, "second_run_seconds": round(again_seconds, 1)}, machine)
+    write_result(f"whole_run_{preset}", {**figures, "second_run_seconds": round(again_seconds, 1)}, machine)
 
 
 if __name__ == "__main__":
