@@ -66,13 +66,13 @@ class Register(Stage[RegisterManifest]):
         """A version that was deleted in MLflow is not done, whatever the manifest says."""
         uri = make_tracking_uri(run.config.tracking.uri, run.output)
         try:
-            there = has_version(uri, manifest.name, manifest.version)
+            if has_version(uri, manifest.name, manifest.version):
+                return True
         except BackendUnavailable as error:
             print(f"register: not checked, the manifest is trusted ({error})", flush=True)
             return True
-        if not there:
-            print(f"register: {manifest.name} version {manifest.version} is gone from the registry", flush=True)
-        return there
+        print(f"register: {manifest.name} version {manifest.version} is gone from the registry", flush=True)
+        return False
 
     def perform(self, run: Run, step: Step) -> RegisterManifest:
         config, evaluated, subjects = run.config, run.manifest_of(Evaluate), run.manifest_of(Subjects)
@@ -86,13 +86,12 @@ class Register(Stage[RegisterManifest]):
             folders={name: each.folder.name for name, each in run.steps.items()},
             command=hide_secrets(shlex.join(["uv", "run", *sys.argv])),
         )
-        weights = digest_weights(export)
+        weights, evaluation, first = digest_weights(export), run.step_of(Evaluate), evaluated.samples[0]
         card = make_model_card(config, provenance, evaluated.scores, note=load_note(config.models.base))
         tags = {**provenance.tags(), WEIGHTS_TAG: weights}
-        key = f"{run.step_of(Evaluate).fingerprint}-{weights}"
+        key = f"{evaluation.fingerprint}-{weights}"
         model = register_model(run.tracker, config, key=key, export_folder=export, card=card, tags=tags)
-        first = evaluated.samples[0]
-        references = [str(run.step_of(Evaluate).folder / reference.file) for reference in first.references]
+        references = [str(evaluation.folder / reference.file) for reference in first.references]
         return RegisterManifest(
             **asdict(model),
             tracking_uri=hide_secrets(run.tracker.uri),

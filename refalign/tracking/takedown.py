@@ -1,20 +1,27 @@
-"""What MLflow knows of data that were taken down: the models trained on them, and the pictures of them among its files."""
+"""What MLflow has of data that were removed: models that were trained on them, and pictures of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from refalign.pipeline.summary import REPORTS
-from refalign.tracking.client import make_tracking_uri, one_line_errors, open_client
+from refalign.tracking.client import (
+    DIGEST_TAG,
+    FOLDER_TAG,
+    PARENT_TAG,
+    STAGE_TAG,
+    Client,
+    make_tracking_uri,
+    one_line_errors,
+    open_client,
+)
 
 _PICTURES = {"shards": ("contact_sheets",), "evaluate": ("videos",)}
 
 
-@dataclass(frozen=True)
-class TrainedModel:
+class TrainedModel(NamedTuple):
     """A registered version, or a training run of which nothing was registered (``version`` is empty)."""
 
     name: str
@@ -35,20 +42,18 @@ def find_trained_models(uri: str | None, output: Path, digests: Sequence[str]) -
     Raises:
         BackendUnavailable: MLflow does not answer.
     """
-    where = make_tracking_uri(uri, output)
-    client = open_client(where)
+    client = open_client(make_tracking_uri(uri, output))
     found: list[TrainedModel] = []
-    with one_line_errors(where):
-        for digest in digests:
-            for version in client.search_model_versions(f"tags.`refalign.shard_digest` = '{digest}'"):
-                model = client.get_model_version(version.name, version.version)
-                found.append(TrainedModel(model.name, str(model.version), tuple(model.aliases), digest, model.run_id or ""))
-        stories = {_parent(client, model.run_id) for model in found}
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        for digest in digests:
-            for run in client.search_runs(experiments, f"datasets.digest = '{digest[:36]}' and tags.`refalign.step` = 'train'"):
-                if _parent(client, run.info.run_id) not in stories:
-                    found.append(TrainedModel("", "", (), digest, run.info.run_id))
+    for digest in digests:
+        for version in client.search_model_versions(f"tags.`{DIGEST_TAG}` = '{digest}'"):
+            model = client.get_model_version(version.name, version.version)
+            found.append(TrainedModel(model.name, str(model.version), tuple(model.aliases), digest, model.run_id or ""))
+    registered = {_parent(client, model.run_id) for model in found}
+    for digest in digests:
+        query = f"datasets.digest = '{digest[:36]}' and tags.`{STAGE_TAG}` = 'train'"
+        runs = client.search_runs(_list_experiments(client), query)
+        trained = [run.info.run_id for run in runs if _parent(client, run.info.run_id) not in registered]
+        found += [TrainedModel("", "", (), digest, run_id) for run_id in trained]
     return found
 
 
@@ -60,21 +65,23 @@ def delete_pictures(uri: str | None, output: Path, folders: Sequence[str]) -> in
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    where = make_tracking_uri(uri, output)
-    client = open_client(where)
+    client = open_client(make_tracking_uri(uri, output))
     touched = 0
-    with one_line_errors(where):
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        for folder in folders:
-            for run in client.search_runs(experiments, f"tags.`refalign.folder` = '{folder}'"):
-                parent = client.get_run(run.data.tags["mlflow.parentRunId"])
-                for holder, names in ((run, _PICTURES.get(folder.partition("-")[0], ())), (parent, REPORTS)):
-                    there = {file.path for file in client.list_artifacts(holder.info.run_id)} & set(names)
+    for folder in folders:
+        for run in client.search_runs(_list_experiments(client), f"tags.`{FOLDER_TAG}` = '{folder}'"):
+            parent = client.get_run(run.data.tags[PARENT_TAG])
+            for holder, names in ((run, _PICTURES.get(folder.partition("-")[0], ())), (parent, REPORTS)):
+                there = {file.path for file in client.list_artifacts(holder.info.run_id)}.intersection(names)
+                with one_line_errors(client.uri):
                     for name in there:
                         get_artifact_repository(holder.info.artifact_uri).delete_artifacts(name)
-                    touched += bool(there)
+                touched += bool(there)
     return touched
 
 
-def _parent(client: Any, run_id: str | None) -> str:
-    return client.get_run(run_id).data.tags.get("mlflow.parentRunId", run_id) if run_id else ""
+def _list_experiments(client: Client) -> list[str]:
+    return [each.experiment_id for each in client.search_experiments()]
+
+
+def _parent(client: Client, run_id: str) -> str:
+    return client.get_run(run_id).data.tags.get(PARENT_TAG, run_id) if run_id else ""

@@ -5,12 +5,12 @@ import numpy as np
 from refalign.config.presets import toy_tiny
 from refalign.tracking.model_card import Provenance
 from refalign.tracking.registry import register_model
-from refalign.tracking.run import StoryRun
+from refalign.tracking.run import TrackedRun
 from refalign.tracking.takedown import delete_pictures, find_trained_models, has_tracking
 
 
 def open_story(output, name, digest):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint=name * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint=name * 12)
     story.log_dataset("train", name="shards", folder=output, digest=digest)
     return story
 
@@ -43,7 +43,7 @@ def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path)
 
     assert delete_pictures(None, tmp_path, ["shards-a"]) == 2, "the step's run and the story's"
     for name, left in (("a", set()), ("b", {"contact_sheets", "report.html"})):
-        story = StoryRun.open(config, output=tmp_path, fingerprint=name * 12)
+        story = TrackedRun.open(config, output=tmp_path, fingerprint=name * 12)
         files = [*story.client.list_artifacts(story.child("shards")), *story.client.list_artifacts(story.run_id)]
         assert {file.path for file in files} == left
     assert delete_pictures(None, tmp_path, ["shards-a"]) == 0
