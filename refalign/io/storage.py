@@ -1,9 +1,8 @@
-"""Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI read through pyarrow's file systems.
+"""Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI, which pyarrow reads.
 
-`refalign.io.writing` writes them. pyarrow is imported only where a remote file or a table is read.
-
-Credentials and endpoints come from the environment only (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-``GOOGLE_APPLICATION_CREDENTIALS`` ...), so that no row, log or fingerprint can hold a secret.
+`refalign.io.writing` writes them. Only remote files and tables need pyarrow. Credentials and endpoints come from the environment
+alone (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` ...): no row, log or fingerprint can
+hold a secret.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 from refalign.errors import ArtifactError, BackendUnavailable, DataError
@@ -38,6 +37,7 @@ _SAMPLE_BYTES, _SAMPLES_BETWEEN, _SAMPLE_BETWEEN_BYTES = 1 << 20, 8, 1 << 16
 _READERS = 16
 """Requests at a time: object stores answer slowly, and many at once."""
 
+Kind = Literal["file", "folder", "missing", "other"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -111,32 +111,14 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def kind_of(location: str) -> str:
-    """``file``, ``folder``, ``missing`` or ``other`` (a pipe, a device, a link that leads nowhere).
+def kind_of(location: str) -> Kind:
+    """What lies there; "other" is a pipe, a device, or a link that leads nowhere.
 
     Raises:
         DataError: UNREADABLE or FORBIDDEN.
         BackendUnavailable: the object store does not answer.
     """
-    if not is_remote(location):
-        return _local_kind(location)
-    from pyarrow.fs import FileType
-
-    info = _remote_info(location)
-    return {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}.get(info.type, "other")
-
-
-def _local_kind(location: str) -> str:
-    path = Path(location)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "other" if path.is_symlink() else "missing"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "other"
-        raise DataError("UNREADABLE", f"{location}: {error.strerror}") from error
-    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+    return _look_at(location)[0]
 
 
 def size_of(location: str) -> int:
@@ -146,28 +128,45 @@ def size_of(location: str) -> int:
         DataError: MISSING, NOT_A_FILE, UNREADABLE or FORBIDDEN.
         BackendUnavailable: the object store does not answer.
     """
-    kind = kind_of(location)
+    kind, size_bytes = _look_at(location)
     if kind == "missing":
         raise DataError("MISSING", f"{location}: no such file")
     if kind != "file":
         raise DataError("NOT_A_FILE", f"{location}: {'a folder' if kind == 'folder' else 'a broken link, a pipe or a device'}")
-    return _remote_info(location).size if is_remote(location) else Path(location).stat().st_size
+    return size_bytes
 
 
 def find_size(location: str) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Bytes of a file; None where there is none. Raises: as `kind_of`."""
+    kind, size_bytes = _look_at(location)
+    return size_bytes if kind == "file" else None
+
+
+def _look_at(location: str) -> tuple[Kind, int]:
+    """Kind and bytes; the bytes mean something for a file only."""
     if is_remote(location):
-        info = _remote_info(location)
-        return info.size if info.is_file else None
+        from pyarrow.fs import FileType
+
+        with open_store(location) as (system, path):
+            info = system.get_file_info(path.rstrip("/"))
+        kinds: dict[Any, Kind] = {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}
+        return kinds.get(info.type, "other"), info.size or 0
     path = Path(location)
-    return path.stat().st_size if path.is_file() else None
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "other" if path.is_symlink() else "missing", 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "other", 0
+        raise DataError("UNREADABLE", f"{location}: {error.strerror}") from error
+    return "file" if stat.S_ISREG(found.st_mode) else "folder" if stat.S_ISDIR(found.st_mode) else "other", found.st_size
 
 
 def digest_sampled(location: str) -> str:
-    """16 hexadecimal digits from the size, the first and last MiB and samples between: cheap at any size.
+    """16 hexadecimal digits from the size, the first and last MiB and samples between: at most ten reads at any size.
 
-    Same content, same digits. A large remote file costs ten range reads. The time of change is left out on purpose: it changes
-    with every copy, and the content does not.
+    The time of change is left out: it changes with every copy, and the content does not.
     """
     size_bytes = size_of(location)
     digest = hashlib.sha256(str(size_bytes).encode())
@@ -183,11 +182,7 @@ def digest_sampled(location: str) -> str:
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole content of a small file.
-
-    Raises:
-        DataError, BackendUnavailable: as `open_file`.
-    """
+    """The whole content of a small file. Raises: as `open_file`."""
     with open_file(location) as file:
         return file.read()
 
@@ -209,7 +204,7 @@ def load_json(location: str) -> dict[str, Any] | None:
 
 
 def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
-    """The ``pyarrow.Table`` in a parquet file that a step wrote.
+    """The ``pyarrow.Table`` in a parquet file that a stage wrote.
 
     Args:
         columns: those to read, all of them if None; ``subjects.list.element.embedding`` names a part of a struct. Of a
@@ -221,11 +216,9 @@ def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow.fs import LocalFileSystem
 
-    system, path = find_system(location) if is_remote(location) else (LocalFileSystem(), location)
     try:
-        with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
+        with open_file(location) as file, pq.ParquetFile(file) as table:
             return table.read(columns=list(columns) if columns is not None else None)
     except pa.ArrowException as error:
         text = " ".join(str(error).split())[:160]
@@ -283,39 +276,32 @@ def open_file(location: str) -> Iterator[Any]:
 
 
 def iter_files(folder: str) -> Iterator[str | DataError]:
-    """Sorted names, relative to the folder, of all below it that is no folder; subfolders that cannot be listed stand as faults.
+    """Sorted names, relative to the folder, of all files below it; then a fault for each subfolder that cannot be listed.
 
     Links to folders are not followed, so that a loop of them ends.
     """
     if is_remote(folder):
-        yield from _iter_remote(folder)
+        from pyarrow.fs import FileSelector, FileType
+
+        with open_store(folder) as (system, path):
+            root = path.rstrip("/")
+            infos = system.get_file_info(FileSelector(root, recursive=True))
+        yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
         return
     faults: list[OSError] = []
-    names = []
-    for root, _, files in os.walk(folder, onerror=faults.append):
-        names += [Path(root, name).relative_to(folder).as_posix() for name in files]
-    yield from sorted(names)
+    walk = os.walk(folder, onerror=faults.append)
+    yield from sorted(Path(root, name).relative_to(folder).as_posix() for root, _, files in walk for name in files)
     for fault in faults:
         name = show_name(Path(str(fault.filename)).relative_to(folder).as_posix())
         yield DataError("UNREADABLE", f"{name}: this folder cannot be listed ({fault.strerror})")
 
 
-def _iter_remote(folder: str) -> Iterator[str]:
-    from pyarrow.fs import FileSelector, FileType
-
-    system, path = find_system(folder)
-    root = path.rstrip("/")
-    with translated_errors(folder):
-        infos = system.get_file_info(FileSelector(root, recursive=True))
-    yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
-
-
 @contextmanager
 def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
-    """A local path to a file's content for the length of a ``with`` block.
+    """A local path to a file's content, for a ``with`` block.
 
-    A remote file is copied to a private temporary file, which is deleted when the block is left, whatever the reason; a
-    `DataError` raised in the block then names the location instead of the copy.
+    A remote file is copied to a private temporary file, deleted when the block ends. A `DataError` of the block then names
+    the location, not the copy.
 
     Raises:
         DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or IO_ERROR (shorter than announced).
@@ -368,10 +354,11 @@ def _make_system(scheme: str, endpoint: str, region: str) -> Any:
     )
 
 
-def _remote_info(location: str) -> Any:
-    system, path = find_system(location)
+@contextmanager
+def open_store(location: str) -> Iterator[tuple[Any, str]]:
+    """`find_system` for a ``with`` block, with `translated_errors`."""
     with translated_errors(location):
-        return system.get_file_info(path.rstrip("/"))
+        yield find_system(location)
 
 
 @contextmanager
