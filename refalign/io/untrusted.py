@@ -1,4 +1,4 @@
-"""Texts that others wrote: JSON that may be hostile, and secrets that must not be repeated."""
+"""Texts of others: JSON that may be hostile, and secrets that must not be repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|signature)[^=&\s]
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What a JSON text says; for files that others may have written or changed.
+    """The value of a JSON text that others may have written.
 
     Args:
         options: as of `json.loads`.
@@ -27,11 +27,7 @@ def parse_json(text: str | bytes, **options: Any) -> Any:
 
 
 def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
-    """The same for a text that must be an object.
-
-    Raises:
-        ValueError: as `parse_json`, or it is something else.
-    """
+    """The same for a text that must be an object. Raises: ValueError: as `parse_json`, or it is no object."""
     found = parse_json(text, **options)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, expected an object")
@@ -44,5 +40,5 @@ def hide_secrets(text: str) -> str:
 
 
 def holds_password(uri: str) -> bool:
-    """Whether a URI would give something away; a database's user name alone does not."""
+    """Whether a URI holds a secret; a database's user name alone is none."""
     return bool(_PASSWORD.search(uri) or _IN_QUERY.search(uri))
