@@ -89,9 +89,14 @@ class PairsWorker:
         pairs = pa.concat_tables([PAIR_SCHEMA.empty_table(), *matched])
 
         def write(path: Path) -> dict[str, Any]:
-            written = _write(path, pairs, PAIR_SCHEMA)
-            counts = {"clips": clips, "subjects": sum(map(len, by_group.values()))}
-            return written | describe_rows(pairs) | counts | {"work": [work.digest]}
+            return {
+                **_write(path, pairs, PAIR_SCHEMA),
+                "pairs": len(pairs),
+                "subjects_with_pair": len(set(pairs["subject_id"].to_pylist())),
+                "clips": clips,
+                "subjects": sum(map(len, by_group.values())),
+                "work": [work.digest],
+            }
 
         return step.write_part(name, write)
 
@@ -167,11 +172,6 @@ def describe_pairs(
         clips={split: splits.count(split) for split in ("train", "validation")},
         unscored=unscored,
     )
-
-
-def describe_rows(pairs: pa.Table) -> dict[str, Any]:
-    """What a commit says of the rows of its part."""
-    return {"rows": len(pairs), "pairs": len(pairs), "subjects_with_pair": len(set(pairs["subject_id"].to_pylist()))}
 
 
 def assign_splits(groups: Iterable[str], validation_fraction: float) -> dict[str, str]:

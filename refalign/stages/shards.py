@@ -111,7 +111,8 @@ class ShardsWorker:
             return {
                 "split": work.split,
                 "work": work.digests,
-                **describe_samples([{"key": key, **index[key], "members": offsets[key]} for key in offsets]),
+                "samples": [{"key": key, **index[key], "members": offsets[key]} for key in offsets],
+                **{kind: sum(index[key][kind] for key in offsets) for kind in _COUNTED},
                 "outcomes": [asdict(outcome) for outcome in outcomes],
             }
 
@@ -173,7 +174,9 @@ class ShardsWorker:
         entry = {"clip_id": row["clip_id"], "source_group": row["source_group"], "shape": shape, "subjects": len(row["subjects"])}
         losses = self.encoders.text.find_losses(row["caption"], self.encoders.max_text_tokens)
         entry |= {"cut_prompts": int(losses.cut_tokens > 0), "prompts_with_unknown_words": int(bool(losses.unknown))}
-        return members, entry | count_references([reference.info for reference in references])
+        cross = [reference.info["clip_id"] for reference in references if reference.info["kind"] == "cross_pair"]
+        counted = {"references": len(references), "cross_references": len(cross), "reference_clips": sorted(set(cross))}
+        return members, entry | counted
 
     def _iter_references(self, row: dict[str, Any], pairs: list[dict[str, Any]], rows: dict[str, Any]) -> Iterator[Any]:
         """Each subject's picture in its own clip, then its pictures in other clips."""
@@ -241,8 +244,15 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
         return None if work.is_adopted else work.digests
 
     def finish(self, run: Run, step: Step, plan: Mapping[str, ShardWork], commits: Sequence[dict[str, Any]]) -> ShardsManifest:
-        manifest = describe_shards(
-            commits,
+        outcomes = [Outcome(**outcome) for commit in commits for outcome in commit["outcomes"]]
+        manifest = ShardsManifest(
+            digest=hashlib.sha256("".join(commit["sha256"] for commit in commits).encode()).hexdigest()[:16],
+            samples={
+                split: sum(len(commit["samples"]) for commit in commits if commit["split"] == split)
+                for split in ("train", "validation")
+            },
+            **{name: sum(commit.get(name, 0) for commit in commits) for name in (*_COUNTED, "size_bytes")},
+            **count_all(outcomes),
             parts=tuple(plan),
             made_of=(run.step_of(Subjects).folder.name, run.step_of(Pairs).folder.name),
             versions=tuple(self.versions),
@@ -272,21 +282,6 @@ class Shards(PartStage[ShardsManifest, ShardWork]):
             run.tracker.log_image(self.name, decode_image(picture), f"contact_sheets/{name}.png")
 
 
-def describe_shards(commits: Sequence[Mapping[str, Any]], **others: Any) -> ShardsManifest:
-    """The manifest of shards with these commits, in the order of the plan."""
-    outcomes = [Outcome(**outcome) for commit in commits for outcome in commit["outcomes"]]
-    samples = {
-        split: sum(len(commit["samples"]) for commit in commits if commit["split"] == split) for split in ("train", "validation")
-    }
-    return ShardsManifest(
-        digest=hashlib.sha256("".join(commit["sha256"] for commit in commits).encode()).hexdigest()[:16],
-        samples=samples,
-        **{name: sum(commit.get(name, 0) for commit in commits) for name in (*_COUNTED, "size_bytes")},
-        **count_all(outcomes),
-        **others,
-    )
-
-
 def _digest_null_prompt(step: Step) -> int | None:
     location = join(step.location, NULL_PROMPT_NAME)
     return None if find_size(location) is None else zlib.crc32(read_bytes(location))
@@ -297,17 +292,6 @@ def _copy_null_prompt(step: Step, version: str) -> None:
     location = join(step.location, NULL_PROMPT_NAME)
     if find_size(location) is None:
         write_bytes(location, read_bytes(join(step.root, f"{version}/{NULL_PROMPT_NAME}")))
-
-
-def describe_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a commit says of its samples, each with the clips that its references are from."""
-    return {"samples": samples, **{kind: sum(sample.get(kind, 0) for sample in samples) for kind in _COUNTED}}
-
-
-def count_references(infos: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the index says of a sample's references: how many, and which other clips they are from."""
-    cross = [info["clip_id"] for info in infos if info["kind"] == "cross_pair"]
-    return {"references": len(infos), "cross_references": len(cross), "reference_clips": sorted(set(cross))}
 
 
 def _seed_of(*names: Any) -> int:

@@ -165,17 +165,6 @@ def describe_subjects(
     )
 
 
-def describe_rows(rows: pa.Table) -> dict[str, Any]:
-    """What a commit says of the rows of its part."""
-    return {
-        "clips": len(rows),
-        "subjects": sum(rows["subjects"].combine_chunks().value_lengths().to_pylist()),
-        "licenses": Counter(rows["license"].to_pylist()),
-        "consents": Counter(rows["consent"].to_pylist()),
-        "captions": Counter(rows["caption_source"].to_pylist()),
-    }
-
-
 class SubjectsWorker(Curator):
     """A curator that makes one part of CLIP rows at a time."""
 
@@ -210,7 +199,11 @@ class SubjectsWorker(Curator):
             table = check_table(pa.Table.from_pylist(rows, schema=CLIP_SCHEMA), CLIP_SCHEMA, name)
             pq.write_table(table, path)
             return {
-                **describe_rows(table),
+                "clips": len(table),
+                "subjects": sum(table["subjects"].combine_chunks().value_lengths().to_pylist()),
+                "licenses": Counter(table["license"].to_pylist()),
+                "consents": Counter(table["consent"].to_pylist()),
+                "captions": Counter(table["caption_source"].to_pylist()),
                 "videos": {video.source.name: video.video_id for video in work},
                 "work": [video.digest for video in work],
                 "crops": self.tally.crops,
