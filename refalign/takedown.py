@@ -62,17 +62,19 @@ def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | 
     Raises:
         ArtifactError, BackendUnavailable: see `take_down`; MLflow does not answer. The same command does the rest.
     """
-    from refalign.tracking import takedown as tracking
+    from refalign.tracking.client import make_tracking_uri, open_client
+    from refalign.tracking.registry import TrainedModel, find_trained_models
+    from refalign.tracking.run import delete_pictures
 
     output = Path(output).resolve()
     stone = take_down(output, source, reason=reason)
     videos = {*stone.video_ids, *(clip["video_id"] for clip in stone.clips.values())}
     print(f"removed   {len(stone.clips)} clips of {len(videos)} videos ({source}) from every version below {output}")
-    models = []
-    if tracking.has_tracking(tracking_uri, output):
-        tracking.delete_pictures(tracking_uri, output, list(stone.held))
-        digests = {digest for of_step in stone.held.values() for digest in of_step}
-        models = tracking.find_trained_models(tracking_uri, output, sorted(digests))
+    models: list[TrainedModel] = []
+    if tracking_uri or (output / "mlflow.db").is_file():
+        client = open_client(make_tracking_uri(tracking_uri, output))
+        delete_pictures(client, list(stone.held))
+        models = find_trained_models(client, sorted({digest for of_step in stone.held.values() for digest in of_step}))
     for model in models:
         aliases = f" ({', '.join(model.aliases)})" if model.aliases else ""
         what = f"{model.name} version {model.version}{aliases}" if model.version else "trained and not registered"

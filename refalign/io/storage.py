@@ -75,20 +75,16 @@ def _resolve_uri(scheme: str, rest: str) -> str:
             raise DataError("BAD_URI", f"file://{authority}/...: names another machine; give file:///absolute/path")
         return _absolute(Path(unquote(f"/{key}")))
     if scheme not in REMOTE_SCHEMES:
-        raise DataError(
-            "BAD_URI", f"{scheme}://...: unknown scheme; known are file, {', '.join(REMOTE_SCHEMES)}, and local paths"
-        )
+        raise DataError("BAD_URI", f"{scheme}://...: unknown scheme; give file://, s3://, gs:// or a local path")
     if "@" in authority:
-        raise DataError(
-            "BAD_URI", f"{scheme}://...@...: credentials belong into the environment (AWS_ACCESS_KEY_ID), not into a URI"
-        )
+        raise DataError("BAD_URI", f"{scheme}://...@...: give credentials in the environment (AWS_ACCESS_KEY_ID), not in a URI")
     if not authority or ".." in key.split("/"):
         raise DataError("BAD_URI", f"{scheme}://{rest}: expected {scheme}://bucket/key without '..'")
     return f"{scheme}://{authority}/{key}"
 
 
 def join(folder: str, name: str) -> str:
-    """The location of ``name`` in a folder's location; ``name`` is taken as it is."""
+    """The location of ``name`` in a folder; ``name`` is taken as it is."""
     return f"{folder.rstrip('/')}/{name}"
 
 
@@ -98,12 +94,12 @@ def parent(location: str) -> str:
 
 
 def show_name(name: str) -> str:
-    """The name fit for a report: what UTF-8 cannot write is spelled as escapes, and credentials in a URI are left out."""
+    """The name for a report: with escapes for what UTF-8 cannot write, and without credentials."""
     return hide_secrets(name.encode("utf-8", "backslashreplace").decode())
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can write the text: half surrogate pairs come out of broken JSON and of names in other encodings."""
+    """Whether UTF-8 can write the text: broken JSON and names in other encodings hold half surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -226,7 +222,7 @@ def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """``work`` of every item, in order, many requests at a time."""
+    """``work(item)`` for every item, in order, many at a time."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(work, items))
 
@@ -244,22 +240,16 @@ def describe_bytes(size: float) -> str:
 
 
 def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some space, or give another --output") -> None:
-    """Refuses to start what would fill the disk.
-
-    Raises:
-        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be; ends with ``advice``.
-    """
+    """Raises `ArtifactError`, with ``advice``, where less than ``needed_bytes`` is free where ``folder`` will be."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise ArtifactError(
-            f"{existing}: {describe_bytes(free_bytes)} free, about {describe_bytes(needed_bytes)} needed; {advice}."
-        )
+    free, needed = shutil.disk_usage(existing).free, describe_bytes(needed_bytes)
+    if free < needed_bytes:
+        raise ArtifactError(f"{existing}: {describe_bytes(free)} free, about {needed} needed; {advice}.")
 
 
 @contextmanager
 def open_file(location: str) -> Iterator[Any]:
-    """A binary, seekable file to read from; remote ones are read by ranges, as far as they are read.
+    """A binary, seekable file to read from; of a remote one only the ranges that are read are fetched.
 
     Raises:
         DataError: MISSING, UNREADABLE or FORBIDDEN, also where reading fails later.
@@ -337,7 +327,7 @@ def find_system(location: str) -> tuple[Any, str]:
 
 @lru_cache(maxsize=16)
 def _make_system(scheme: str, endpoint: str, region: str) -> Any:
-    """The file system; built here, because `from_uri` would undo percent signs in keys and has no timeouts."""
+    """The file system; not by `from_uri`, which decodes percent signs in keys and has no timeouts."""
     from datetime import timedelta
 
     from pyarrow.fs import GcsFileSystem, S3FileSystem
@@ -363,7 +353,7 @@ def open_store(location: str) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def translated_errors(location: str) -> Iterator[None]:
-    """An error of the operating system or an object store as DataError (this file is bad) or BackendUnavailable (try later)."""
+    """Turns an error of the system or an object store into DataError (this file is bad) or BackendUnavailable (try later)."""
     try:
         yield
     except FileNotFoundError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from refalign.errors import BackendUnavailable
@@ -93,7 +92,7 @@ class Register(Stage[RegisterManifest]):
         model = register_model(run.tracker, config, key=key, export_folder=export, card=card, tags=tags)
         references = [str(evaluation.folder / reference.file) for reference in first.references]
         return RegisterManifest(
-            **asdict(model),
+            **model._asdict(),
             tracking_uri=hide_secrets(run.tracker.uri),
             weights=weights,
             licenses=subjects.licenses,

@@ -37,6 +37,10 @@ class Client:
     def __getattr__(self, name: str) -> Callable[..., Any]:
         return one_line_errors(self.uri)(getattr(self._client, name))
 
+    def list_experiments(self) -> list[str]:
+        """Ids of all experiments."""
+        return [each.experiment_id for each in self.search_experiments()]
+
 
 def warm_mlflow() -> None:
     """Starts to import MLflow in the background; a later import waits for it."""

@@ -1,7 +1,8 @@
 """Moves the alias ``champion`` of a registered model, forward and back; one process at a time.
 
 MLflow cannot compare and set an alias in one step, but its database refuses a second registered model of one name. So an empty
-model ``<name>.promotion`` is the lock, and its description names the holder.
+model ``<name>.promotion`` is the lock, and its description names the holder. All of it raises `BackendUnavailable` where MLflow
+does not answer or another promotion is at work.
 """
 
 from __future__ import annotations
@@ -23,12 +24,7 @@ _STALE_LOCK_S = 600.0
 
 
 class Version(NamedTuple):
-    """A registered version, for people.
-
-    Attributes:
-        gate: ``passed``, ``refused`` or ``not asked``, and ``reason`` why.
-        shards: first digits of the digest of what it was trained on.
-    """
+    """A registered version, what the gate said of it, and the first digits of its shards' digest."""
 
     version: str
     aliases: tuple[str, ...]
@@ -38,11 +34,7 @@ class Version(NamedTuple):
 
 
 def find_version(uri: str, name: str, alias: str) -> str | None:
-    """Number of the version behind an alias, or None.
-
-    Raises:
-        BackendUnavailable: MLflow does not answer.
-    """
+    """Number of the version behind an alias, or None."""
     return _at_alias(open_client(uri), name, alias)
 
 
@@ -72,7 +64,6 @@ def promote(uri: str, name: str, version: str, *, expected: str | None) -> None:
 
     Raises:
         ArtifactError: another version became champion since.
-        BackendUnavailable: another promotion is at work, or MLflow does not answer.
     """
     client = open_client(uri)
     with _lock(client, name):
@@ -91,7 +82,6 @@ def rollback(uri: str, name: str) -> tuple[str, str]:
 
     Raises:
         ArtifactError: there was none before.
-        BackendUnavailable: another promotion is at work, or MLflow does not answer.
     """
     client = open_client(uri)
     with _lock(client, name):
@@ -109,7 +99,6 @@ def list_versions(uri: str, name: str) -> list[Version]:
 
     Raises:
         ArtifactError: there is no such model.
-        BackendUnavailable: MLflow does not answer.
     """
     client = open_client(uri)
     found = [client.get_model_version(name, each.version) for each in client.search_model_versions(f"name = '{name}'")]

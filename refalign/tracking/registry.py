@@ -1,7 +1,7 @@
 """The model registry: one version per evaluated checkpoint, and the way from a model URI to a folder.
 
-A version is found by its key, the fingerprint of what was evaluated. Registering again, also after a kill between the version and
-the stage's manifest, finds it and adds no other.
+A version is found by its key, the fingerprint of what was evaluated: registering again, also after a kill, adds no other. All of
+it raises `BackendUnavailable` where MLflow does not answer or refuses.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -23,7 +22,17 @@ from refalign.errors import ArtifactError
 from refalign.generation.settings import FACTS, make_generation_settings
 from refalign.io.storage import sha256_of
 from refalign.io.untrusted import hide_secrets
-from refalign.tracking.client import EXISTS, NOT_FOUND, Client, ignored, one_line_errors, open_client
+from refalign.tracking.client import (
+    DIGEST_TAG,
+    EXISTS,
+    NOT_FOUND,
+    PARENT_TAG,
+    STAGE_TAG,
+    Client,
+    ignored,
+    one_line_errors,
+    open_client,
+)
 from refalign.tracking.run import TrackedRun
 
 CHALLENGER = "challenger"
@@ -36,14 +45,23 @@ _PACKAGES += ("numpy", "pandas", "pillow", "av")
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class RegisteredModel:
+class RegisteredModel(NamedTuple):
     """A version in the registry."""
 
     name: str
     version: str
     alias: str
     uri: str
+
+
+class TrainedModel(NamedTuple):
+    """A registered version, or a training run without one (``version`` is empty)."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    digest: str
+    run_id: str
 
 
 def digest_weights(export_folder: Path) -> str:
@@ -59,13 +77,12 @@ def register_model(
     """Adds the exported checkpoint to the registry as a models-from-code pyfunc, or finds its version; `CHALLENGER` moves there.
 
     Args:
-        key: fingerprint of the evaluated checkpoint; one version per key.
+        key: fingerprint of the evaluated checkpoint.
         export_folder: what `refalign.generation.pipeline.RefAlignPipeline.from_pretrained` opens; it is copied.
         card: the model card, in Markdown.
-        tags: provenance, set on a new version.
+        tags: of a new version.
 
     Raises:
-        BackendUnavailable: MLflow does not answer, or refuses.
         ArtifactError: ``export_folder`` is no diffusers folder.
     """
     if not (Path(export_folder) / _MARKER).is_file():
@@ -94,18 +111,14 @@ def register_model(
     return RegisteredModel(name, version, CHALLENGER, f"models:/{name}@{CHALLENGER}")
 
 
-def list_version_numbers(client: Client, name: str) -> list[int]:
+def list_numbers(client: Client, name: str) -> list[int]:
     """Numbers of a model's versions, in order; none where there is no such model."""
     return sorted({int(item.version) for item in client.search_model_versions(f"name = '{name}'")})
 
 
 def has_version(uri: str, name: str, version: str) -> bool:
-    """Whether the registry still has a version.
-
-    Raises:
-        BackendUnavailable: MLflow does not answer, or refuses.
-    """
-    return version in map(str, list_version_numbers(open_client(uri), name))
+    """Whether the registry still has a version."""
+    return version in map(str, list_numbers(open_client(uri), name))
 
 
 def resolve_model(source: str, tracking_uri: str) -> Path:
@@ -115,7 +128,6 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
 
     Raises:
         ArtifactError: there is no such model or folder, or its weights are not those that were registered.
-        BackendUnavailable: MLflow does not answer.
     """
     if not source.startswith("models:/"):
         return _check_export(Path(source).expanduser(), source)
@@ -128,7 +140,7 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     with ignored(NOT_FOUND):
         version = find(name, chosen)
     if version is None:
-        known = ", ".join(map(str, list_version_numbers(client, name)))
+        known = ", ".join(map(str, list_numbers(client, name)))
         raise ArtifactError(
             f"{source}: not in the registry at {hide_secrets(tracking_uri)}; "
             f"{f'it has versions {known} of {name}' if known else f'it has no model {name}'}. "
@@ -145,6 +157,25 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
             "they were changed since. Restore them, or register the model again."
         )
     return export
+
+
+def find_trained_models(client: Client, digests: Sequence[str]) -> list[TrainedModel]:
+    """Versions tagged with one of the shard digests, then training runs with such a data set and no version."""
+
+    def find_parent(run_id: str) -> str:
+        return client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
+
+    found: list[TrainedModel] = []
+    for digest in digests:
+        for version in client.search_model_versions(f"tags.`{DIGEST_TAG}` = '{digest}'"):
+            model = client.get_model_version(version.name, version.version)
+            found.append(TrainedModel(model.name, str(model.version), tuple(model.aliases), digest, model.run_id or ""))
+    registered = {find_parent(model.run_id) for model in found if model.run_id}
+    for digest in digests:
+        query = f"datasets.digest = '{digest[:36]}' and tags.`{STAGE_TAG}` = 'train'"
+        runs = [run.info.run_id for run in client.search_runs(client.list_experiments(), query)]
+        found += [TrainedModel("", "", (), digest, run_id) for run_id in runs if find_parent(run_id) not in registered]
+    return found
 
 
 def _fetch(uri: str, cache_name: str) -> Path:

@@ -1,7 +1,7 @@
 """The MLflow run of a run, with a child run for each stage.
 
-Runs are found by their tags alone. The same settings in the same output folder continue the same runs, and nothing is opened,
-logged or set twice.
+Runs are found by their tags alone: the same settings in the same output folder continue the same runs, and nothing is opened,
+logged or set twice. All of it raises `BackendUnavailable` where MLflow does not answer or refuses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ from refalign.config import RunConfig, Section
 from refalign.errors import BackendUnavailable
 from refalign.io.untrusted import hide_secrets
 from refalign.pipeline.steps import Step
-from refalign.tracking.client import EXISTS, FOLDER_TAG, PARENT_TAG, STAGE_TAG, Client, ignored, make_tracking_uri, open_client
+from refalign.pipeline.summary import REPORTS
+from refalign.tracking.client import (
+    EXISTS,
+    FOLDER_TAG,
+    PARENT_TAG,
+    STAGE_TAG,
+    Client,
+    ignored,
+    make_tracking_uri,
+    one_line_errors,
+    open_client,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,13 +45,7 @@ _KEYED_BY_TEXT = frozenset({"licenses", "consents", "splits", "models", "video"}
 
 @dataclass
 class TrackedRun:
-    """The MLflow run of one run; only the driver uses it.
-
-    Attributes:
-        run_id: of the run itself.
-        params: of the stages' runs, by stage.
-        children: ids of the stages' runs, by stage.
-    """
+    """The MLflow run of one run, used by the driver alone; ``params`` and ``children`` (run ids) are by stage."""
 
     client: Client
     experiment_id: str
@@ -51,7 +56,6 @@ class TrackedRun:
 
     @property
     def uri(self) -> str:
-        """MLflow's address."""
         return self.client.uri
 
     @classmethod
@@ -61,12 +65,8 @@ class TrackedRun:
         """Starts the run, or continues it.
 
         Args:
-            output: the run's folder; the same settings in another folder are another run.
-            fingerprint: of all that the run's results depend on.
+            fingerprint: of all that the run's results depend on; in another ``output`` it is another run.
             sections: of the settings, by stage: the params of its run.
-
-        Raises:
-            BackendUnavailable: MLflow does not answer, or refuses.
         """
         output = Path(output).resolve()
         output.mkdir(parents=True, exist_ok=True)
@@ -137,11 +137,7 @@ class TrackedRun:
         self.client.log_image(self.child(stage), image, artifact_file=name)
 
     def log_dataset(self, stage: str, *, name: str, folder: Path, digest: str) -> None:
-        """Logs a folder as the data that a stage's run used.
-
-        Args:
-            digest: of the content; MLflow keeps its first 36 characters.
-        """
+        """Logs a folder as the data that a stage's run used; MLflow keeps 36 characters of the content's digest."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -163,10 +159,9 @@ class TrackedRun:
 
 
 class RunMetrics:
-    """Sends metrics to one MLflow run, each (metric, step) once.
+    """Sends metrics to one MLflow run, each (metric, step) once, because MLflow appends: what the run has is read first.
 
-    MLflow appends: a resumed run that logs its steps again would show every point twice. So what the run has is read first. After
-    an error, make another object, which reads again what arrived.
+    After an error, make another object, which reads again what arrived.
     """
 
     def __init__(self, client: Client, run_id: str) -> None:
@@ -174,11 +169,7 @@ class RunMetrics:
         self._steps: dict[str, set[int]] = {}
 
     def send(self, records: Iterable[Record]) -> None:
-        """Sends the numbers that the run lacks; of two for one step the first counts. Texts and NaN are left out.
-
-        Raises:
-            BackendUnavailable: MLflow does not answer, or refuses.
-        """
+        """Sends the numbers that the run lacks; of two for one step the first counts. Texts and NaN are left out."""
         from mlflow.entities import Metric
 
         now_ms, fresh = int(time.time() * 1000), []
@@ -194,6 +185,24 @@ class RunMetrics:
                     fresh.append(Metric(name, float(value), now_ms, step))
         for start in range(0, len(fresh), _MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=fresh[start : start + _MAX_METRICS])
+
+
+def delete_pictures(client: Client, folders: Sequence[str]) -> int:
+    """Deletes contact sheets, videos and reports that runs of these step folders hold; returns how many runs had some."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    pictures = {"shards": ("contact_sheets",), "evaluate": ("videos",)}
+    touched = 0
+    for folder in folders:
+        for run in client.search_runs(client.list_experiments(), f"tags.`{FOLDER_TAG}` = '{folder}'"):
+            parent = client.get_run(run.data.tags[PARENT_TAG])
+            for holder, names in ((run, pictures.get(folder.partition("-")[0], ())), (parent, REPORTS)):
+                there = {file.path for file in client.list_artifacts(holder.info.run_id)}.intersection(names)
+                with one_line_errors(client.uri):
+                    for name in there:
+                        get_artifact_repository(holder.info.artifact_uri).delete_artifacts(name)
+                touched += bool(there)
+    return touched
 
 
 def flatten(section: Section | Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:

@@ -4,7 +4,6 @@ import json
 import socket
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 
 import pytest
 
@@ -189,7 +188,7 @@ def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_
     story = TrackedRun.open(config, output=tmp_path, fingerprint="f" * 12)
     model = register_model(story, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
     run = Run(config, tmp_path)
-    manifest = RegisterManifest.model_construct(**asdict(model))
+    manifest = RegisterManifest.model_construct(**model._asdict())
     assert Register().is_still_there(run, manifest) and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
     story.client.delete_model_version("refalign", "1")
     assert not Register().is_still_there(run, manifest)
