@@ -1,8 +1,10 @@
 """Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI, which pyarrow reads.
 
-`refalign.io.writing` writes them. Only remote files and tables need pyarrow. Credentials and endpoints come from the environment
-alone (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``GOOGLE_APPLICATION_CREDENTIALS`` ...): no row, log or fingerprint can
-hold a secret.
+Credentials and endpoints come from the environment alone (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``GOOGLE_APPLICATION_CREDENTIALS`` ...): no row, log or fingerprint can hold a secret. Only remote files and tables need pyarrow.
+
+What looks at a file raises `DataError` (MISSING, UNREADABLE, FORBIDDEN), or `BackendUnavailable` where the object store does not
+answer. `refalign.io.writing` writes.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def is_remote(location: str) -> bool:
 
 
 def resolve(location: str, base: str = "") -> str:
-    """An absolute local path or a remote URI; relative locations are taken from ``base``, a folder's location.
+    """An absolute local path or a remote URI; ``base`` is the folder of a relative location.
 
     Raises:
         DataError: BAD_NAME (a name that UTF-8 cannot write, a zero byte) or BAD_URI (unknown scheme, credentials in it).
@@ -108,22 +110,12 @@ def is_utf8(text: str) -> bool:
 
 
 def kind_of(location: str) -> Kind:
-    """What lies there; "other" is a pipe, a device, or a link that leads nowhere.
-
-    Raises:
-        DataError: UNREADABLE or FORBIDDEN.
-        BackendUnavailable: the object store does not answer.
-    """
+    """What lies there; "other" is a pipe, a device, or a link that leads nowhere."""
     return _look_at(location)[0]
 
 
 def size_of(location: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        DataError: MISSING, NOT_A_FILE, UNREADABLE or FORBIDDEN.
-        BackendUnavailable: the object store does not answer.
-    """
+    """Bytes of a file. Raises also `DataError` NOT_A_FILE."""
     kind, size_bytes = _look_at(location)
     if kind == "missing":
         raise DataError("MISSING", f"{location}: no such file")
@@ -133,7 +125,7 @@ def size_of(location: str) -> int:
 
 
 def find_size(location: str) -> int | None:
-    """Bytes of a file; None where there is none. Raises: as `kind_of`."""
+    """Bytes of a file; None where there is none."""
     kind, size_bytes = _look_at(location)
     return size_bytes if kind == "file" else None
 
@@ -178,17 +170,13 @@ def digest_sampled(location: str) -> str:
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole content of a small file. Raises: as `open_file`."""
+    """The whole content of a small file."""
     with open_file(location) as file:
         return file.read()
 
 
 def load_json(location: str) -> dict[str, Any] | None:
-    """The object in a small JSON file; None where there is no such file.
-
-    Raises:
-        ArtifactError: the file is damaged.
-    """
+    """The object in a small JSON file; None where there is no file. Raises `ArtifactError` where it is damaged."""
     try:
         return parse_json_object(read_bytes(location))
     except DataError as error:
@@ -208,7 +196,6 @@ def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
 
     Raises:
         ArtifactError: the file is damaged.
-        DataError, BackendUnavailable: as `open_file`.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -249,12 +236,7 @@ def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some
 
 @contextmanager
 def open_file(location: str) -> Iterator[Any]:
-    """A binary, seekable file to read from; of a remote one only the ranges that are read are fetched.
-
-    Raises:
-        DataError: MISSING, UNREADABLE or FORBIDDEN, also where reading fails later.
-        BackendUnavailable: the object store does not answer.
-    """
+    """A binary, seekable file to read from; of a remote one only the ranges that are read are fetched."""
     with translated_errors(location):
         if is_remote(location):
             system, path = find_system(location)
@@ -294,8 +276,7 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
     the location, not the copy.
 
     Raises:
-        DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or IO_ERROR (shorter than announced).
-        BackendUnavailable: the object store does not answer.
+        DataError: also TOO_LARGE (more than ``max_bytes``, unread) and IO_ERROR (shorter than announced).
         ArtifactError: the temporary folder (``TMPDIR``) has no room for the copy.
     """
     if not is_remote(location):

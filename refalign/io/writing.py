@@ -1,4 +1,7 @@
-"""Files by location, written in one step: a reader finds the old content, nothing, or the whole new one."""
+"""Files by location, written in one step: a reader finds the old content, nothing, or the whole new one.
+
+Errors are those of `refalign.io.storage`.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,6 @@ def open_aside(location: str) -> Iterator[Path]:
     """A local path to write to; when the block ends well, its content becomes the file at ``location`` in one step.
 
     On a disk it is synced and renamed; an object appears when its upload is complete. When the block fails, the old file stays.
-
-    Raises:
-        DataError: FORBIDDEN or MISSING: the store refuses, or has no such bucket.
-        BackendUnavailable: the object store does not answer.
     """
     if is_remote(location):
         with tempfile.NamedTemporaryFile(prefix="refalign-", suffix=".part") as file:
@@ -87,12 +86,7 @@ def _delete(location: str, method: Literal["delete_file", "delete_dir"]) -> None
 
 
 def check_store(location: str) -> None:
-    """Finds out before the start that nothing could be written to an object store.
-
-    Raises:
-        ConfigError: there is no such bucket, or it refuses.
-        BackendUnavailable: the object store does not answer.
-    """
+    """Raises `ConfigError` where an object store has no such bucket, or refuses to write there."""
     probe = join(location, ".writable")
     try:
         if kind_of("/".join(location.split("/")[:3])) != "folder":

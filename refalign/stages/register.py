@@ -14,9 +14,9 @@ from refalign.stages.evaluate import Evaluate
 from refalign.stages.shards import Shards
 from refalign.stages.subjects import Subjects
 from refalign.stages.train import Train
-from refalign.tracking.client import make_tracking_uri
+from refalign.tracking.client import Tag, make_tracking_uri
 from refalign.tracking.model_card import Provenance, load_note, make_model_card
-from refalign.tracking.registry import WEIGHTS_TAG, digest_weights, has_version, register_model
+from refalign.tracking.registry import digest_weights, has_version, register_model
 from refalign.tracking.run import code_revision
 
 
@@ -87,7 +87,7 @@ class Register(Stage[RegisterManifest]):
         )
         weights, evaluation, first = digest_weights(export), run.step_of(Evaluate), evaluated.samples[0]
         card = make_model_card(config, provenance, evaluated.scores, note=load_note(config.models.base))
-        tags = {**provenance.tags(), WEIGHTS_TAG: weights}
+        tags = {**provenance.tags(), Tag.WEIGHTS: weights}
         key = f"{evaluation.fingerprint}-{weights}"
         model = register_model(run.tracker, config, key=key, export_folder=export, card=card, tags=tags)
         references = [str(evaluation.folder / reference.file) for reference in first.references]

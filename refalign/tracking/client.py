@@ -21,11 +21,15 @@ from urllib.parse import urlsplit
 from refalign.errors import BackendUnavailable
 from refalign.io.untrusted import hide_secrets
 
-PARENT_TAG, STAGE_TAG, FOLDER_TAG = "mlflow.parentRunId", "refalign.step", "refalign.folder"
-DIGEST_TAG = "refalign.shard_digest"
-EXISTS = frozenset({"RESOURCE_ALREADY_EXISTS"})
-NOT_FOUND = frozenset({"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"})
+NOT_FOUND = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _FIRST_CONTACT_S = 10.0
+
+
+class Tag:
+    """Tags of runs and versions, by which they are found."""
+
+    PARENT, STAGE, FOLDER = "mlflow.parentRunId", "refalign.step", "refalign.folder"
+    SHARDS, WEIGHTS, KEY = "refalign.shard_digest", "refalign.weights", "refalign.key"
 
 
 class Client:
@@ -100,7 +104,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def ignored(codes: frozenset[str]) -> Iterator[None]:
+def ignored(*codes: str) -> Iterator[None]:
     """Ignores errors of a `Client` with these codes of MLflow."""
     try:
         yield

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from refalign.config import RunConfig
 from refalign.io.untrusted import hide_secrets
-from refalign.tracking.client import DIGEST_TAG
+from refalign.tracking.client import Tag
 from refalign.tracking.run import flatten
 
 _MAX_TAG_CHARACTERS = 5000
@@ -50,7 +50,7 @@ class Provenance(NamedTuple):
         tags = {
             "refalign.licenses": ", ".join(sorted(self.licenses)) or "unknown",
             "refalign.consents": ", ".join(sorted(self.consents)) or "unknown",
-            DIGEST_TAG: self.shard_digest,
+            Tag.SHARDS: self.shard_digest,
             "refalign.fingerprint": self.fingerprint,
             "refalign.code": self.code,
             **{f"refalign.folder.{stage}": folder for stage, folder in self.folders.items()},

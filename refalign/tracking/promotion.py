@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from refalign.errors import ArtifactError, BackendUnavailable
-from refalign.tracking.client import DIGEST_TAG, EXISTS, NOT_FOUND, Client, ignored, open_client
+from refalign.tracking.client import NOT_FOUND, Client, Tag, ignored, open_client
 
 CHAMPION = "champion"
 _HISTORY_TAG, _DECISION_TAG, _REASON_TAG = "refalign.champions", "refalign.gate", "refalign.gate_reason"
@@ -110,7 +110,7 @@ def list_versions(uri: str, name: str) -> list[Version]:
             aliases=tuple(each.aliases),
             gate=each.tags.get(_DECISION_TAG, "not asked"),
             reason=each.tags.get(_REASON_TAG, ""),
-            shards=each.tags.get(DIGEST_TAG, "")[:12],
+            shards=each.tags.get(Tag.SHARDS, "")[:12],
         )
         for each in sorted(found, key=lambda each: -int(each.version))
     ]
@@ -119,7 +119,7 @@ def list_versions(uri: str, name: str) -> list[Version]:
 @contextmanager
 def _lock(client: Client, name: str) -> Iterator[None]:
     lock, holder, is_mine = f"{name}.promotion", f"process {os.getpid()} on {socket.gethostname()}", False
-    with ignored(EXISTS):
+    with ignored("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(lock, description=holder)
         is_mine = True
     if not is_mine:
@@ -137,7 +137,7 @@ def _lock(client: Client, name: str) -> Iterator[None]:
 
 
 def _at_alias(client: Client, name: str, alias: str) -> str | None:
-    with ignored(NOT_FOUND):
+    with ignored(*NOT_FOUND):
         return str(client.get_model_version_by_alias(name, alias).version)
     return None
 

@@ -22,21 +22,10 @@ from refalign.errors import ArtifactError
 from refalign.generation.settings import FACTS, make_generation_settings
 from refalign.io.storage import sha256_of
 from refalign.io.untrusted import hide_secrets
-from refalign.tracking.client import (
-    DIGEST_TAG,
-    EXISTS,
-    NOT_FOUND,
-    PARENT_TAG,
-    STAGE_TAG,
-    Client,
-    ignored,
-    one_line_errors,
-    open_client,
-)
+from refalign.tracking.client import NOT_FOUND, Client, Tag, ignored, one_line_errors, open_client
 from refalign.tracking.run import TrackedRun
 
 CHALLENGER = "challenger"
-_KEY_TAG, WEIGHTS_TAG = "refalign.key", "refalign.weights"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
 _MARKER = "transformer/config.json"  # in every export; the other parts may be named by hub id instead
 _MAX_DESCRIPTION = 5000  # of MLflow's database
@@ -89,21 +78,18 @@ def register_model(
         raise ArtifactError(f"{export_folder}: no exported model ({_MARKER} is missing); run the train step again.")
     run_id, client, name = tracked.child("register"), tracked.client, config.tracking.model_name
     client.log_text(run_id, card, "model_card.md")
-    if found := client.search_model_versions(f"name = '{name}' and tags.`{_KEY_TAG}` = '{key}'"):
+    if found := client.search_model_versions(f"name = '{name}' and tags.`{Tag.KEY}` = '{key}'"):
         version = min((str(item.version) for item in found), key=int)
     else:
-        model_id = _find_logged_model(tracked, key)
-        if model_id is None:
-            with one_line_errors(tracked.uri):
-                model_id = _log_model(config, run_id, key, Path(export_folder))
-        with ignored(EXISTS):
+        model_id = _find_logged_model(tracked, key) or _log_model(tracked, config, key, Path(export_folder))
+        with ignored("RESOURCE_ALREADY_EXISTS"):
             client.create_registered_model(name)
         made = client.create_model_version(
             name,
             f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags={_KEY_TAG: key, **tags},
+            tags={Tag.KEY: key, **tags},
             description=card[:_MAX_DESCRIPTION],
         )
         version = str(made.version)
@@ -137,7 +123,7 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
         raise ArtifactError(f"{source}: expected models:/<name>@<alias>, models:/<name>/<version> or a local folder.")
     client = open_client(tracking_uri)
     find, version = client.get_model_version_by_alias if separator == "@" else client.get_model_version, None
-    with ignored(NOT_FOUND):
+    with ignored(*NOT_FOUND):
         version = find(name, chosen)
     if version is None:
         known = ", ".join(map(str, list_numbers(client, name)))
@@ -150,7 +136,7 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     with one_line_errors(tracking_uri):
         folder = _fetch(files, f"{name}-{version.version}-{version.creation_timestamp}")
     export = _check_export(_find_export(folder), source)
-    promised = (version.tags or {}).get(WEIGHTS_TAG)
+    promised = (version.tags or {}).get(Tag.WEIGHTS)
     if promised and (found := digest_weights(export)) != promised:
         raise ArtifactError(
             f"{source}: the weights in {export} have digest {found}, version {version.version} was registered with {promised}; "
@@ -163,16 +149,16 @@ def find_trained_models(client: Client, digests: Sequence[str]) -> list[TrainedM
     """Versions tagged with one of the shard digests, then training runs with such a data set and no version."""
 
     def find_parent(run_id: str) -> str:
-        return client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
+        return client.get_run(run_id).data.tags.get(Tag.PARENT, run_id)
 
     found: list[TrainedModel] = []
     for digest in digests:
-        for version in client.search_model_versions(f"tags.`{DIGEST_TAG}` = '{digest}'"):
+        for version in client.search_model_versions(f"tags.`{Tag.SHARDS}` = '{digest}'"):
             model = client.get_model_version(version.name, version.version)
             found.append(TrainedModel(model.name, str(model.version), tuple(model.aliases), digest, model.run_id or ""))
     registered = {find_parent(model.run_id) for model in found if model.run_id}
     for digest in digests:
-        query = f"datasets.digest = '{digest[:36]}' and tags.`{STAGE_TAG}` = 'train'"
+        query = f"datasets.digest = '{digest[:36]}' and tags.`{Tag.STAGE}` = 'train'"
         runs = [run.info.run_id for run in client.search_runs(client.list_experiments(), query)]
         found += [TrainedModel("", "", (), digest, run_id) for run_id in runs if find_parent(run_id) not in registered]
     return found
@@ -220,18 +206,18 @@ def _find_logged_model(tracked: TrackedRun, key: str) -> str | None:
     """A model that was uploaded whole before the process ended; an unfinished upload is not READY."""
     from mlflow.entities import LoggedModelStatus
 
-    found = tracked.client.search_logged_models([tracked.experiment_id], filter_string=f"tags.`{_KEY_TAG}` = '{key}'")
+    found = tracked.client.search_logged_models([tracked.experiment_id], filter_string=f"tags.`{Tag.KEY}` = '{key}'")
     return next((model.model_id for model in found if model.status == LoggedModelStatus.READY), None)
 
 
-def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) -> str:
+def _log_model(tracked: TrackedRun, config: RunConfig, key: str, export_folder: Path) -> str:
     """Uploads weights, this package's code and the model file. Returns the logged model's id."""
     import mlflow
 
     # MLflow warns of a missing input example, which would run the model here, and of missing type hints, which would drop
     # misspelt columns. Its own filter of warnings stands before any other.
-    silent = warnings.catch_warnings(record=True)
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), silent:
+    run_id, silent = tracked.child("register"), warnings.catch_warnings(record=True)
+    with one_line_errors(tracked.uri), mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder, silent:
         code = Path(folder) / _PACKAGE_FOLDER.name
         shutil.copytree(_PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("weights", "__pycache__"))
         info = mlflow.pyfunc.log_model(
@@ -242,7 +228,7 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
             signature=_make_signature(config),
             code_paths=[str(code)],
             pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in _PACKAGES],
-            tags={_KEY_TAG: key},
+            tags={Tag.KEY: key},
         )
     return info.model_id
 

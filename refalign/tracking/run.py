@@ -20,17 +20,7 @@ from refalign.errors import BackendUnavailable
 from refalign.io.untrusted import hide_secrets
 from refalign.pipeline.steps import Step
 from refalign.pipeline.summary import REPORTS
-from refalign.tracking.client import (
-    EXISTS,
-    FOLDER_TAG,
-    PARENT_TAG,
-    STAGE_TAG,
-    Client,
-    ignored,
-    make_tracking_uri,
-    one_line_errors,
-    open_client,
-)
+from refalign.tracking.client import Client, Tag, ignored, make_tracking_uri, one_line_errors, open_client
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,9 +71,9 @@ class TrackedRun:
             run_id = client.create_run(experiment_id, tags=tags, run_name=f"run-{fingerprint}").info.run_id
         client.update_run(run_id, status="RUNNING")
         children = {
-            run.data.tags[STAGE_TAG]: run.info.run_id
-            for run in client.search_runs([experiment_id], f"tags.`{PARENT_TAG}` = '{run_id}'")
-            if STAGE_TAG in run.data.tags
+            run.data.tags[Tag.STAGE]: run.info.run_id
+            for run in client.search_runs([experiment_id], f"tags.`{Tag.PARENT}` = '{run_id}'")
+            if Tag.STAGE in run.data.tags
         }
         params = {stage: flatten({name: getattr(config, name) for name in names}) for stage, names in (sections or {}).items()}
         tracked = cls(client, experiment_id, run_id, params, children)
@@ -94,7 +84,7 @@ class TrackedRun:
         """Id of a stage's own run, which the first call opens or continues."""
         if stage not in self._opened:
             if stage not in self.children:
-                tags = {PARENT_TAG: self.run_id, STAGE_TAG: stage}
+                tags = {Tag.PARENT: self.run_id, Tag.STAGE: stage}
                 self.children[stage] = self.client.create_run(self.experiment_id, tags=tags, run_name=stage).info.run_id
             self.client.update_run(self.children[stage], status="RUNNING")
             self._log_params(self.children[stage], self.params.get(stage, {}))
@@ -114,7 +104,7 @@ class TrackedRun:
 
     def log_totals(self, step: Step, manifest: Mapping[str, Any], seconds: float | None) -> None:
         """Logs what a finished stage recorded: its numbers as metrics, its folder as tags, its manifest as a file."""
-        self.set_tags(step.name, {FOLDER_TAG: step.folder.name, "refalign.fingerprint": step.fingerprint})
+        self.set_tags(step.name, {Tag.FOLDER: step.folder.name, "refalign.fingerprint": step.fingerprint})
         took = {} if seconds is None else {"seconds": seconds}
         self.log_records(step.name, [{"step": 0, **dict(_iter_totals(manifest)), **took}])
         self.log_file(step.name, step.folder / "manifest.json")
@@ -194,8 +184,8 @@ def delete_pictures(client: Client, folders: Sequence[str]) -> int:
     pictures = {"shards": ("contact_sheets",), "evaluate": ("videos",)}
     touched = 0
     for folder in folders:
-        for run in client.search_runs(client.list_experiments(), f"tags.`{FOLDER_TAG}` = '{folder}'"):
-            parent = client.get_run(run.data.tags[PARENT_TAG])
+        for run in client.search_runs(client.list_experiments(), f"tags.`{Tag.FOLDER}` = '{folder}'"):
+            parent = client.get_run(run.data.tags[Tag.PARENT])
             for holder, names in ((run, pictures.get(folder.partition("-")[0], ())), (parent, REPORTS)):
                 there = {file.path for file in client.list_artifacts(holder.info.run_id)}.intersection(names)
                 with one_line_errors(client.uri):
@@ -232,7 +222,7 @@ def code_revision() -> str:
 def _find_experiment(client: Client, name: str, output: Path | None) -> str:
     """Id of the experiment, which is created where it is new; with ``output``, its files lie there."""
     if client.get_experiment_by_name(name) is None:
-        with ignored(EXISTS):  # another process was faster
+        with ignored("RESOURCE_ALREADY_EXISTS"):  # another process was faster
             client.create_experiment(name, artifact_location=(output / "artifacts").as_uri() if output else None)
     found = client.get_experiment_by_name(name)
     if found.lifecycle_stage == "deleted":
