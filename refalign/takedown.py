@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from refalign.errors import ArtifactError
 from refalign.io.storage import find_size, in_parallel, iter_files, join, kind_of, read_table
@@ -27,12 +28,10 @@ _STAGES = ("subjects", "pairs", "shards", "evaluate")
 _COLUMNS = ["clip_id", "video_id", "video_path", "source_group", "start_s", "fps", "num_frames"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What a takedown must know of a part.
 
     Attributes:
-        location: of its data.
         shows: ids of the clips that it holds something of; None where that is not known.
         items: what it was made of, as plans name it: digests of the work of videos, or ids of clips.
         clips: of a subjects part, by id; its ``videos`` are ids by name.
@@ -41,12 +40,11 @@ class _Part:
     location: str
     shows: frozenset[str] | None = frozenset()
     items: Sequence[str] = ()
-    clips: Mapping[str, Clip] = dataclasses.field(default_factory=dict)
-    videos: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    clips: Mapping[str, Clip] = MappingProxyType({})
+    videos: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclasses.dataclass(frozen=True)
-class _Held:
+class _Held(NamedTuple):
     """A step folder with its committed parts; ``digest`` is that of finished shards."""
 
     step: Step
@@ -57,10 +55,10 @@ class _Held:
 
 
 def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | None) -> None:
-    """Takes a source down, deletes its pictures in MLflow, and prints what was removed, which models saw it, and what to do next.
+    """Takes a source down, also in MLflow, and prints what was removed, which models saw it, and what to do next.
 
     Raises:
-        ArtifactError, BackendUnavailable: see `take_down`; MLflow does not answer. The same command does the rest.
+        ArtifactError, BackendUnavailable: as `take_down`, or MLflow does not answer. The same command does the rest.
     """
     from refalign.tracking.client import make_tracking_uri, open_client
     from refalign.tracking.registry import TrainedModel, find_trained_models
@@ -79,9 +77,8 @@ def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | 
         aliases = f" ({', '.join(model.aliases)})" if model.aliases else ""
         what = f"{model.name} version {model.version}{aliases}" if model.version else "trained and not registered"
         print(f"model     {what}: MLflow run {model.run_id}, shards {model.digest}")
-    print(
-        f"{len(models)} models were trained on it; train them again or withdraw them" if models else "no model was trained on it"
-    )
+    advice = f"{len(models)} models were trained on it; train them again or withdraw them"
+    print(advice if models else "no model was trained on it")
     close_request(output, stone)
     print(
         "next      run the same command as before: the parts that held the source are gone, and it makes them again without it; "
@@ -90,7 +87,7 @@ def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | 
 
 
 def take_down(output: Path, source: str, *, reason: str = "") -> Tombstone:
-    """Deletes all that holds something of a source and returns what that was; the request stays open until `close_request`.
+    """Deletes all that holds something of a source and returns what it was; the request stays open until `close_request`.
 
     Args:
         source: a video's name in its input, its location or id, a source group, or a clip's id.
@@ -205,11 +202,11 @@ def _overlap(clip: Clip, other: Clip) -> bool:
 
 
 def _find_doomed(held: Sequence[_Held], clips: Collection[str]) -> dict[str, list[str]]:
-    """Parts that go, by step folder; a folder without such parts is made of others that go, and is not finished any more."""
+    """Parts that go, by step folder; a folder with none is made of others that go, and is not finished any more."""
     doomed: dict[str, list[str]] = {}
     for each in held:
         is_outdated = not each.made_of.isdisjoint(doomed)
-        if each.step.name == "pairs":  # all of them depend on the verdicts on all clips; pictures of an evaluation do not
+        if each.step.name == "pairs":  # all depend on the verdicts on all clips; pictures of an evaluation do not
             is_redone = is_outdated or not each.is_finished
             found = [name for name in each.parts if is_redone and name.startswith((VERDICTS_PART, "pairs-"))]
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import av.error
+from av.container import InputContainer
 from av.stream import Disposition
 
 from refalign.errors import DataError
@@ -28,13 +29,13 @@ _MAX_PENDING = 512
 _TAIL_BYTES, _TAIL_SHARE = 4096, 0.1  # indices, tags and padding at the end of a file are smaller than one of these
 
 
-def open_container(path: Path) -> Any:
+def open_container(path: Path) -> InputContainer:
     """Opens a file of a known kind of container; FFmpeg's errors pass through."""
     # Titles in other encodings than UTF-8 are common, and no reason to refuse a video.
     return av.open(str(path), metadata_errors="replace", options={"format_whitelist": _FORMATS})
 
 
-def find_stream(path: Path, container: Any) -> Any:
+def find_stream(path: Path, container: InputContainer) -> av.VideoStream:
     """FFmpeg's best video stream; never a cover picture or a thumbnail.
 
     Raises:
@@ -69,7 +70,7 @@ class Decoded:
 class Decoder:
     """Decodes one stream of an open container, with as many threads as the actor has cores."""
 
-    def __init__(self, path: Path, container: Any, stream: Any) -> None:
+    def __init__(self, path: Path, container: InputContainer, stream: av.VideoStream) -> None:
         self.path, self.container, self.stream = path, container, stream
         self._read_bytes = 0  # where the packets that were read end in the file
         self._context: Any = stream.codec_context

@@ -11,7 +11,6 @@ import struct
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import av.error
@@ -39,16 +38,7 @@ _MAX_TILT_DEG = 1.0
 
 @dataclass(frozen=True)
 class Look:
-    """How a frame is stored and shown.
-
-    Attributes:
-        stream: index in the container.
-        width_px, height_px: as stored.
-        pixel_aspect: width over height of a stored pixel.
-        rotation_deg: counter-clockwise, 0, 90, 180 or 270, applied after ``mirrored`` has swapped left and right.
-        transfer: ``sdr``, ``pq`` or ``hlg``.
-        primaries: ``bt709`` (and what is near to it), ``bt2020`` or ``p3``.
-    """
+    """How a frame is stored and shown; the fields are explained at `refalign.io.tables.LOOK`."""
 
     stream: int
     width_px: int
@@ -63,7 +53,7 @@ class Look:
 
     @property
     def square_px(self) -> tuple[int, int]:
-        """(height, width) with square pixels, before rotation. The width as shown is scaled, as by ``scale=iw*sar:ih``."""
+        """(height, width) with square pixels, before rotation; scaled is the width as shown (``scale=iw*sar:ih``)."""
         if self.pixel_aspect == 1:
             return self.height_px, self.width_px
         if self.rotation_deg % 180:
@@ -94,8 +84,8 @@ class Look:
         }
         return [name for name, holds in said.items() if holds]
 
-    def to_row(self) -> dict[str, Any]:
-        """The columns of `refalign.io.tables.LOOK`."""
+    def to_row(self) -> dict[str, float | str]:
+        """A value of `refalign.io.tables.LOOK`."""
         return asdict(self)
 
 

@@ -23,11 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import unquote
 
 from refalign.errors import ArtifactError, BackendUnavailable, DataError
 from refalign.io.untrusted import hide_secrets, parse_json_object
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
 
 REMOTE_SCHEMES = ("s3", "gs")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -137,7 +141,7 @@ def _look_at(location: str) -> tuple[Kind, int]:
 
         with open_store(location) as (system, path):
             info = system.get_file_info(path.rstrip("/"))
-        kinds: dict[Any, Kind] = {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}
+        kinds: dict[FileType, Kind] = {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}
         return kinds.get(info.type, "other"), info.size or 0
     path = Path(location)
     try:
@@ -187,7 +191,7 @@ def load_json(location: str) -> dict[str, Any] | None:
         raise ArtifactError(f"{location}: damaged ({error}); delete it and run again.") from error
 
 
-def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
+def read_table(location: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The ``pyarrow.Table`` in a parquet file that a stage wrote.
 
     Args:
@@ -197,13 +201,13 @@ def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
     Raises:
         ArtifactError: the file is damaged.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
+    from pyarrow import ArrowException
 
     try:
         with open_file(location) as file, pq.ParquetFile(file) as table:
             return table.read(columns=list(columns) if columns is not None else None)
-    except pa.ArrowException as error:
+    except ArrowException as error:
         text = " ".join(str(error).split())[:160]
         raise ArtifactError(f"{location}: damaged ({text}); delete it and its .json, and run again.") from error
 
@@ -235,7 +239,7 @@ def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some
 
 
 @contextmanager
-def open_file(location: str) -> Iterator[Any]:
+def open_file(location: str) -> Iterator[BinaryIO]:
     """A binary, seekable file to read from; of a remote one only the ranges that are read are fetched."""
     with translated_errors(location):
         if is_remote(location):
@@ -299,7 +303,7 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
             raise DataError(error.reason, str(error).replace(copy.name, location)) from error
 
 
-def find_system(location: str) -> tuple[Any, str]:
+def find_system(location: str) -> tuple[FileSystem, str]:
     """pyarrow's file system of a remote location, and the path in it."""
     scheme, _, path = location.partition("://")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
@@ -307,7 +311,7 @@ def find_system(location: str) -> tuple[Any, str]:
 
 
 @lru_cache(maxsize=16)
-def _make_system(scheme: str, endpoint: str, region: str) -> Any:
+def _make_system(scheme: str, endpoint: str, region: str) -> FileSystem:
     """The file system; not by `from_uri`, which decodes percent signs in keys and has no timeouts."""
     from datetime import timedelta
 
@@ -326,7 +330,7 @@ def _make_system(scheme: str, endpoint: str, region: str) -> Any:
 
 
 @contextmanager
-def open_store(location: str) -> Iterator[tuple[Any, str]]:
+def open_store(location: str) -> Iterator[tuple[FileSystem, str]]:
     """`find_system` for a ``with`` block, with `translated_errors`."""
     with translated_errors(location):
         yield find_system(location)

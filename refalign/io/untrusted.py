@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
+Hook = Callable[[list[tuple[str, Any]]], object]
+"""Makes the value of an object, as in `json.loads`."""
 _USER = re.compile(r"://[^/\s]*@")
 _PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
 _IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|signature)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
 
 
-def parse_json(text: str | bytes, **options: Any) -> Any:
+def parse_json(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> Any:
     """The value of a JSON text that others may have written.
-
-    Args:
-        options: as of `json.loads`.
 
     Raises:
         ValueError: no JSON, nested more deeply than the interpreter goes, or a number of more digits than it takes.
     """
     try:
-        return json.loads(text, **options)
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
+def parse_json_object(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> dict[str, Any]:
     """The same for a text that must be an object. Raises: ValueError: as `parse_json`, or it is no object."""
-    found = parse_json(text, **options)
+    found = parse_json(text, object_pairs_hook=object_pairs_hook)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, expected an object")
     return found

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
 from av.filter import Graph
 from PIL import Image
 
@@ -39,8 +39,7 @@ class ShownFrame:
     """One decoded frame; pixels are converted only on request.
 
     Attributes:
-        begins: why it begins a new part: ``step back``, ``gap``, ``new picture`` (size, rotation, colours) or ``damage``; empty
-            where it continues the frame before.
+        begins: why a new part begins with it: ``step back``, ``gap``, ``new picture`` (size, rotation, colours), ``damage``.
         is_broken: it, or a frame that it depends on, is corrupt.
     """
 
@@ -57,11 +56,7 @@ class ShownFrame:
         return self.look.size_px
 
     def to_rgb(self, long_side_px: int | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] as shown, scaled so that its long side is at most ``long_side_px``.
-
-        Raises:
-            DataError: UNSUPPORTED_PICTURE.
-        """
+        """As `refalign.io.looks.show`."""
         return show(self.path, self.raw, self.look, long_side_px)
 
 
@@ -102,9 +97,7 @@ def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None
         raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
 
 
-def _place_frames(
-    path: Path, container: av.container.InputContainer, config: CurationConfig, unusual: Counter[str]
-) -> Iterator[ShownFrame]:
+def _place_frames(path: Path, container: InputContainer, config: CurationConfig, unusual: Counter[str]) -> Iterator[ShownFrame]:
     """Decoded frames with their times and looks, divided into parts."""
     stream = find_stream(path, container)
     _check_pixels(path, stream.codec_context.height, stream.codec_context.width, config)
@@ -174,7 +167,7 @@ class _Deinterlacer:
             yield replace(self._waiting.popleft(), raw=made)
 
 
-def _name_unusual(frame: ShownFrame, container: av.container.InputContainer) -> list[str]:
+def _name_unusual(frame: ShownFrame, container: InputContainer) -> list[str]:
     names = frame.look.name_unusual() + (["broken frames"] if frame.is_broken else [])
     names += [frame.begins] if frame.begins and frame.begins != "damage" else []
     return names + (["not the first stream"] if frame.look.stream != container.streams.video[0].index else [])
@@ -183,7 +176,7 @@ def _name_unusual(frame: ShownFrame, container: av.container.InputContainer) -> 
 class _Clock:
     """Times of frames from the first one, with gaps and steps back."""
 
-    def __init__(self, path: Path, stream: Any) -> None:
+    def __init__(self, path: Path, stream: av.VideoStream) -> None:
         self._path, self._rate = path, float(stream.average_rate or stream.guessed_rate or 25)
         self._usual_s = 1 / self._rate
         self._first_s: float | None = None
@@ -292,26 +285,22 @@ def read_clips(location: str | Path, specs: Sequence[ClipSpec], video: VideoConf
         DataError: the video cannot be read, or ends before a clip does.
         BackendUnavailable: the object store that holds it does not answer.
     """
-    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
-        return _read_local_clips(path, specs, video, config)
-
-
-def _read_local_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
     starts = [round(spec.start_s * video.fps) for spec in specs]
     clips: list[list[np.ndarray]] = [[] for _ in specs]
     last = max(starts) + video.num_frames
-    for frame, indices in iter_grid(iter_frames(path, config), video.fps):
-        if frame.is_broken:
-            continue
-        for clip, spec, start in zip(clips, specs, starts, strict=True):
-            wanted = [index for index in indices if start <= index < start + video.num_frames]
-            if wanted:
-                clip.extend([resize_crop(frame.to_rgb(), spec.crop_xyxy_px, video)] * len(wanted))
-        if indices and indices[-1] >= last:
-            break
+    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
+        for frame, indices in iter_grid(iter_frames(path, config), video.fps):
+            if frame.is_broken:
+                continue
+            for clip, spec, start in zip(clips, specs, starts, strict=True):
+                if count := sum(start <= index < start + video.num_frames for index in indices):
+                    clip.extend([resize_crop(frame.to_rgb(), spec.crop_xyxy_px, video)] * count)
+            if indices and indices[-1] >= last:
+                break
     for clip, spec in zip(clips, specs, strict=True):
         if len(clip) < video.num_frames:
-            raise DataError("TOO_SHORT", f"{path}: the clip at {spec.start_s:.2f} s has {len(clip)} of {video.num_frames} frames")
+            had = f"{len(clip)} of {video.num_frames} frames"
+            raise DataError("TOO_SHORT", f"{location}: the clip at {spec.start_s:.2f} s has {had}")
     return [np.stack(clip) for clip in clips]
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from refalign.errors import ConfigError, DataError
 from refalign.io.storage import is_remote, join, kind_of, open_store
@@ -55,7 +55,7 @@ def write_bytes(location: str | Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
-def write_json(location: str | Path, value: Any) -> None:
+def write_json(location: str | Path, value: object) -> None:
     """Writes ``value`` as JSON, sorted by key."""
     write_bytes(location, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 

@@ -31,8 +31,7 @@ class RegisterManifest(Manifest):
     """The version.
 
     Attributes:
-        uri: of the version, ``models:/name/version``.
-        weights: digest of its weights.
+        weights: their digest.
         licenses, consents: clips it was trained on, by licence and consent.
         code: git revision.
         card: the model card, in Markdown.

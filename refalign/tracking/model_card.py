@@ -28,10 +28,7 @@ class Provenance(NamedTuple):
     """What a model version was made from.
 
     Attributes:
-        licenses: clips that it was trained on, by licence.
-        consents: the same by consent.
-        shard_digest: of the training shards.
-        fingerprint: of the run's settings.
+        licenses, consents: clips that it was trained on, by licence and consent.
         code: git revision.
         folders: of the stages, below the run's output.
         command: what a person types to make it again.

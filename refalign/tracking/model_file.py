@@ -12,16 +12,16 @@ import binascii
 import math
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from refalign.errors import ConfigError, DataError, RefAlignError
 from refalign.generation.settings import FACTS, GenerationSettings, check_seed
@@ -33,6 +33,9 @@ MAX_ROWS, MAX_REQUESTS = 16, 8
 """Rows of one request; requests in work or waiting at one time."""
 _MAX_TIMES_LARGER = 4
 """A row may ask for this many times the pixels that the model was exported for: attention grows with their square."""
+
+
+Rows = pd.DataFrame | Mapping[str, object] | Sequence[object]
 
 
 class Request(NamedTuple):
@@ -50,7 +53,7 @@ class ReferenceToVideoModel(PythonModel):
     def __init__(self) -> None:
         self.places = threading.BoundedSemaphore(MAX_REQUESTS)
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Loads the exported folder; needs neither projectors nor a vision encoder."""
         from refalign.generation.pipeline import RefAlignPipeline
 
@@ -62,8 +65,7 @@ class ReferenceToVideoModel(PythonModel):
         """One video per row; equal rows with equal seeds give equal videos. All rows are checked before the first video.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE with one line for what a row or a parameter has wrong;
-                REQUEST_LIMIT_EXCEEDED where too many requests wait already.
+            MlflowException: INVALID_PARAMETER_VALUE for a bad row or parameter; REQUEST_LIMIT_EXCEEDED for too many requests.
         """
         if not self.places.acquire(blocking=False):
             raise MlflowException(f"{MAX_REQUESTS} requests are in work or wait; try again later.", REQUEST_LIMIT_EXCEEDED)
@@ -91,11 +93,8 @@ class ReferenceToVideoModel(PythonModel):
             return base64.b64encode(path.read_bytes()).decode()
 
 
-def parse_rows(model_input: Any, params: Mapping[str, Any], defaults: GenerationSettings) -> list[Request]:
-    """One request per row.
-
-    Args:
-        model_input: a data frame, a list of mappings, or one mapping. A missing value is None or NaN.
+def parse_rows(model_input: Rows, params: Mapping[str, object], defaults: GenerationSettings) -> list[Request]:
+    """One request per row of a data frame, a list of mappings, or one mapping. A missing value is None or NaN.
 
     Raises:
         ConfigError, DataError: what is wrong with the first row that has a fault.
@@ -114,7 +113,7 @@ def parse_rows(model_input: Any, params: Mapping[str, Any], defaults: Generation
     return requests
 
 
-def _parse_row(row: Any, shared: GenerationSettings, defaults: GenerationSettings) -> Request:
+def _parse_row(row: object, shared: GenerationSettings, defaults: GenerationSettings) -> Request:
     if not isinstance(row, Mapping):
         raise ConfigError(f"expected an object with a prompt, got {type(row).__name__}.")
     given = {str(name): value for name, value in row.items() if not _is_missing(value)}
@@ -131,11 +130,7 @@ def _parse_row(row: Any, shared: GenerationSettings, defaults: GenerationSetting
 
 
 def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarray]:
-    """Pictures of base64 text: a list of them, or one string.
-
-    Raises:
-        DataError: the text is not base64, or not a picture.
-    """
+    """Pictures of base64 texts. Raises `DataError`: a text is not base64, or not a picture."""
     if not isinstance(references, str | list | tuple | np.ndarray):
         raise DataError("UNREADABLE", f"references: expected a list of base64 pictures, got {type(references).__name__}.")
     texts = [references] if isinstance(references, str) else list(references)
@@ -150,7 +145,7 @@ def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarr
     return pictures
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 

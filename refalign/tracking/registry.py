@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -24,6 +24,9 @@ from refalign.io.storage import sha256_of
 from refalign.io.untrusted import hide_secrets
 from refalign.tracking.client import NOT_FOUND, Client, Tag, ignored, one_line_errors, open_client
 from refalign.tracking.run import TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 CHALLENGER = "challenger"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
@@ -233,7 +236,7 @@ def _log_model(tracked: TrackedRun, config: RunConfig, key: str, export_folder: 
     return info.model_id
 
 
-def _make_signature(config: RunConfig) -> Any:
+def _make_signature(config: RunConfig) -> ModelSignature:
     """Parameters and answer. Rows have no schema: MLflow drops columns that a schema lacks without a word, misspelt ones too."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from refalign.config import RunConfig, Section
 from refalign.errors import BackendUnavailable
@@ -102,7 +102,7 @@ class TrackedRun:
             self.client.set_terminated(run_id, status)
         self._opened.clear()
 
-    def log_totals(self, step: Step, manifest: Mapping[str, Any], seconds: float | None) -> None:
+    def log_totals(self, step: Step, manifest: Mapping[str, object], seconds: float | None) -> None:
         """Logs what a finished stage recorded: its numbers as metrics, its folder as tags, its manifest as a file."""
         self.set_tags(step.name, {Tag.FOLDER: step.folder.name, "refalign.fingerprint": step.fingerprint})
         took = {} if seconds is None else {"seconds": seconds}
@@ -195,7 +195,7 @@ def delete_pictures(client: Client, folders: Sequence[str]) -> int:
     return touched
 
 
-def flatten(section: Section | Mapping[str, Any] | Sequence[Any], prefix: str = "") -> dict[str, str]:
+def flatten(section: Section | Mapping[str, object] | Sequence[object], prefix: str = "") -> dict[str, str]:
     """Settings by dotted name, as ``--set`` spells it, as text of at most 500 characters without credentials."""
     if isinstance(section, Section):
         section = section.model_dump(mode="json")
@@ -233,7 +233,7 @@ def _find_experiment(client: Client, name: str, output: Path | None) -> str:
     return found.experiment_id
 
 
-def _iter_totals(manifest: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def _iter_totals(manifest: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Numbers of a manifest, nested ones as ``group.name``; lists, and groups whose keys are free text, are left out."""
     for name, entry in manifest.items():
         if name in _KEYED_BY_TEXT:
