@@ -61,14 +61,14 @@ def run_takedown(output: Path, source: str, *, reason: str, tracking_uri: str | 
         ArtifactError, BackendUnavailable: as `take_down`, or MLflow does not answer. The same command does the rest.
     """
     from refalign.tracking.client import make_tracking_uri, open_client
-    from refalign.tracking.registry import TrainedModel, find_trained_models
+    from refalign.tracking.registry import Version, find_trained_models
     from refalign.tracking.run import delete_pictures
 
     output = Path(output).resolve()
     stone = take_down(output, source, reason=reason)
     videos = {*stone.video_ids, *(clip["video_id"] for clip in stone.clips.values())}
     print(f"removed   {len(stone.clips)} clips of {len(videos)} videos ({source}) from every version below {output}")
-    models: list[TrainedModel] = []
+    models: list[Version] = []
     if tracking_uri or (output / "mlflow.db").is_file():
         client = open_client(make_tracking_uri(tracking_uri, output))
         delete_pictures(client, list(stone.held))

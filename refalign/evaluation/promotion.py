@@ -100,7 +100,7 @@ def run_list(config: RunConfig, output: Path) -> None:
     """Every version with its aliases and what the gate said."""
     for each in list_versions(make_tracking_uri(config.tracking.uri, output), config.tracking.model_name):
         aliases = ", ".join(each.aliases) or "-"
-        print(f"{each.version:>4}  {aliases:22} shards {each.shards or '?':12}  {each.gate}: {each.reason}".rstrip(": "))
+        print(f"{each.version:>4}  {aliases:22} shards {each.digest[:12] or '?':12}  {each.gate}: {each.reason}".rstrip(": "))
 
 
 def score_champion(config: RunConfig, step: Step, evaluated: Mapping[str, Any], model: Path) -> dict[str, dict[str, Any]]:

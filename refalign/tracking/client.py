@@ -30,6 +30,7 @@ class Tag:
 
     PARENT, STAGE, FOLDER = "mlflow.parentRunId", "refalign.step", "refalign.folder"
     SHARDS, WEIGHTS, KEY = "refalign.shard_digest", "refalign.weights", "refalign.key"
+    DECISION, REASON = "refalign.gate", "refalign.gate_reason"
 
 
 class Client:

@@ -13,24 +13,15 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from refalign.errors import ArtifactError, BackendUnavailable
 from refalign.tracking.client import NOT_FOUND, Client, Tag, ignored, open_client
+from refalign.tracking.registry import Version, find_versions
 
 CHAMPION = "champion"
-_HISTORY_TAG, _DECISION_TAG, _REASON_TAG = "refalign.champions", "refalign.gate", "refalign.gate_reason"
+_HISTORY_TAG = "refalign.champions"
 _STALE_LOCK_S = 600.0
-
-
-class Version(NamedTuple):
-    """A registered version, what the gate said of it, and the first digits of its shards' digest."""
-
-    version: str
-    aliases: tuple[str, ...]
-    gate: str
-    reason: str
-    shards: str
 
 
 def find_version(uri: str, name: str, alias: str) -> str | None:
@@ -47,8 +38,8 @@ def record_decision(uri: str, name: str, version: str, *, decision: Mapping[str,
         champion: version it was compared with; None for the base model.
     """
     client, against = open_client(uri), _name_version(champion)
-    client.set_model_version_tag(name, version, _DECISION_TAG, "passed" if decision["passed"] else "refused")
-    client.set_model_version_tag(name, version, _REASON_TAG, f"against {against}: {decision['reason']}"[:5000])
+    client.set_model_version_tag(name, version, Tag.DECISION, "passed" if decision["passed"] else "refused")
+    client.set_model_version_tag(name, version, Tag.REASON, f"against {against}: {decision['reason']}"[:5000])
     if run_id := client.get_model_version(name, version).run_id:
         client.log_text(run_id, json.dumps({"against": against, **decision}, indent=1), f"gate/version-{version}.json")
         if rows := decision["comparisons"]:
@@ -67,8 +58,7 @@ def promote(uri: str, name: str, version: str, *, expected: str | None) -> None:
     """
     client = open_client(uri)
     with _lock(client, name):
-        present = _at_alias(client, name, CHAMPION)
-        if present != expected:
+        if (present := _at_alias(client, name, CHAMPION)) != expected:
             raise ArtifactError(
                 f"{name}: version {version} was compared with {_name_version(expected)}, but {_name_version(present)} "
                 "is champion now; another promotion won. Run pipelines/register.py promote again: it compares with that one."
@@ -100,20 +90,10 @@ def list_versions(uri: str, name: str) -> list[Version]:
     Raises:
         ArtifactError: there is no such model.
     """
-    client = open_client(uri)
-    found = [client.get_model_version(name, each.version) for each in client.search_model_versions(f"name = '{name}'")]
+    found = find_versions(open_client(uri), f"name = '{name}'")
     if not found:
         raise ArtifactError(f"{name}: no version of it in this registry; finish a run of pipelines/full.py first.")
-    return [
-        Version(
-            version=str(each.version),
-            aliases=tuple(each.aliases),
-            gate=each.tags.get(_DECISION_TAG, "not asked"),
-            reason=each.tags.get(_REASON_TAG, ""),
-            shards=each.tags.get(Tag.SHARDS, "")[:12],
-        )
-        for each in sorted(found, key=lambda each: -int(each.version))
-    ]
+    return found
 
 
 @contextmanager

@@ -46,14 +46,20 @@ class RegisteredModel(NamedTuple):
     uri: str
 
 
-class TrainedModel(NamedTuple):
-    """A registered version, or a training run without one (``version`` is empty)."""
+class Version(NamedTuple):
+    """A registered version and what the gate said of it; of a training run without one, only ``digest`` and ``run_id``.
 
-    name: str
-    version: str
-    aliases: tuple[str, ...]
+    Attributes:
+        digest: of the shards that it was trained on.
+    """
+
     digest: str
     run_id: str
+    name: str = ""
+    version: str = ""
+    aliases: tuple[str, ...] = ()
+    gate: str = ""
+    reason: str = ""
 
 
 def digest_weights(export_folder: Path) -> str:
@@ -148,22 +154,35 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     return export
 
 
-def find_trained_models(client: Client, digests: Sequence[str]) -> list[TrainedModel]:
+def find_versions(client: Client, query: str) -> list[Version]:
+    """The versions that MLflow finds for a query, newest first."""
+    found = [client.get_model_version(item.name, item.version) for item in client.search_model_versions(query)]
+    return [
+        Version(
+            digest=each.tags.get(Tag.SHARDS, ""),
+            run_id=each.run_id or "",
+            name=each.name,
+            version=str(each.version),
+            aliases=tuple(each.aliases),
+            gate=each.tags.get(Tag.DECISION, "not asked"),
+            reason=each.tags.get(Tag.REASON, ""),
+        )
+        for each in sorted(found, key=lambda each: -int(each.version))
+    ]
+
+
+def find_trained_models(client: Client, digests: Sequence[str]) -> list[Version]:
     """Versions tagged with one of the shard digests, then training runs with such a data set and no version."""
 
     def find_parent(run_id: str) -> str:
         return client.get_run(run_id).data.tags.get(Tag.PARENT, run_id)
 
-    found: list[TrainedModel] = []
-    for digest in digests:
-        for version in client.search_model_versions(f"tags.`{Tag.SHARDS}` = '{digest}'"):
-            model = client.get_model_version(version.name, version.version)
-            found.append(TrainedModel(model.name, str(model.version), tuple(model.aliases), digest, model.run_id or ""))
-    registered = {find_parent(model.run_id) for model in found if model.run_id}
+    found = [each for digest in digests for each in find_versions(client, f"tags.`{Tag.SHARDS}` = '{digest}'")]
+    registered = {find_parent(each.run_id) for each in found if each.run_id}
     for digest in digests:
         query = f"datasets.digest = '{digest[:36]}' and tags.`{Tag.STAGE}` = 'train'"
         runs = [run.info.run_id for run in client.search_runs(client.list_experiments(), query)]
-        found += [TrainedModel("", "", (), digest, run_id) for run_id in runs if find_parent(run_id) not in registered]
+        found += [Version(digest, run_id) for run_id in runs if find_parent(run_id) not in registered]
     return found
 
 

@@ -136,6 +136,14 @@ def test_unreachable_server_is_one_line_without_the_password(tmp_path):
     assert "\n" not in text and "secret" not in text
 
 
+def test_a_deleted_experiment_is_refused_with_the_way_out(tmp_path):
+    config = toy_tiny()
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    tracked.client.delete_experiment(tracked.experiment_id)
+    with pytest.raises(BackendUnavailable, match="was deleted; restore it with `mlflow experiments restore`, or set tracking"):
+        TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
+
+
 def test_params_are_dotted_short_and_without_credentials():
     config = toy_tiny()
     tracking = config.tracking.model_copy(update={"uri": "https://me:secret@mlflow.example/x"})
