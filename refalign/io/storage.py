@@ -161,15 +161,15 @@ def digest_sampled(location: str) -> str:
     The time of change is left out: it changes with every copy, and the content does not.
     """
     size_bytes = size_of(location)
-    digest = hashlib.sha256(str(size_bytes).encode())
+    digest, between = hashlib.sha256(str(size_bytes).encode()), size_bytes - 2 * _SAMPLE_BYTES
+    samples = [(0, _SAMPLE_BYTES)]
+    for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
+        samples.append((_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN, min(between, _SAMPLE_BETWEEN_BYTES)))
+    samples.append((min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)), _SAMPLE_BYTES))
     with open_file(location) as file:
-        digest.update(file.read(_SAMPLE_BYTES))
-        between = size_bytes - 2 * _SAMPLE_BYTES
-        for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
-            file.seek(_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN)
-            digest.update(file.read(min(between, _SAMPLE_BETWEEN_BYTES)))
-        file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
-        digest.update(file.read(_SAMPLE_BYTES))
+        for offset, count in samples:
+            file.seek(offset)
+            digest.update(file.read(count))
     return digest.hexdigest()[:16]
 
 
