@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
 from refalign.config import RunConfig
 from refalign.io.untrusted import hide_secrets
 from refalign.tracking.client import Tag
@@ -22,6 +25,24 @@ _LICENSES = {
     },
 }
 """By role and a part of the model's name."""
+
+
+def _escape(value: object) -> Markup:
+    """One line that can become neither HTML nor a link, and does not end its cell of a table."""
+    if isinstance(value, Markup):
+        return value
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return Markup(text.replace("](", "]&#40;").replace("|", "\\|"))
+
+
+# Every value in the template is escaped by `_escape`.
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=_escape,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 class Provenance(NamedTuple):
@@ -62,34 +83,18 @@ def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[s
         scores: of the evaluation, by name; nested groups are shown as dotted names.
         note: what a reader must know of the base weights first, see `load_note`.
     """
-    parts = [
-        f"# {_plain(config.tracking.model_name)}: reference-to-video model",
-        "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects "
-        "of reference pictures. Projectors and the vision encoder are not part of it.",
-        f"**{_plain(note)}**" if note else "",
-        "## Intended use",
-        "Research on subject-consistent video generation. Show people only with their consent, and mark videos as generated. "
-        "Not for impersonation, and not for decisions about people.",
-        "## Data",
-        _table("licence of the clips", "clips", provenance.licenses),
-        _table("consent", "clips", provenance.consents),
-        _warn_of_data(provenance.licenses),
-        "## Models used",
-        _table("model", "licence", _list_models(config)),
-        "## Scores",
-        _table("score", "value", flatten(scores)) if scores else "Not evaluated.",
-        "## How to generate",
-        f"    python pipelines/generate.py --model models:/{_plain(config.tracking.model_name)}@challenger \\\n"
-        '        --reference a.png --prompt "..." --output out.mp4',
-        "## How to reproduce",
-        textwrap.indent(hide_secrets(provenance.command), "    "),  # a code block, whatever it holds
-        f"Code {_plain(provenance.code)}, config {provenance.fingerprint}, shards {provenance.shard_digest}. "
-        f"Step folders: {', '.join(provenance.folders.values())}.",
-        "<details><summary>Settings</summary>",
-        _table("setting", "value", flatten(config)),
-        "</details>",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    restricted = [name for name in provenance.licenses if "non-commercial" in name.lower() or "-nc" in name.lower()]
+    return _TEMPLATES.get_template("model_card.md").render(
+        name=config.tracking.model_name,
+        note=note,
+        provenance=provenance,
+        restricted=", ".join(sorted(restricted)),
+        models=_list_models(config),
+        scores=flatten(scores),
+        command=Markup(textwrap.indent(hide_secrets(provenance.command), "    ")),  # a code block, whatever it holds
+        folders=", ".join(provenance.folders.values()),
+        settings=flatten(config),
+    )
 
 
 def load_note(base: str) -> str | None:
@@ -110,23 +115,3 @@ def _list_models(config: RunConfig) -> dict[str, str]:
             text = next((text for word, text in known.items() if word in source.lower()), "see its own model card")
         rows[f"{role}: `{name}`"] = text
     return rows
-
-
-def _warn_of_data(licenses: Mapping[str, int]) -> str:
-    named = [name for name in licenses if "non-commercial" in name.lower() or "-nc" in name.lower()]
-    if named:
-        return f"**Part of the data is for non-commercial use only ({_plain(', '.join(sorted(named)))}); so is this model.**"
-    if not licenses or "unknown" in licenses:
-        return "**The licence of some clips is unknown; clear it before the model leaves your hands.**"
-    return ""
-
-
-def _table(name: str, value: str, rows: Mapping[str, object]) -> str:
-    """Text from data sources must not end its cell or become markup."""
-    cells = [[_plain(cell).replace("|", "\\|") for cell in row] for row in rows.items()] or [["unknown", ""]]
-    return "\n".join(f"| {first} | {second} |" for first, second in ((name, value), ("---", "---"), *cells))
-
-
-def _plain(value: object) -> str:
-    """One line that can become neither HTML nor a link."""
-    return " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]&#40;")

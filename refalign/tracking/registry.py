@@ -131,14 +131,15 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     if not name or not chosen:
         raise ArtifactError(f"{source}: expected models:/<name>@<alias>, models:/<name>/<version> or a local folder.")
     client = open_client(tracking_uri)
-    find, version = client.get_model_version_by_alias if separator == "@" else client.get_model_version, None
+    find = client.get_model_version_by_alias if separator == "@" else client.get_model_version
+    version = None
     with ignored(*NOT_FOUND):
         version = find(name, chosen)
     if version is None:
         known = ", ".join(map(str, list_numbers(client, name)))
+        has = f"it has versions {known} of {name}" if known else f"it has no model {name}"
         raise ArtifactError(
-            f"{source}: not in the registry at {hide_secrets(tracking_uri)}; "
-            f"{f'it has versions {known} of {name}' if known else f'it has no model {name}'}. "
+            f"{source}: not in the registry at {hide_secrets(tracking_uri)}; {has}. "
             "Finish a run of pipelines/full.py there, give its tracking URI, or give a local folder."
         )
     files = client.get_model_version_download_uri(name, version.version)
