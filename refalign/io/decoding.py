@@ -122,9 +122,9 @@ class Decoder:
             for frame in self._context.decode(flush):
                 yield from order.take(frame, self._context.reorder_depth)
         except av.error.FFmpegError:
-            yield from order.finish()
+            yield from order.release()
             raise
-        yield from order.finish()
+        yield from order.release()
         self._check_end(num_packets, is_short)
 
     def _check_end(self, num_packets: int, is_short: bool) -> None:
@@ -172,19 +172,16 @@ class _Order:
         elif raw.key_frame and number not in self._corrupt:
             self._keys.append((number, self._num_frames))
         self._line.append((raw, number, self._num_frames))
-        while len(self._line) > min(depth, _MAX_REORDERED):
-            yield self._judge(*self._line.popleft())
+        yield from self.release(min(depth, _MAX_REORDERED))
 
-    def finish(self) -> Iterator[Decoded]:
-        """Yields the rest."""
-        while self._line:
-            yield self._judge(*self._line.popleft())
-
-    def _judge(self, raw: av.VideoFrame, number: int, position: int) -> Decoded:
-        key = max((key for key, shown in self._keys if shown <= position and key <= number), default=0)
-        before, self._last_number = self._last_number, number
-        return Decoded(
-            raw,
-            is_broken=any(key < corrupt <= number for corrupt in self._corrupt),
-            is_after_damage=any(before < corrupt < number for corrupt in self._corrupt),
-        )
+    def release(self, kept: int = 0) -> Iterator[Decoded]:
+        """Yields the waiting frames, all but the last ``kept``."""
+        while len(self._line) > kept:
+            raw, number, position = self._line.popleft()
+            key = max((key for key, shown in self._keys if shown <= position and key <= number), default=0)
+            before, self._last_number = self._last_number, number
+            yield Decoded(
+                raw,
+                is_broken=any(key < corrupt <= number for corrupt in self._corrupt),
+                is_after_damage=any(before < corrupt < number for corrupt in self._corrupt),
+            )
