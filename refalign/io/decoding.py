@@ -36,11 +36,7 @@ def open_container(path: Path) -> InputContainer:
 
 
 def find_stream(path: Path, container: InputContainer) -> av.VideoStream:
-    """FFmpeg's best video stream; never a cover picture or a thumbnail.
-
-    Raises:
-        DataError: NO_VIDEO, UNREADABLE.
-    """
+    """FFmpeg's best video stream; never a cover picture or a thumbnail. Raises `DataError`: NO_VIDEO, UNREADABLE."""
     if not container.streams.video:
         raise DataError("NO_VIDEO", f"{path}: has no video stream")
     moving = [stream for stream in container.streams.video if not stream.disposition & _STILL]
@@ -100,18 +96,14 @@ class Decoder:
         return size - self._read_bytes > max(_TAIL_BYTES, _TAIL_SHARE * size)
 
     def iter_frames(self) -> Iterator[Decoded]:
-        """Yields each frame in order of presentation; empty packets (dropped frames of AVI, duplicates of Theora) give none.
-
-        Raises:
-            DataError: TRUNCATED: after all frames of a file that was cut off.
-        """
+        """Yields each frame in order of presentation; at the end of a file that was cut off, raises `DataError` TRUNCATED."""
         order = _Order()
         flush = None
         num_packets, is_short = 0, False
         try:
             for packet in self.container.demux(self.stream):
                 num_packets += packet.size > 0 or packet.dts is not None
-                if not packet.size:
+                if not packet.size:  # the end, or a dropped frame (AVI) or duplicate (Theora)
                     flush = packet
                     continue
                 is_short = packet.is_corrupt
@@ -160,11 +152,7 @@ class _Order:
             del self._expected[next(iter(self._expected))]
 
     def take(self, raw: av.VideoFrame, depth: int) -> Iterator[Decoded]:
-        """Takes the next frame in order of presentation; yields those that can be judged.
-
-        Args:
-            depth: most frames that are decoded before a frame and shown after it.
-        """
+        """Takes the next frame in order of presentation; at most ``depth`` may be decoded before it and shown after it."""
         self._num_frames += 1
         number = self._expected.pop(raw.pts, self._num_frames)
         if raw.is_corrupt:

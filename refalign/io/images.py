@@ -116,11 +116,7 @@ def _name_content(data: bytes) -> str:
 
 
 def read_image(path: Path) -> Pixels:
-    """uint8 [H, W, 3] of a picture file, as `decode_image` gives it.
-
-    Raises:
-        DataError: the file is missing or no picture.
-    """
+    """uint8 [H, W, 3] of a picture file, as `decode_image` gives it. Raises `DataError`: the file is missing or no picture."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

@@ -90,14 +90,7 @@ class Look:
 
 
 def read_look(path: Path, raw: av.VideoFrame, *, stream: int, aspect: Fraction | None, codec_tag: str = "") -> Look:
-    """The look of a decoded frame.
-
-    Args:
-        aspect: width over height of a stored pixel, None where unknown.
-
-    Raises:
-        DataError: UNSUPPORTED_PICTURE: the frame cannot be shown as a player shows it.
-    """
+    """The look of a decoded frame; ``aspect`` is width over height of a stored pixel. Raises `DataError`: UNSUPPORTED_PICTURE."""
     transfer = _TRANSFERS.get(raw.color_trc, "sdr")
     if codec_tag in _DOLBY_TAGS and raw.colorspace in _UNKNOWN_MATRIX and transfer == "sdr":
         raise DataError(UNSUPPORTED, f"{path}: Dolby Vision without a standard base layer ({codec_tag}); give HDR10, HLG or SDR")
@@ -140,11 +133,7 @@ def _read_orientation(path: Path, raw: av.VideoFrame) -> tuple[int, bool]:
 
 
 def show(path: Path, raw: av.VideoFrame, look: Look, long_side_px: int | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] as a player shows it, scaled so that its long side is at most ``long_side_px``.
-
-    Raises:
-        DataError: UNSUPPORTED_PICTURE: the pixels are of a kind that cannot be converted.
-    """
+    """uint8 [H, W, 3] as a player shows it, its long side at most ``long_side_px``. Raises `DataError`: UNSUPPORTED_PICTURE."""
     height, width = look.square_px
     if long_side_px and max(width, height) > long_side_px:
         scale = long_side_px / max(width, height)

@@ -15,11 +15,7 @@ _IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|signature)[^=&\s]
 
 
 def parse_json(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> Any:
-    """The value of a JSON text that others may have written.
-
-    Raises:
-        ValueError: no JSON, nested more deeply than the interpreter goes, or a number of more digits than it takes.
-    """
+    """The value of a JSON text of others. Raises `ValueError`: no JSON, nested too deeply, or a number with too many digits."""
     try:
         return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError as error:
@@ -27,7 +23,7 @@ def parse_json(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> A
 
 
 def parse_json_object(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> dict[str, Any]:
-    """The same for a text that must be an object. Raises: ValueError: as `parse_json`, or it is no object."""
+    """The same for a text that must be an object. Raises `ValueError` as `parse_json`, or where it is none."""
     found = parse_json(text, object_pairs_hook=object_pairs_hook)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, expected an object")

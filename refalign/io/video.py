@@ -184,11 +184,7 @@ class _Clock:
         self._is_timed = self._after_gap = False
 
     def place(self, file_s: float | None) -> tuple[float, str]:
-        """The time of the next frame, in seconds, and what it begins with: nothing, a step back or a gap.
-
-        Raises:
-            DataError: BAD_TIMES.
-        """
+        """Time of the next frame in seconds, and "step back", "gap" or "" before it. Raises `DataError`: BAD_TIMES."""
         self._is_timed |= file_s is not None
         if file_s is None:
             file_s = (self._first_s or 0.0) + self._last_s + self._usual_s if self._is_timed else self._count / self._rate

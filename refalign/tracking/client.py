@@ -58,11 +58,7 @@ def make_tracking_uri(uri: str | None, output: Path) -> str:
 
 
 def open_client(uri: str) -> Client:
-    """A client of MLflow at ``uri``, which also becomes the process's default.
-
-    Raises:
-        BackendUnavailable: no server answers there, or it refuses.
-    """
+    """A client of MLflow at ``uri``, which also becomes the process's default. Raises `BackendUnavailable`."""
     check_server(uri)
     mlflow = _import_mlflow()
     with one_line_errors(uri):
@@ -117,11 +113,7 @@ def ignored(*codes: str) -> Iterator[None]:
 def check_server(uri: str | None) -> str:
     """Asks an HTTP server whether it lives, within seconds: MLflow's own client tries for half a minute.
 
-    Returns:
-        one line about what answers; a database is not asked.
-
-    Raises:
-        BackendUnavailable: nothing answers, or the answer is an error of the server.
+    Returns one line about what answers; a database is not asked. Raises `BackendUnavailable`.
     """
     if uri is None or not uri.startswith(("http://", "https://")):
         return "a database in the output folder, written by the driver alone"

@@ -48,10 +48,7 @@ def record_decision(uri: str, name: str, version: str, *, decision: Mapping[str,
 
 
 def promote(uri: str, name: str, version: str, *, expected: str | None) -> None:
-    """Makes ``version`` champion.
-
-    Args:
-        expected: the champion that the evidence is about; None if there was none.
+    """Makes ``version`` champion, in place of ``expected``, which the evidence is about.
 
     Raises:
         ArtifactError: another version became champion since.
@@ -68,11 +65,7 @@ def promote(uri: str, name: str, version: str, *, expected: str | None) -> None:
 
 
 def rollback(uri: str, name: str) -> tuple[str, str]:
-    """Gives the alias back to the champion before; returns (the one that had it, the one that has it).
-
-    Raises:
-        ArtifactError: there was none before.
-    """
+    """Gives the alias back; returns the version that had it and the one that has it. Raises `ArtifactError`: none was before."""
     client = open_client(uri)
     with _lock(client, name):
         history = _history(client, name)
@@ -85,11 +78,7 @@ def rollback(uri: str, name: str) -> tuple[str, str]:
 
 
 def list_versions(uri: str, name: str) -> list[Version]:
-    """Every version, newest first.
-
-    Raises:
-        ArtifactError: there is no such model.
-    """
+    """Every version, newest first. Raises `ArtifactError`: there is no such model."""
     found = find_versions(open_client(uri), f"name = '{name}'")
     if not found:
         raise ArtifactError(f"{name}: no version of it in this registry; finish a run of pipelines/full.py first.")
