@@ -186,10 +186,10 @@ class Loop(Run):
         arm_signals()
 
     def _open_tracker(self) -> None:
-        from refalign.tracking.run import StoryRun
+        from refalign.tracking.run import TrackedRun
 
         sections = {stage.name: stage.sections for stage in self.stages}
-        self.tracker = StoryRun.open(self.config, output=self.output, fingerprint=self.fingerprint, sections=sections)
+        self.tracker = TrackedRun.open(self.config, output=self.output, fingerprint=self.fingerprint, sections=sections)
 
     def _open_services(self) -> None:
         """Ray and MLflow, side by side: both take many seconds to start."""

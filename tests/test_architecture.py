@@ -39,7 +39,7 @@ ONLY_IN = {
     "diffusers": {"models", "generation"},
     "transformers": {"models", "generation"},
     "ultralytics": {"models.yolo"},
-    "jinja2": {"evaluation.report"},
+    "jinja2": {"evaluation.report", "tracking.model_card"},
     "matplotlib": {"evaluation.report"},
 }
 CORE = ("objective", "models.wan", "models.projector", "training.loop", "training.step", "training.batch", "shards.reader")

@@ -129,9 +129,8 @@ def run_rollback(config: RunConfig, output: Path) -> None:
 def run_list(config: RunConfig, output: Path) -> None:
     """Prints every version with its aliases and what the gate said."""
     for each in list_versions(make_tracking_uri(config.tracking.uri, output), config.tracking.model_name):
-        aliases = ", ".join(each["aliases"]) or "-"
-        said = f"{each['gate']}: {each['reason']}".rstrip(": ")
-        print(f"{each['version']:>4}  {aliases:22} shards {each['shards'] or '?':12}  {said}")
+        aliases = ", ".join(each.aliases) or "-"
+        print(f"{each.version:>4}  {aliases:22} shards {each.digest[:12] or '?':12}  {each.gate}: {each.reason}".rstrip(": "))
 
 
 def score_champion(config: RunConfig, step: Step, samples: Sequence[SampleRecord], model: Path) -> dict[str, VideoScores]:

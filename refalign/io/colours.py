@@ -1,8 +1,7 @@
-"""High dynamic range and wide colours as BT.709 colours of standard range, which is what the models know.
+"""High dynamic range and wide colours as BT.709 colours of standard range, which the models know.
 
-The steps are those of FFmpeg's ``zscale=t=linear:npl=100,zscale=p=bt709,tonemap=mobius:param=0.5:desat=0,zscale=t=bt709``.
-PyAV's build of FFmpeg has no ``zscale``, so they are done here, with tables: signal to light, BT.2020 or P3 to BT.709, tone
-curve, light to signal. White is at 100 nits, where ``tonemap`` has it, and 1000 nits are the brightest light that is told apart.
+The steps are those of FFmpeg's ``zscale=t=linear:npl=100,zscale=p=bt709,tonemap=mobius:param=0.5:desat=0,zscale=t=bt709``, with
+tables, because PyAV's build of FFmpeg has no ``zscale``: signal to light, BT.2020 or P3 to BT.709, tone curve, light to signal.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from functools import cache
 import numpy as np
 
 WHITE_NITS, PEAK_NITS = 100.0, 1000.0
+"""White as ``tonemap`` has it, and the light that becomes white."""
 _KNEE = 0.5
-"""Light above this share of white is compressed, so that `PEAK_NITS` become white; light below it stays as it is."""
-_DISPLAY_GAMMA = 2.4
-"""Of a display of standard range, ITU-R BT.1886; ``zscale`` uses it too."""
+"""Share of white above which light is compressed."""
+_DISPLAY_GAMMA = 2.4  # of a display of standard range, ITU-R BT.1886; ``zscale`` uses it too
 _STEPS = 2**16
-_BAND_PX = 2**18
-"""Pixels that are converted at once, so that a large frame takes little more memory than its pixels."""
+_BAND_PX = 2**18  # converted at once, so that a large frame takes little more memory than its pixels
 _TO_BT709 = {
     # ITU-R BT.2087-0, section 4.2: BT.2020 to BT.709 in linear light.
     "bt2020": ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),

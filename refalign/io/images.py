@@ -1,4 +1,4 @@
-"""Pictures and short videos as bytes and files: PNG, JPEG, H.264 and contact sheets. Equal input gives equal bytes.
+"""Pictures and short videos as bytes and files; equal input gives equal bytes.
 
 Images are ``uint8 [H, W, 3]`` in RGB, or ``[H, W, 4]`` with the subject's mask as alpha; videos are ``uint8 [F, H, W, 3]``.
 """
@@ -28,7 +28,7 @@ KINDS = "PNG, JPEG, WebP, AVIF, TIFF, BMP or GIF"
 ADVICE = f"give a still picture as {KINDS}"
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif"})
 UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg"})
-"""Of pictures too, but of kinds that are not read."""
+"""Of pictures of kinds that are not read."""
 _OTHERS = (
     (4, (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"), "HEIC, which phones can export as JPEG"),
     (0, (b"\xff\x0a", b"\0\0\0\x0cJXL "), "JPEG XL"),
@@ -37,11 +37,9 @@ _OTHERS = (
     (0, (b"<svg", b"<?xml"), "a drawing in SVG"),
     (0, (b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page"),
 )
-"""What else is sent for a picture: place of the mark, marks, name. HEIC would need a second codec library, pillow-heif."""
+"""Other files that are given as pictures: place of the mark, marks, name. HEIC would need pillow-heif."""
 MAX_PICTURE_PX = 2**26
-"""Larger pictures are refused from their headers; twice an 8K frame."""
-SHEET_GAP_PX = 4
-"""White around every picture of a contact sheet."""
+"""Larger pictures are refused by their headers; twice an 8K frame."""
 
 
 def on_white(image: Pixels) -> Pixels:
@@ -55,11 +53,10 @@ def on_white(image: Pixels) -> Pixels:
 def decode_image(data: bytes, where: str = "image") -> Pixels:
     """uint8 [H, W, 3] in sRGB of the bytes of a still picture, upright; transparency becomes white.
 
-    What its header says is done: orientation (EXIF), colour profile, 16 bits of grey. Of the several pictures in one JPEG (MPO:
-    depth, gain for bright displays) the first is meant.
+    Orientation (EXIF), colour profile and 16 bits of grey are applied. Of the pictures in one JPEG (MPO) the first is read.
 
     Raises:
-        DataError: the bytes are no picture that can be read, or several.
+        DataError: UNREADABLE: no picture of a known kind, damaged, or with several frames.
     """
     try:
         # Pillow knows forty more formats, one of which starts an interpreter of PostScript.
@@ -91,14 +88,14 @@ def _convert(picture: Image.Image) -> Pixels:
         return np.repeat(grey[..., None], 3, axis=2)
     if picture.mode in ("I", "F"):
         raise ValueError("grey of 32 bits, of which nothing says what is white; 8 or 16 bits are read")
-    kind = "RGBA" if _has_alpha(picture) else "RGB"
+    kind = "RGBA" if picture.has_transparency_data else "RGB"
     if profile := picture.info.get("icc_profile"):
         picture = _apply_profile(picture.convert(kind) if picture.mode in ("P", "PA", "LA") else picture, profile)
     return np.asarray(picture.convert(kind))
 
 
 def _apply_profile(picture: Image.Image, profile: bytes) -> Image.Image:
-    """The picture in sRGB; as it is where the profile says so, is damaged or is for other colours than the picture has."""
+    """The picture in sRGB; unchanged where the profile is sRGB, is damaged or is for other colours than the picture has."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(source).lower():
@@ -111,7 +108,7 @@ def _apply_profile(picture: Image.Image, profile: bytes) -> Image.Image:
 
 
 def _name_content(data: bytes) -> str:
-    """What bytes are that are no picture of a known kind, by how they begin."""
+    """What bytes are that are no picture, by how they begin."""
     for place, marks, name in _OTHERS:
         if data[place:].startswith(marks):
             return name
@@ -119,11 +116,7 @@ def _name_content(data: bytes) -> str:
 
 
 def read_image(path: Path) -> Pixels:
-    """uint8 [H, W, 3] of a picture file, as `decode_image` gives it.
-
-    Raises:
-        DataError: the file is missing or no picture.
-    """
+    """uint8 [H, W, 3] of a picture file, as `decode_image` gives it. Raises `DataError`: the file is missing or no picture."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -141,13 +134,8 @@ def encode_jpeg(image: Pixels, quality: int = 88) -> bytes:
     return _encode(on_white(image), "JPEG", quality=quality)
 
 
-def write_png(path: Path, image: Pixels) -> None:
-    """Writes a PNG, whatever the path is called; steps write aside under a temporary name."""
-    Path(path).write_bytes(encode_png(image))
-
-
-def make_contact_sheet(rows: Sequence[Sequence[Pixels]], height_px: int, gap_px: int = SHEET_GAP_PX) -> Pixels:
-    """One picture with a row per sequence, every image scaled to ``height_px``, on white. Rows may differ in length."""
+def make_contact_sheet(rows: Sequence[Sequence[Pixels]], height_px: int, gap_px: int = 4) -> Pixels:
+    """One picture with a row per sequence, each image scaled to ``height_px``, on white. Rows may differ in length."""
     strips = [[_scaled_to_height(on_white(image), height_px) for image in row] for row in rows if len(row)]
     if not strips:
         return np.full((height_px, height_px, 3), _WHITE, np.uint8)
@@ -164,8 +152,7 @@ def make_contact_sheet(rows: Sequence[Sequence[Pixels]], height_px: int, gap_px:
 def write_mp4(path: Path, frames: Pixels, fps: float, *, quality_crf: int = 18) -> None:
     """Writes an H.264 mp4 that browsers play while it loads: yuv420p, header first.
 
-    One encoder thread and no creation time, so that equal frames give equal bytes. Odd sizes repeat their last row or column,
-    because yuv420p halves both.
+    Odd sizes repeat their last row or column, because yuv420p halves both.
     """
     import av
 
@@ -179,10 +166,6 @@ def write_mp4(path: Path, frames: Pixels, fps: float, *, quality_crf: int = 18) 
         for pixels in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
         file.mux(stream.encode())
-
-
-def _has_alpha(picture: Image.Image) -> bool:
-    return "A" in picture.getbands() or "transparency" in picture.info
 
 
 def _encode(image: Pixels, kind: str, **options: int) -> bytes:

@@ -1,9 +1,10 @@
-"""Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI read through pyarrow's file systems.
+"""Files by location: an absolute local path, or an ``s3://`` or ``gs://`` URI, which pyarrow reads.
 
-`refalign.io.writing` writes them. pyarrow is imported only where a remote file or a table is read.
+Credentials and endpoints come from the environment alone (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
+``GOOGLE_APPLICATION_CREDENTIALS`` ...): no row, log or fingerprint can hold a secret. Only remote files and tables need pyarrow.
 
-Credentials and endpoints come from the environment only (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``,
-``GOOGLE_APPLICATION_CREDENTIALS`` ...), so that no row, log or fingerprint can hold a secret.
+What looks at a file raises `DataError` (MISSING, UNREADABLE, FORBIDDEN), or `BackendUnavailable` where the object store does not
+answer. `refalign.io.writing` writes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from urllib.parse import unquote
 
 from refalign.errors import ArtifactError, BackendUnavailable, DataError
 from refalign.io.untrusted import hide_secrets, parse_json_object
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
 
 REMOTE_SCHEMES = ("s3", "gs")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
@@ -38,6 +43,7 @@ _SAMPLE_BYTES, _SAMPLES_BETWEEN, _SAMPLE_BETWEEN_BYTES = 1 << 20, 8, 1 << 16
 _READERS = 16
 """Requests at a time: object stores answer slowly, and many at once."""
 
+Kind = Literal["file", "folder", "missing", "other"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,7 +54,7 @@ def is_remote(location: str) -> bool:
 
 
 def resolve(location: str, base: str = "") -> str:
-    """An absolute local path or a remote URI; relative locations are taken from ``base``, a folder's location.
+    """An absolute local path or a remote URI; ``base`` is the folder of a relative location.
 
     Raises:
         DataError: BAD_NAME (a name that UTF-8 cannot write, a zero byte) or BAD_URI (unknown scheme, credentials in it).
@@ -75,20 +81,16 @@ def _resolve_uri(scheme: str, rest: str) -> str:
             raise DataError("BAD_URI", f"file://{authority}/...: names another machine; give file:///absolute/path")
         return _absolute(Path(unquote(f"/{key}")))
     if scheme not in REMOTE_SCHEMES:
-        raise DataError(
-            "BAD_URI", f"{scheme}://...: unknown scheme; known are file, {', '.join(REMOTE_SCHEMES)}, and local paths"
-        )
+        raise DataError("BAD_URI", f"{scheme}://...: unknown scheme; give file://, s3://, gs:// or a local path")
     if "@" in authority:
-        raise DataError(
-            "BAD_URI", f"{scheme}://...@...: credentials belong into the environment (AWS_ACCESS_KEY_ID), not into a URI"
-        )
+        raise DataError("BAD_URI", f"{scheme}://...@...: give credentials in the environment (AWS_ACCESS_KEY_ID), not in a URI")
     if not authority or ".." in key.split("/"):
         raise DataError("BAD_URI", f"{scheme}://{rest}: expected {scheme}://bucket/key without '..'")
     return f"{scheme}://{authority}/{key}"
 
 
 def join(folder: str, name: str) -> str:
-    """The location of ``name`` in a folder's location; ``name`` is taken as it is."""
+    """The location of ``name`` in a folder; ``name`` is taken as it is."""
     return f"{folder.rstrip('/')}/{name}"
 
 
@@ -98,12 +100,12 @@ def parent(location: str) -> str:
 
 
 def show_name(name: str) -> str:
-    """The name fit for a report: what UTF-8 cannot write is spelled as escapes, and credentials in a URI are left out."""
+    """The name for a report: with escapes for what UTF-8 cannot write, and without credentials."""
     return hide_secrets(name.encode("utf-8", "backslashreplace").decode())
 
 
 def is_utf8(text: str) -> bool:
-    """Whether UTF-8 can write the text: half surrogate pairs come out of broken JSON and of names in other encodings."""
+    """Whether UTF-8 can write the text: broken JSON and names in other encodings hold half surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -111,93 +113,74 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def kind_of(location: str) -> str:
-    """``file``, ``folder``, ``missing`` or ``other`` (a pipe, a device, a link that leads nowhere).
-
-    Raises:
-        DataError: UNREADABLE or FORBIDDEN.
-        BackendUnavailable: the object store does not answer.
-    """
-    if not is_remote(location):
-        return _local_kind(location)
-    from pyarrow.fs import FileType
-
-    info = _remote_info(location)
-    return {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}.get(info.type, "other")
-
-
-def _local_kind(location: str) -> str:
-    path = Path(location)
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return "other" if path.is_symlink() else "missing"
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return "other"
-        raise DataError("UNREADABLE", f"{location}: {error.strerror}") from error
-    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+def kind_of(location: str) -> Kind:
+    """What lies there; "other" is a pipe, a device, or a link that leads nowhere."""
+    return _look_at(location)[0]
 
 
 def size_of(location: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        DataError: MISSING, NOT_A_FILE, UNREADABLE or FORBIDDEN.
-        BackendUnavailable: the object store does not answer.
-    """
-    kind = kind_of(location)
+    """Bytes of a file. Raises also `DataError` NOT_A_FILE."""
+    kind, size_bytes = _look_at(location)
     if kind == "missing":
         raise DataError("MISSING", f"{location}: no such file")
     if kind != "file":
         raise DataError("NOT_A_FILE", f"{location}: {'a folder' if kind == 'folder' else 'a broken link, a pipe or a device'}")
-    return _remote_info(location).size if is_remote(location) else Path(location).stat().st_size
+    return size_bytes
 
 
 def find_size(location: str) -> int | None:
     """Bytes of a file; None where there is none."""
+    kind, size_bytes = _look_at(location)
+    return size_bytes if kind == "file" else None
+
+
+def _look_at(location: str) -> tuple[Kind, int]:
+    """Kind and bytes; the bytes mean something for a file only."""
     if is_remote(location):
-        info = _remote_info(location)
-        return info.size if info.is_file else None
+        from pyarrow.fs import FileType
+
+        with open_store(location) as (system, path):
+            info = system.get_file_info(path.rstrip("/"))
+        kinds: dict[FileType, Kind] = {FileType.File: "file", FileType.Directory: "folder", FileType.NotFound: "missing"}
+        return kinds.get(info.type, "other"), info.size or 0
     path = Path(location)
-    return path.stat().st_size if path.is_file() else None
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "other" if path.is_symlink() else "missing", 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "other", 0
+        raise DataError("UNREADABLE", f"{location}: {error.strerror}") from error
+    return "file" if stat.S_ISREG(found.st_mode) else "folder" if stat.S_ISDIR(found.st_mode) else "other", found.st_size
 
 
 def digest_sampled(location: str) -> str:
-    """16 hexadecimal digits from the size, the first and last MiB and samples between: cheap at any size.
+    """16 hexadecimal digits from the size, the first and last MiB and samples between: at most ten reads at any size.
 
-    Same content, same digits. A large remote file costs ten range reads. The time of change is left out on purpose: it changes
-    with every copy, and the content does not.
+    The time of change is left out: it changes with every copy, and the content does not.
     """
     size_bytes = size_of(location)
-    digest = hashlib.sha256(str(size_bytes).encode())
+    digest, between = hashlib.sha256(str(size_bytes).encode()), size_bytes - 2 * _SAMPLE_BYTES
+    samples = [(0, _SAMPLE_BYTES)]
+    for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
+        samples.append((_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN, min(between, _SAMPLE_BETWEEN_BYTES)))
+    samples.append((min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)), _SAMPLE_BYTES))
     with open_file(location) as file:
-        digest.update(file.read(_SAMPLE_BYTES))
-        between = size_bytes - 2 * _SAMPLE_BYTES
-        for number in range(_SAMPLES_BETWEEN if between > 0 else 0):
-            file.seek(_SAMPLE_BYTES + between * number // _SAMPLES_BETWEEN)
-            digest.update(file.read(min(between, _SAMPLE_BETWEEN_BYTES)))
-        file.seek(min(size_bytes, max(_SAMPLE_BYTES, size_bytes - _SAMPLE_BYTES)))
-        digest.update(file.read(_SAMPLE_BYTES))
+        for offset, count in samples:
+            file.seek(offset)
+            digest.update(file.read(count))
     return digest.hexdigest()[:16]
 
 
 def read_bytes(location: str) -> bytes:
-    """The whole content of a small file.
-
-    Raises:
-        DataError, BackendUnavailable: as `open_file`.
-    """
+    """The whole content of a small file."""
     with open_file(location) as file:
         return file.read()
 
 
 def load_json(location: str) -> dict[str, Any] | None:
-    """The object in a small JSON file; None where there is no such file.
-
-    Raises:
-        ArtifactError: the file is damaged.
-    """
+    """The object in a small JSON file; None where there is no file. Raises `ArtifactError` where it is damaged."""
     try:
         return parse_json_object(read_bytes(location))
     except DataError as error:
@@ -208,8 +191,8 @@ def load_json(location: str) -> dict[str, Any] | None:
         raise ArtifactError(f"{location}: damaged ({error}); delete it and run again.") from error
 
 
-def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
-    """The ``pyarrow.Table`` in a parquet file that a step wrote.
+def read_table(location: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The ``pyarrow.Table`` in a parquet file that a stage wrote.
 
     Args:
         columns: those to read, all of them if None; ``subjects.list.element.embedding`` names a part of a struct. Of a
@@ -217,23 +200,20 @@ def read_table(location: str, columns: Sequence[str] | None = None) -> Any:
 
     Raises:
         ArtifactError: the file is damaged.
-        DataError, BackendUnavailable: as `open_file`.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
-    from pyarrow.fs import LocalFileSystem
+    from pyarrow import ArrowException
 
-    system, path = find_system(location) if is_remote(location) else (LocalFileSystem(), location)
     try:
-        with translated_errors(location), system.open_input_file(path) as file, pq.ParquetFile(file) as table:
+        with open_file(location) as file, pq.ParquetFile(file) as table:
             return table.read(columns=list(columns) if columns is not None else None)
-    except pa.ArrowException as error:
+    except ArrowException as error:
         text = " ".join(str(error).split())[:160]
         raise ArtifactError(f"{location}: damaged ({text}); delete it and its .json, and run again.") from error
 
 
 def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """``work`` of every item, in order, many requests at a time."""
+    """``work(item)`` for every item, in order, many at a time."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(work, items))
 
@@ -251,27 +231,16 @@ def describe_bytes(size: float) -> str:
 
 
 def check_disk_space(folder: Path, needed_bytes: float, advice: str = "free some space, or give another --output") -> None:
-    """Refuses to start what would fill the disk.
-
-    Raises:
-        ArtifactError: less than ``needed_bytes`` is free where ``folder`` will be; ends with ``advice``.
-    """
+    """Raises `ArtifactError`, with ``advice``, where less than ``needed_bytes`` is free where ``folder`` will be."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if free_bytes < needed_bytes:
-        raise ArtifactError(
-            f"{existing}: {describe_bytes(free_bytes)} free, about {describe_bytes(needed_bytes)} needed; {advice}."
-        )
+    free, needed = shutil.disk_usage(existing).free, describe_bytes(needed_bytes)
+    if free < needed_bytes:
+        raise ArtifactError(f"{existing}: {describe_bytes(free)} free, about {needed} needed; {advice}.")
 
 
 @contextmanager
-def open_file(location: str) -> Iterator[Any]:
-    """A binary, seekable file to read from; remote ones are read by ranges, as far as they are read.
-
-    Raises:
-        DataError: MISSING, UNREADABLE or FORBIDDEN, also where reading fails later.
-        BackendUnavailable: the object store does not answer.
-    """
+def open_file(location: str) -> Iterator[BinaryIO]:
+    """A binary, seekable file to read from; of a remote one only the ranges that are read are fetched."""
     with translated_errors(location):
         if is_remote(location):
             system, path = find_system(location)
@@ -283,43 +252,35 @@ def open_file(location: str) -> Iterator[Any]:
 
 
 def iter_files(folder: str) -> Iterator[str | DataError]:
-    """Sorted names, relative to the folder, of all below it that is no folder; subfolders that cannot be listed stand as faults.
+    """Sorted names, relative to the folder, of all files below it; then a fault for each subfolder that cannot be listed.
 
     Links to folders are not followed, so that a loop of them ends.
     """
     if is_remote(folder):
-        yield from _iter_remote(folder)
+        from pyarrow.fs import FileSelector, FileType
+
+        with open_store(folder) as (system, path):
+            root = path.rstrip("/")
+            infos = system.get_file_info(FileSelector(root, recursive=True))
+        yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
         return
     faults: list[OSError] = []
-    names = []
-    for root, _, files in os.walk(folder, onerror=faults.append):
-        names += [Path(root, name).relative_to(folder).as_posix() for name in files]
-    yield from sorted(names)
+    walk = os.walk(folder, onerror=faults.append)
+    yield from sorted(Path(root, name).relative_to(folder).as_posix() for root, _, files in walk for name in files)
     for fault in faults:
         name = show_name(Path(str(fault.filename)).relative_to(folder).as_posix())
         yield DataError("UNREADABLE", f"{name}: this folder cannot be listed ({fault.strerror})")
 
 
-def _iter_remote(folder: str) -> Iterator[str]:
-    from pyarrow.fs import FileSelector, FileType
-
-    system, path = find_system(folder)
-    root = path.rstrip("/")
-    with translated_errors(folder):
-        infos = system.get_file_info(FileSelector(root, recursive=True))
-    yield from sorted(info.path[len(root) + 1 :] for info in infos if info.type == FileType.File)
-
-
 @contextmanager
 def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
-    """A local path to a file's content for the length of a ``with`` block.
+    """A local path to a file's content, for a ``with`` block.
 
-    A remote file is copied to a private temporary file, which is deleted when the block is left, whatever the reason; a
-    `DataError` raised in the block then names the location instead of the copy.
+    A remote file is copied to a private temporary file, deleted when the block ends. A `DataError` of the block then names
+    the location, not the copy.
 
     Raises:
-        DataError: MISSING, FORBIDDEN, TOO_LARGE (more than ``max_bytes``, unread), or IO_ERROR (shorter than announced).
-        BackendUnavailable: the object store does not answer.
+        DataError: also TOO_LARGE (more than ``max_bytes``, unread) and IO_ERROR (shorter than announced).
         ArtifactError: the temporary folder (``TMPDIR``) has no room for the copy.
     """
     if not is_remote(location):
@@ -342,7 +303,7 @@ def fetch(location: str, *, max_bytes: int | None = None) -> Iterator[Path]:
             raise DataError(error.reason, str(error).replace(copy.name, location)) from error
 
 
-def find_system(location: str) -> tuple[Any, str]:
+def find_system(location: str) -> tuple[FileSystem, str]:
     """pyarrow's file system of a remote location, and the path in it."""
     scheme, _, path = location.partition("://")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
@@ -350,8 +311,8 @@ def find_system(location: str) -> tuple[Any, str]:
 
 
 @lru_cache(maxsize=16)
-def _make_system(scheme: str, endpoint: str, region: str) -> Any:
-    """The file system; built here, because `from_uri` would undo percent signs in keys and has no timeouts."""
+def _make_system(scheme: str, endpoint: str, region: str) -> FileSystem:
+    """The file system; not by `from_uri`, which decodes percent signs in keys and has no timeouts."""
     from datetime import timedelta
 
     from pyarrow.fs import GcsFileSystem, S3FileSystem
@@ -368,15 +329,16 @@ def _make_system(scheme: str, endpoint: str, region: str) -> Any:
     )
 
 
-def _remote_info(location: str) -> Any:
-    system, path = find_system(location)
+@contextmanager
+def open_store(location: str) -> Iterator[tuple[FileSystem, str]]:
+    """`find_system` for a ``with`` block, with `translated_errors`."""
     with translated_errors(location):
-        return system.get_file_info(path.rstrip("/"))
+        yield find_system(location)
 
 
 @contextmanager
 def translated_errors(location: str) -> Iterator[None]:
-    """An error of the operating system or an object store as DataError (this file is bad) or BackendUnavailable (try later)."""
+    """Turns an error of the system or an object store into DataError (this file is bad) or BackendUnavailable (try later)."""
     try:
         yield
     except FileNotFoundError as error:

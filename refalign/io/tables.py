@@ -1,4 +1,4 @@
-"""The tables that cross step boundaries, checked at both ends of every step.
+"""The tables that go from stage to stage, checked at both ends.
 
 Boxes are ``xyxy``, half-open, in pixels of the frame as a player shows it. Times are seconds from the first frame.
 """
@@ -45,7 +45,7 @@ LOOK = pa.struct(
         _required("alpha", pa.bool_()),
     ]
 )
-"""What a file says of the first frame of a clip, before `refalign.io.looks` makes of it what a player shows."""
+"""What a file says of the first frame of a clip (`refalign.io.looks.Look`)."""
 
 CLIP_SCHEMA = pa.schema(
     [
@@ -82,7 +82,7 @@ VERDICT_SCHEMA = pa.schema(
         _required("reason", pa.string()),  # why it is not used; empty when it is
     ]
 )
-"""What the pairs step decided on every clip of the subjects step, in its part ``VERDICTS_PART``."""
+"""What the pairs stage decided on every clip, in its part ``VERDICTS_PART``."""
 VERDICTS_PART = "clips.parquet"
 
 PAIR_SCHEMA = pa.schema(
@@ -102,9 +102,9 @@ def is_scene(subject_id: str) -> bool:
 
 
 def check_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
-    """Returns ``table`` if it has exactly the columns of ``schema`` and no null in a required place.
+    """Returns ``table`` if it has exactly the columns of ``schema`` and no null in a required place, also in nested fields.
 
-    pyarrow does not enforce ``nullable=False``, not even in full validation; this does, down to nested fields.
+    pyarrow itself does not enforce ``nullable=False``.
 
     Raises:
         SchemaError: names the column, what it holds and where the table came from.
@@ -127,9 +127,8 @@ def check_table(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
 def _same_type(left: pa.DataType, right: pa.DataType) -> bool:
     """Type equality that ignores nested nullability, which parquet does not always carry back."""
     if pa.types.is_struct(left) and pa.types.is_struct(right):
-        return [f.name for f in left] == [f.name for f in right] and all(
-            _same_type(a.type, b.type) for a, b in zip(left, right, strict=True)
-        )
+        names = [[field.name for field in each] for each in (left, right)]
+        return names[0] == names[1] and all(_same_type(a.type, b.type) for a, b in zip(left, right, strict=True))
     if pa.types.is_list(left) and pa.types.is_list(right):
         return _same_type(left.value_type, right.value_type)
     if pa.types.is_fixed_size_list(left) and pa.types.is_fixed_size_list(right):

@@ -1,38 +1,30 @@
-"""Texts that others wrote: JSON that may be hostile, and secrets that must not be repeated."""
+"""Texts of others: JSON that may be hostile, and secrets that must not be repeated."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
+Hook = Callable[[list[tuple[str, Any]]], object]
+"""Makes the value of an object, as in `json.loads`."""
 _USER = re.compile(r"://[^/\s]*@")
 _PASSWORD = re.compile(r"://[^/\s]*:[^/\s]*@|https?://[^/\s]*@")
 _IN_QUERY = re.compile(r"([?&][^=&\s]*(?:password|token|secret|signature)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
 
 
-def parse_json(text: str | bytes, **options: Any) -> Any:
-    """What a JSON text says; for files that others may have written or changed.
-
-    Args:
-        options: as of `json.loads`.
-
-    Raises:
-        ValueError: no JSON, nested more deeply than the interpreter goes, or a number of more digits than it takes.
-    """
+def parse_json(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> Any:
+    """The value of a JSON text of others. Raises `ValueError`: no JSON, nested too deeply, or a number with too many digits."""
     try:
-        return json.loads(text, **options)
+        return json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def parse_json_object(text: str | bytes, **options: Any) -> dict[str, Any]:
-    """The same for a text that must be an object.
-
-    Raises:
-        ValueError: as `parse_json`, or it is something else.
-    """
-    found = parse_json(text, **options)
+def parse_json_object(text: str | bytes, *, object_pairs_hook: Hook | None = None) -> dict[str, Any]:
+    """The same for a text that must be an object. Raises `ValueError` as `parse_json`, or where it is none."""
+    found = parse_json(text, object_pairs_hook=object_pairs_hook)
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__}, expected an object")
     return found
@@ -44,5 +36,5 @@ def hide_secrets(text: str) -> str:
 
 
 def holds_password(uri: str) -> bool:
-    """Whether a URI would give something away; a database's user name alone does not."""
+    """Whether a URI holds a secret; a database's user name alone is none."""
     return bool(_PASSWORD.search(uri) or _IN_QUERY.search(uri))

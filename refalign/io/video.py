@@ -1,34 +1,37 @@
 """A video's frames as a player shows them, in one forward pass, and on a grid of equal times.
 
-Times are seconds from the first shown frame, as the file has them; where they go back, the video goes on where it was. A frame
-is shown until the next one, so that any frame rate, constant or not, falls on any grid.
+Times are seconds from the first shown frame; where the file's times step back, they go on from the frame before. A frame is shown
+until the next one, so that any frame rate, constant or not, falls on any grid.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
+from av.filter import Graph
 from PIL import Image
 
 from refalign.config import CurationConfig, VideoConfig
 from refalign.errors import DataError
 from refalign.io.decoding import Decoder, find_stream, open_container
-from refalign.io.looks import Deinterlacer, Look, read_look, show
+from refalign.io.looks import Look, read_look, show
 from refalign.io.storage import fetch
 
 _GRID_TOLERANCE_S = 1e-4
 _GAP_S, _MANY_FRAMES = 1.0, 4
-"""A frame that is on screen for longer than this, and than so many frames, is followed by a gap."""
+"""After a longer time than this, and than so many frames, there is a gap."""
 _JITTER_S = 0.1
-"""Times that go back by no more belong to one recording: its frames are only out of order."""
+"""Times that go back by less are of one recording, whose frames are out of order."""
 _LONGEST_GAP_S = 3600.0
-"""Two gaps of more, one after the other, are taken for a fault: damaged times would make a shot of every frame."""
+"""Two longer gaps in a row are a fault: damaged times would make a shot of every frame."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,8 @@ class ShownFrame:
     """One decoded frame; pixels are converted only on request.
 
     Attributes:
-        begins: why it does not go on from the frame before: ``step back``, ``gap``, ``new picture`` (size, rotation, colours) or
-            ``damage``; empty where it does.
-        is_broken: FFmpeg flagged it, or one that it depends on, as corrupt.
+        begins: why a new part begins with it: ``step back``, ``gap``, ``new picture`` (size, rotation, colours), ``damage``.
+        is_broken: it, or a frame that it depends on, is corrupt.
     """
 
     path: Path
@@ -54,11 +56,7 @@ class ShownFrame:
         return self.look.size_px
 
     def to_rgb(self, long_side_px: int | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] as shown, scaled so that its long side is at most ``long_side_px``.
-
-        Raises:
-            DataError: UNSUPPORTED_PICTURE.
-        """
+        """As `refalign.io.looks.show`."""
         return show(self.path, self.raw, self.look, long_side_px)
 
 
@@ -74,10 +72,10 @@ def check_file(path: Path, config: CurationConfig) -> None:
 
 
 def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None = None) -> Iterator[ShownFrame]:
-    """Yields every frame of the best video stream in order of presentation, broken ones among them.
+    """Yields every frame of the best video stream in order of presentation, also broken ones.
 
     Args:
-        unusual: counts the frames of which there is something to say, by what that is.
+        unusual: counts unusual frames, by what is unusual.
 
     Raises:
         DataError: NO_VIDEO, NO_FRAMES, UNREADABLE, TOO_MANY_PIXELS, UNSUPPORTED_PICTURE; or, after the frames before the fault,
@@ -99,15 +97,11 @@ def iter_frames(path: Path, config: CurationConfig, unusual: Counter[str] | None
         raise DataError("NO_FRAMES", f"{path}: the video stream holds no frame that can be shown")
 
 
-def _place_frames(
-    path: Path, container: av.container.InputContainer, config: CurationConfig, unusual: Counter[str]
-) -> Iterator[ShownFrame]:
-    """Decoded frames with their times and looks, and what divides them into parts."""
+def _place_frames(path: Path, container: InputContainer, config: CurationConfig, unusual: Counter[str]) -> Iterator[ShownFrame]:
+    """Decoded frames with their times and looks, divided into parts."""
     stream = find_stream(path, container)
     _check_pixels(path, stream.codec_context.height, stream.codec_context.width, config)
-    decoder = Decoder(path, container, stream)
-    clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
-    before: ShownFrame | None = None
+    decoder, clock, before = Decoder(path, container, stream), _Clock(path, stream), None
     for decoded in decoder.iter_frames():
         raw, is_broken = decoded.raw, decoded.is_broken
         _check_pixels(path, raw.height, raw.width, config)
@@ -125,50 +119,72 @@ def _place_frames(
 
 
 def _deinterlace(frames: Iterator[ShownFrame]) -> Iterator[ShownFrame]:
-    """The same frames without combs. Only frames of one part, between two beginnings, are looked at together."""
-    active: Deinterlacer | None = None
-
-    def label(made: Iterator[tuple[av.VideoFrame, ShownFrame]]) -> Iterator[ShownFrame]:
-        return (replace(frame, raw=raw) for raw, frame in made)
-
+    """The same frames, deinterlaced within each part."""
+    active: _Deinterlacer | None = None
     for frame in frames:
         if active and frame.begins:
-            yield from label(active.finish())
+            yield from active.push(None)
             active = None
         if frame.look.interlaced and not frame.is_broken:
-            active = active or Deinterlacer(frame.raw)
-        if active:
-            yield from label(active.push(frame.raw, frame))
-        else:
-            yield frame
+            active = active or _Deinterlacer(frame.raw)
+        yield from active.push(frame) if active else (frame,)
     if active:
-        yield from label(active.finish())
+        yield from active.push(None)
 
 
-def _name_unusual(frame: ShownFrame, container: av.container.InputContainer) -> list[str]:
+class _Deinterlacer:
+    """FFmpeg's yadif over the frames of one part, one out for each one in. Progressive frames stay unchanged."""
+
+    def __init__(self, raw: av.VideoFrame) -> None:
+        self._graph = Graph()
+        self._graph.threads = 1
+        source = self._graph.add(
+            "buffer",
+            video_size=f"{raw.width}x{raw.height}",
+            pix_fmt=raw.format.name,
+            time_base="1/1000",
+            pixel_aspect="1/1",
+            colorspace=str(raw.colorspace),
+            range=str(raw.color_range),
+        )
+        filters = [source, self._graph.add("yadif", "mode=send_frame:deint=interlaced"), self._graph.add("buffersink")]
+        self._graph.link_nodes(*filters).configure()
+        self._waiting: deque[ShownFrame] = deque()
+        self._count = 0
+
+    def push(self, frame: ShownFrame | None) -> Iterator[ShownFrame]:
+        """Takes the next frame, or None after the last one; yields those that are ready."""
+        if frame is not None:
+            frame.raw.pts, frame.raw.time_base = self._count, Fraction(1, 1000)
+            self._count += 1
+            self._waiting.append(frame)
+        self._graph.push(frame.raw if frame else None)
+        while self._waiting:
+            try:
+                made = self._graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield replace(self._waiting.popleft(), raw=made)
+
+
+def _name_unusual(frame: ShownFrame, container: InputContainer) -> list[str]:
     names = frame.look.name_unusual() + (["broken frames"] if frame.is_broken else [])
     names += [frame.begins] if frame.begins and frame.begins != "damage" else []
     return names + (["not the first stream"] if frame.look.stream != container.streams.video[0].index else [])
 
 
 class _Clock:
-    """Times of frames from the first one, and where they do not go on."""
+    """Times of frames from the first one, with gaps and steps back."""
 
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path = path
-        self._usual_s = 1 / rate
-        self._rate = rate
+    def __init__(self, path: Path, stream: av.VideoStream) -> None:
+        self._path, self._rate = path, float(stream.average_rate or stream.guessed_rate or 25)
+        self._usual_s = 1 / self._rate
         self._first_s: float | None = None
-        self._last_s = 0.0
-        self._count = 0
+        self._last_s, self._count = 0.0, 0
         self._is_timed = self._after_gap = False
 
     def place(self, file_s: float | None) -> tuple[float, str]:
-        """The time of the next frame, in seconds, and what it begins with: nothing, a step back or a gap.
-
-        Raises:
-            DataError: BAD_TIMES.
-        """
+        """Time of the next frame in seconds, and "step back", "gap" or "" before it. Raises `DataError`: BAD_TIMES."""
         self._is_timed |= file_s is not None
         if file_s is None:
             file_s = (self._first_s or 0.0) + self._last_s + self._usual_s if self._is_timed else self._count / self._rate
@@ -179,9 +195,8 @@ class _Clock:
         if step_s > max(_GAP_S, _MANY_FRAMES * self._usual_s) or step_s > _LONGEST_GAP_S:
             begins = "gap"
             if self._after_gap and step_s > _LONGEST_GAP_S:
-                raise DataError(
-                    "BAD_TIMES", f"{self._path}: the frame after {self._last_s:.2f} s is at {file_s - self._first_s:.0f} s"
-                )
+                at_s = file_s - self._first_s
+                raise DataError("BAD_TIMES", f"{self._path}: the frame after {self._last_s:.2f} s is at {at_s:.0f} s")
         elif step_s < -max(_JITTER_S, _MANY_FRAMES * self._usual_s):
             begins = "step back"
             self._first_s = file_s - self._last_s - self._usual_s
@@ -193,17 +208,16 @@ class _Clock:
 
 
 def _check_pixels(path: Path, height: int, width: int, config: CurationConfig) -> None:
-    """Before decoding by what the header says, and again for each frame, which need not agree with it."""
+    """By the header before decoding, and for each frame again, which may differ."""
     if width * height > config.max_frame_px:
-        raise DataError(
-            "TOO_MANY_PIXELS", f"{path}: frames of {width} x {height} px; curation.max_frame_px is {config.max_frame_px}"
-        )
+        limit = f"curation.max_frame_px is {config.max_frame_px}"
+        raise DataError("TOO_MANY_PIXELS", f"{path}: frames of {width} x {height} px; {limit}")
 
 
 def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownFrame, list[int]]]:
     """Yields each frame with the grid indices (times ``index / fps``) at which it is on screen.
 
-    A frame before a gap, a step back or another picture, and the last one, is on screen no longer than the one before it was.
+    The last frame of a part, and of the video, is on screen no longer than the one before it.
     """
     current: ShownFrame | None = None
     index, shown_s = 0, 1.0 / fps
@@ -219,15 +233,14 @@ def iter_grid(frames: Iterator[ShownFrame], fps: float) -> Iterator[tuple[ShownF
 
 
 def first_index_at(time_s: float, fps: float) -> int:
-    """The first place on the grid that is not before a time."""
+    """The first grid index whose time is not before ``time_s``."""
     return int(np.ceil((time_s - _GRID_TOLERANCE_S) * fps))
 
 
 def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
-    """Seconds that show something; not to be trusted for more than planning.
+    """Seconds that show something, for planning: the times of damaged files are not exact.
 
-    By the container's header; where times go back or leave a gap, by the times of all packets, without the gaps. None where
-    nothing is known.
+    By the container's header; where times go back or leave a gap, by the times of all packets, without the gaps. None: unknown.
 
     Raises:
         DataError: as `iter_frames` raises before the first frame, and BAD_TIMES.
@@ -237,7 +250,7 @@ def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
         with open_container(path) as container:
             said = container.duration / av.time_base if container.duration else None
             stream = find_stream(path, container)
-            clock = _Clock(path, float(stream.average_rate or stream.guessed_rate or 25))
+            clock = _Clock(path, stream)
             shown_s, last_s, is_whole = 0.0, 0.0, True
             try:
                 for packet in container.demux(stream):
@@ -247,7 +260,7 @@ def probe_duration_s(path: Path, config: CurationConfig) -> float | None:
                     shown_s += 0.0 if begins else time_s - last_s
                     last_s, is_whole = time_s, is_whole and not begins
             except av.error.FFmpegError:
-                return said  # decoding comes to the fault too, and names it
+                return said  # decoding will find the fault and report it
             return said if is_whole else shown_s
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise DataError("UNREADABLE", f"{path}: {error}") from error
@@ -268,26 +281,22 @@ def read_clips(location: str | Path, specs: Sequence[ClipSpec], video: VideoConf
         DataError: the video cannot be read, or ends before a clip does.
         BackendUnavailable: the object store that holds it does not answer.
     """
-    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
-        return _read_local_clips(path, specs, video, config)
-
-
-def _read_local_clips(path: Path, specs: Sequence[ClipSpec], video: VideoConfig, config: CurationConfig) -> list[np.ndarray]:
     starts = [round(spec.start_s * video.fps) for spec in specs]
     clips: list[list[np.ndarray]] = [[] for _ in specs]
     last = max(starts) + video.num_frames
-    for frame, indices in iter_grid(iter_frames(path, config), video.fps):
-        if frame.is_broken:
-            continue
-        for clip, spec, start in zip(clips, specs, starts, strict=True):
-            wanted = [index for index in indices if start <= index < start + video.num_frames]
-            if wanted:
-                clip.extend([resize_crop(frame.to_rgb(), spec.crop_xyxy_px, video)] * len(wanted))
-        if indices and indices[-1] >= last:
-            break
+    with fetch(str(location), max_bytes=config.max_video_bytes) as path:
+        for frame, indices in iter_grid(iter_frames(path, config), video.fps):
+            if frame.is_broken:
+                continue
+            for clip, spec, start in zip(clips, specs, starts, strict=True):
+                if count := sum(start <= index < start + video.num_frames for index in indices):
+                    clip.extend([resize_crop(frame.to_rgb(), spec.crop_xyxy_px, video)] * count)
+            if indices and indices[-1] >= last:
+                break
     for clip, spec in zip(clips, specs, strict=True):
         if len(clip) < video.num_frames:
-            raise DataError("TOO_SHORT", f"{path}: the clip at {spec.start_s:.2f} s has {len(clip)} of {video.num_frames} frames")
+            had = f"{len(clip)} of {video.num_frames} frames"
+            raise DataError("TOO_SHORT", f"{location}: the clip at {spec.start_s:.2f} s has {had}")
     return [np.stack(clip) for clip in clips]
 
 

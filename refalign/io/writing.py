@@ -1,4 +1,7 @@
-"""Files by location, written all at once: a reader finds the old content, or nothing, or the whole new one."""
+"""Files by location, written in one step: a reader finds the old content, nothing, or the whole new one.
+
+Errors are those of `refalign.io.storage`.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +13,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from refalign.errors import ConfigError, DataError
-from refalign.io.storage import find_system, is_remote, join, kind_of, translated_errors
+from refalign.io.storage import is_remote, join, kind_of, open_store
 
 _COPY_BYTES = 8 * 2**20
 
 
 @contextmanager
 def open_aside(location: str) -> Iterator[Path]:
-    """A local path to write to; when the block ends well, its content becomes the file at ``location``, at once.
+    """A local path to write to; when the block ends well, its content becomes the file at ``location`` in one step.
 
-    On a disk it is synced and renamed, in an object store uploaded: an object appears when its upload is complete. When the
-    block fails, what was there before stays.
-
-    Raises:
-        DataError: FORBIDDEN or MISSING: the store refuses, or has no such bucket.
-        BackendUnavailable: the object store does not answer.
+    On a disk it is synced and renamed; an object appears when its upload is complete. When the block fails, the old file stays.
     """
     if is_remote(location):
         with tempfile.NamedTemporaryFile(prefix="refalign-", suffix=".part") as file:
-            aside = Path(file.name)
-            yield aside
-            _upload(aside, location)
+            yield Path(file.name)
+            with (
+                open_store(location) as (system, path),
+                Path(file.name).open("rb") as source,
+                system.open_output_stream(path) as target,
+            ):
+                shutil.copyfileobj(source, target, _COPY_BYTES)
         return
     final = Path(location)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -53,49 +55,38 @@ def write_bytes(location: str | Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
-def write_json(location: str | Path, value: Any) -> None:
+def write_json(location: str | Path, value: object) -> None:
     """Writes ``value`` as JSON, sorted by key."""
     write_bytes(location, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def delete_file(location: str) -> None:
     """Deletes a file, if it is there."""
-    if not is_remote(location):
+    if is_remote(location):
+        _delete(location, "delete_file")
+    else:
         Path(location).unlink(missing_ok=True)
-        return
-    with _unless_missing(location):
-        system, path = find_system(location)
-        system.delete_file(path)
 
 
 def delete_folder(location: str) -> None:
     """Deletes a folder with all that is in it, if it is there."""
-    if not is_remote(location):
+    if is_remote(location):
+        _delete(location, "delete_dir")
+    else:
         shutil.rmtree(location, ignore_errors=True)
-        return
-    with _unless_missing(location):
-        system, path = find_system(location)
-        system.delete_dir(path)
 
 
-@contextmanager
-def _unless_missing(location: str) -> Iterator[None]:
-    """For what deletes in a store: nothing there is as good."""
+def _delete(location: str, method: Literal["delete_file", "delete_dir"]) -> None:
     try:
-        with translated_errors(location):
-            yield
+        with open_store(location) as (system, path):
+            getattr(system, method)(path)
     except DataError as error:
         if error.reason != "MISSING":
             raise
 
 
 def check_store(location: str) -> None:
-    """Finds out before the start that nothing could be written to an object store.
-
-    Raises:
-        ConfigError: there is no such bucket, or it refuses.
-        BackendUnavailable: the object store does not answer.
-    """
+    """Raises `ConfigError` where an object store has no such bucket, or refuses to write there."""
     probe = join(location, ".writable")
     try:
         if kind_of("/".join(location.split("/")[:3])) != "folder":
@@ -104,12 +95,6 @@ def check_store(location: str) -> None:
         delete_file(probe)
     except DataError as error:
         raise ConfigError(f"storage.parts={location}: nothing can be written there ({error}); create the bucket.") from error
-
-
-def _upload(file: Path, location: str) -> None:
-    system, path = find_system(location)
-    with translated_errors(location), file.open("rb") as source, system.open_output_stream(path) as target:
-        shutil.copyfileobj(source, target, _COPY_BYTES)
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
 from typing import Any
 
 from refalign.errors import BackendUnavailable
@@ -15,9 +14,9 @@ from refalign.stages.evaluate import Evaluate
 from refalign.stages.shards import Shards
 from refalign.stages.subjects import Subjects
 from refalign.stages.train import Train
-from refalign.tracking.client import make_tracking_uri
+from refalign.tracking.client import Tag, make_tracking_uri
 from refalign.tracking.model_card import Provenance, load_note, make_model_card
-from refalign.tracking.registry import WEIGHTS_TAG, digest_weights, has_version, register_model
+from refalign.tracking.registry import digest_weights, has_version, register_model
 from refalign.tracking.run import code_revision
 
 
@@ -32,8 +31,7 @@ class RegisterManifest(Manifest):
     """The version.
 
     Attributes:
-        uri: of the version, ``models:/name/version``.
-        weights: digest of its weights.
+        weights: their digest.
         licenses, consents: clips it was trained on, by licence and consent.
         code: git revision.
         card: the model card, in Markdown.
@@ -66,13 +64,13 @@ class Register(Stage[RegisterManifest]):
         """A version that was deleted in MLflow is not done, whatever the manifest says."""
         uri = make_tracking_uri(run.config.tracking.uri, run.output)
         try:
-            there = has_version(uri, manifest.name, manifest.version)
+            if has_version(uri, manifest.name, manifest.version):
+                return True
         except BackendUnavailable as error:
             print(f"register: not checked, the manifest is trusted ({error})", flush=True)
             return True
-        if not there:
-            print(f"register: {manifest.name} version {manifest.version} is gone from the registry", flush=True)
-        return there
+        print(f"register: {manifest.name} version {manifest.version} is gone from the registry", flush=True)
+        return False
 
     def perform(self, run: Run, step: Step) -> RegisterManifest:
         config, evaluated, subjects = run.config, run.manifest_of(Evaluate), run.manifest_of(Subjects)
@@ -86,15 +84,14 @@ class Register(Stage[RegisterManifest]):
             folders={name: each.folder.name for name, each in run.steps.items()},
             command=hide_secrets(shlex.join(["uv", "run", *sys.argv])),
         )
-        weights = digest_weights(export)
+        weights, evaluation, first = digest_weights(export), run.step_of(Evaluate), evaluated.samples[0]
         card = make_model_card(config, provenance, evaluated.scores, note=load_note(config.models.base))
-        tags = {**provenance.tags(), WEIGHTS_TAG: weights}
-        key = f"{run.step_of(Evaluate).fingerprint}-{weights}"
+        tags = {**provenance.tags(), Tag.WEIGHTS: weights}
+        key = f"{evaluation.fingerprint}-{weights}"
         model = register_model(run.tracker, config, key=key, export_folder=export, card=card, tags=tags)
-        first = evaluated.samples[0]
-        references = [str(run.step_of(Evaluate).folder / reference.file) for reference in first.references]
+        references = [str(evaluation.folder / reference.file) for reference in first.references]
         return RegisterManifest(
-            **asdict(model),
+            **model._asdict(),
             tracking_uri=hide_secrets(run.tracker.uri),
             weights=weights,
             licenses=subjects.licenses,

@@ -1,38 +1,57 @@
-"""Where a model comes from and what may be done with it: tags of its version, and a card for people."""
+"""Where a model comes from and what may be done with it: tags of its version, and its card."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from refalign.config import RunConfig
 from refalign.io.untrusted import hide_secrets
+from refalign.tracking.client import Tag
 from refalign.tracking.run import flatten
 
 _MAX_TAG_CHARACTERS = 5000
 _EMBEDDED = "tiny weights of this repository, trained on drawn creatures (same licence as the repository)"
 _LICENSES = {
-    "base": (("wan2", "Apache-2.0 (Wan2.1)"),),
-    "vision_encoder": (("dinov3", "DINOv3 License: gated on the hub, accept Meta's terms before use"),),
-    "detector": (
-        ("yolo", "AGPL-3.0 (Ultralytics YOLO): a service built on it must publish its source, or hold an enterprise licence"),
-    ),
+    "base": {"wan2": "Apache-2.0 (Wan2.1)"},
+    "vision_encoder": {"dinov3": "DINOv3 License: gated on the hub, accept Meta's terms before use"},
+    "detector": {
+        "yolo": "AGPL-3.0 (Ultralytics YOLO): a service built on it must publish its source, or hold an enterprise licence"
+    },
 }
+"""By role and a part of the model's name."""
 
 
-@dataclass(frozen=True)
-class Provenance:
+def _escape(value: object) -> Markup:
+    """One line that can become neither HTML nor a link, and does not end its cell of a table."""
+    if isinstance(value, Markup):
+        return value
+    text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;")
+    return Markup(text.replace("](", "]&#40;").replace("|", "\\|"))
+
+
+# Every value in the template is escaped by `_escape`.
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=_escape,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+class Provenance(NamedTuple):
     """What a model version was made from.
 
     Attributes:
-        licenses: licences found in the rows it was trained on, with their number of clips.
-        consents: consent notes found there, with their number of clips.
-        shard_digest: of the training shards.
-        fingerprint: of the story's config.
+        licenses, consents: clips that it was trained on, by licence and consent.
         code: git revision.
-        folders: step name to folder name, below the run's output.
+        folders: of the stages, below the run's output.
         command: what a person types to make it again.
     """
 
@@ -45,56 +64,37 @@ class Provenance:
     command: str
 
     def tags(self) -> dict[str, str]:
-        """For the registered version; `refalign.tracking.registry.register_model` sets them."""
+        """Tags of the registered version."""
         tags = {
             "refalign.licenses": ", ".join(sorted(self.licenses)) or "unknown",
             "refalign.consents": ", ".join(sorted(self.consents)) or "unknown",
-            "refalign.shard_digest": self.shard_digest,
+            Tag.SHARDS: self.shard_digest,
             "refalign.fingerprint": self.fingerprint,
             "refalign.code": self.code,
-            **{f"refalign.folder.{step}": folder for step, folder in self.folders.items()},
+            **{f"refalign.folder.{stage}": folder for stage, folder in self.folders.items()},
         }
         return {name: text[:_MAX_TAG_CHARACTERS] for name, text in tags.items()}
 
 
-def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[str, Any], *, note: str | None) -> str:
+def make_model_card(config: RunConfig, provenance: Provenance, scores: Mapping[str, object], *, note: str | None) -> str:
     """The card in Markdown.
 
     Args:
-        scores: what the evaluation measured, by name; nested groups are shown as dotted names.
-        note: what must be known of the base weights first, see `load_note`.
+        scores: of the evaluation, by name; nested groups are shown as dotted names.
+        note: what a reader must know of the base weights first, see `load_note`.
     """
-    parts = [
-        f"# {_plain(config.tracking.model_name)}: reference-to-video model",
-        "A text-to-video diffusion Transformer (Wan2.1 layout) fine-tuned with RefAlign (arXiv 2603.25743) to show the subjects "
-        "of reference pictures. Projectors and the vision encoder are not part of it.",
-    ]
-    if note:
-        parts.append(f"**{_plain(note)}**")
-    parts += [
-        "## Intended use",
-        "Research on subject-consistent video generation. Show people only with their consent, and mark videos as generated. "
-        "Not for impersonation, and not for decisions about people.",
-        "## Data",
-        _table(("licence of the clips", "clips"), provenance.licenses),
-        _table(("consent", "clips"), provenance.consents),
-        _data_warning(provenance.licenses),
-        "## Models used",
-        _table(("model", "licence"), {f"{role}: `{source}`": text for role, source, text in _models(config)}),
-        "## Scores",
-        _table(("score", "value"), flatten(scores)) if scores else "Not evaluated.",
-        "## How to generate",
-        f"    python pipelines/generate.py --model models:/{_plain(config.tracking.model_name)}@challenger \\\n"
-        '        --reference a.png --prompt "..." --output out.mp4',
-        "## How to reproduce",
-        "\n".join(f"    {line}" for line in hide_secrets(provenance.command).splitlines()),  # of a code block, whatever it holds
-        f"Code {_plain(provenance.code)}, config {provenance.fingerprint}, shards {provenance.shard_digest}. "
-        f"Step folders: {', '.join(provenance.folders.values())}.",
-        "<details><summary>Settings</summary>",
-        _table(("setting", "value"), flatten(config)),
-        "</details>",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    restricted = [name for name in provenance.licenses if "non-commercial" in name.lower() or "-nc" in name.lower()]
+    return _TEMPLATES.get_template("model_card.md").render(
+        name=config.tracking.model_name,
+        note=note,
+        provenance=provenance,
+        restricted=", ".join(sorted(restricted)),
+        models=_list_models(config),
+        scores=flatten(scores),
+        command=Markup(textwrap.indent(hide_secrets(provenance.command), "    ")),  # a code block, whatever it holds
+        folders=", ".join(provenance.folders.values()),
+        settings=flatten(config),
+    )
 
 
 def load_note(base: str) -> str | None:
@@ -103,41 +103,15 @@ def load_note(base: str) -> str | None:
     return " ".join(file.read_text().split()) if file.is_file() else None
 
 
-def _models(config: RunConfig) -> list[tuple[str, str, str]]:
-    """(role, name without the folders of this machine, licence) of each model that took part."""
-    rows = []
+def _list_models(config: RunConfig) -> dict[str, str]:
+    """Role and name of each model that took part -> licence; names are without the folders of this machine."""
+    rows = {}
     for role, known in _LICENSES.items():
         source = str(getattr(config.models, role))
-        local = source.startswith((".", "/", "~"))
-        name = source.rstrip("/").rpartition("/")[2] if local else source
-        embedded = "/toy/weights/" in source
-        text = _EMBEDDED if embedded else next((text for word, text in known if word in source.lower()), "see its own model card")
-        if embedded and role == "detector":
-            text += "; code: AGPL-3.0 (Ultralytics YOLO)"
-        rows.append((role, name, text))
+        name = source.rstrip("/").rpartition("/")[2] if source.startswith((".", "/", "~")) else source
+        if "/toy/weights/" in source:
+            text = _EMBEDDED + ("; code: AGPL-3.0 (Ultralytics YOLO)" if role == "detector" else "")
+        else:
+            text = next((text for word, text in known.items() if word in source.lower()), "see its own model card")
+        rows[f"{role}: `{name}`"] = text
     return rows
-
-
-def _data_warning(licenses: Mapping[str, int]) -> str:
-    named = [name for name in licenses if "non-commercial" in name.lower() or "-nc" in name.lower()]
-    if named:
-        return f"**Part of the data is for non-commercial use only ({_plain(', '.join(sorted(named)))}); so is this model.**"
-    if not licenses or "unknown" in licenses:
-        return "**The licence of some clips is unknown; clear it before the model leaves your hands.**"
-    return ""
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()] or ["| unknown | |"]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    """Text from data sources must not end the cell, the line, or become markup."""
-    return _plain(value).replace("|", "\\|")
-
-
-def _plain(value: Any) -> str:
-    """One line that can become neither HTML nor a link."""
-    return " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace("](", "]&#40;")

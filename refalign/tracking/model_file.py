@@ -1,8 +1,8 @@
 """The registered model's code (MLflow "models from code"): rows of prompts and references in, H.264 videos out.
 
-MLflow copies this file beside the exported weights and runs it again wherever the model is loaded or served; nothing is
-pickled. A row has ``prompt``. It may have ``references`` (base64 pictures: a list, or one string), ``seed``, and the settings
-of `refalign.generation.settings`; ``params`` may hold settings for all rows. The answer has ``video``: base64 mp4.
+MLflow copies this file beside the exported weights and runs it wherever the model is loaded or served; nothing is pickled. A row
+has ``prompt``. It may have ``references`` (base64 pictures: a list, or one string), ``seed``, and the settings of
+`refalign.generation.settings`; ``params`` may hold settings for all rows. The answer has ``video``: base64 mp4.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import binascii
 import math
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from refalign.errors import ConfigError, DataError, RefAlignError
 from refalign.generation.settings import FACTS, GenerationSettings, check_seed
@@ -31,9 +30,21 @@ from refalign.io.images import decode_image, write_mp4
 EXPORT = "export"
 """Name of the artifact that holds the diffusers folder."""
 MAX_ROWS, MAX_REQUESTS = 16, 8
-"""Rows of one request; requests that are answered or wait at one time."""
+"""Rows of one request; requests in work or waiting at one time."""
 _MAX_TIMES_LARGER = 4
-"""A row may ask for so many times the pixels that the model was exported for: attention grows with their square."""
+"""A row may ask for this many times the pixels that the model was exported for: attention grows with their square."""
+
+
+Rows = pd.DataFrame | Mapping[str, object] | Sequence[object]
+
+
+class Request(NamedTuple):
+    """One video to make; references are ``uint8 [H, W, 3]``."""
+
+    prompt: str
+    references: list[np.ndarray]
+    seed: int
+    settings: GenerationSettings
 
 
 class ReferenceToVideoModel(PythonModel):
@@ -42,7 +53,7 @@ class ReferenceToVideoModel(PythonModel):
     def __init__(self) -> None:
         self.places = threading.BoundedSemaphore(MAX_REQUESTS)
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
         """Loads the exported folder; needs neither projectors nor a vision encoder."""
         from refalign.generation.pipeline import RefAlignPipeline
 
@@ -54,48 +65,36 @@ class ReferenceToVideoModel(PythonModel):
         """One video per row; equal rows with equal seeds give equal videos. All rows are checked before the first video.
 
         Raises:
-            MlflowException: INVALID_PARAMETER_VALUE with one line for what a row or a parameter has wrong;
-                REQUEST_LIMIT_EXCEEDED where too many requests wait already.
+            MlflowException: INVALID_PARAMETER_VALUE for a bad row or parameter; REQUEST_LIMIT_EXCEEDED for too many requests.
         """
         if not self.places.acquire(blocking=False):
             raise MlflowException(f"{MAX_REQUESTS} requests are in work or wait; try again later.", REQUEST_LIMIT_EXCEEDED)
         try:
-            with _one_line_errors():
-                requests = parse_rows(model_input, params or {}, self.defaults)
-                return pd.DataFrame({"video": [self._make_video(**request) for request in requests]})
+            requests = parse_rows(model_input, params or {}, self.defaults)
+            return pd.DataFrame({"video": [self._make_video(request) for request in requests]})
+        except RefAlignError as error:  # a server answers an error of MLflow without a traceback
+            raise MlflowException.invalid_parameter_value(str(error)) from None
         finally:
             self.places.release()
 
-    def _make_video(self, prompt: str, references: list[np.ndarray], seed: int, settings: GenerationSettings) -> str:
+    def _make_video(self, request: Request) -> str:
         import torch
 
         frames = self.pipeline(
-            prompt=prompt,
-            references=references,
-            generator=torch.Generator().manual_seed(seed),
+            prompt=request.prompt,
+            references=request.references,
+            generator=torch.Generator().manual_seed(request.seed),
             output_type="uint8",
-            **settings.model_dump(exclude={"fps", *FACTS}),
+            **request.settings.model_dump(exclude={"fps", *FACTS}),
         ).frames[0]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"
-            write_mp4(path, frames.numpy(), settings.fps)
+            write_mp4(path, frames.numpy(), request.settings.fps)
             return base64.b64encode(path.read_bytes()).decode()
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """The errors of this package as MLflow's own, which a server answers without a traceback."""
-    try:
-        yield
-    except RefAlignError as error:
-        raise MlflowException.invalid_parameter_value(str(error)) from None
-
-
-def parse_rows(model_input: Any, params: Mapping[str, Any], defaults: GenerationSettings) -> list[dict[str, Any]]:
-    """Arguments of one video per row.
-
-    Args:
-        model_input: a data frame, a list of mappings, or one mapping. A missing value is None or NaN.
+def parse_rows(model_input: Rows, params: Mapping[str, object], defaults: GenerationSettings) -> list[Request]:
+    """One request per row of a data frame, a list of mappings, or one mapping. A missing value is None or NaN.
 
     Raises:
         ConfigError, DataError: what is wrong with the first row that has a fault.
@@ -114,7 +113,7 @@ def parse_rows(model_input: Any, params: Mapping[str, Any], defaults: Generation
     return requests
 
 
-def _parse_row(row: Any, shared: GenerationSettings, defaults: GenerationSettings) -> dict[str, Any]:
+def _parse_row(row: object, shared: GenerationSettings, defaults: GenerationSettings) -> Request:
     if not isinstance(row, Mapping):
         raise ConfigError(f"expected an object with a prompt, got {type(row).__name__}.")
     given = {str(name): value for name, value in row.items() if not _is_missing(value)}
@@ -127,15 +126,11 @@ def _parse_row(row: Any, shared: GenerationSettings, defaults: GenerationSetting
     if math.prod(asked.values()) > _MAX_TIMES_LARGER * math.prod(usual.values()):
         raise DataError("TOO_LARGE", f"{asked}: expected at the most {_MAX_TIMES_LARGER} times the pixels of {usual}.")
     seed = int(seed) if isinstance(seed, float) and seed.is_integer() else seed  # a column with gaps holds floats
-    return {"prompt": prompt, "references": references, "seed": check_seed(seed), "settings": settings}
+    return Request(prompt, references, check_seed(seed), settings)
 
 
 def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarray]:
-    """Pictures of base64 text: a list of them, or one string.
-
-    Raises:
-        DataError: the text is not base64, or not a picture.
-    """
+    """Pictures of base64 texts. Raises `DataError`: a text is not base64, or not a picture."""
     if not isinstance(references, str | list | tuple | np.ndarray):
         raise DataError("UNREADABLE", f"references: expected a list of base64 pictures, got {type(references).__name__}.")
     texts = [references] if isinstance(references, str) else list(references)
@@ -150,7 +145,7 @@ def decode_references(references: str | list[str] | np.ndarray) -> list[np.ndarr
     return pictures
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 

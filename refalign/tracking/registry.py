@@ -1,7 +1,7 @@
-"""The model registry: one version per evaluated checkpoint, and the way back from a model URI to a folder.
+"""The model registry: one version per evaluated checkpoint, and the way from a model URI to a folder.
 
-A version is found by its key, the fingerprint of what was evaluated, so that registering again, or after a kill between the
-version and the step's manifest, finds it instead of adding another.
+A version is found by its key, the fingerprint of what was evaluated: registering again, also after a kill, adds no other. All of
+it raises `BackendUnavailable` where MLflow does not answer or refuses.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import hashlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -23,27 +22,44 @@ from refalign.errors import ArtifactError
 from refalign.generation.settings import FACTS, make_generation_settings
 from refalign.io.storage import sha256_of
 from refalign.io.untrusted import hide_secrets
-from refalign.tracking.client import one_line_errors, open_client
-from refalign.tracking.run import StoryRun
+from refalign.tracking.client import NOT_FOUND, Client, Tag, ignored, one_line_errors, open_client
+from refalign.tracking.run import TrackedRun
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 CHALLENGER = "challenger"
-_KEY_TAG, WEIGHTS_TAG = "refalign.key", "refalign.weights"
 _EXPORT = "export"  # also in model_file.py, which runs where this module need not exist
-_MARKER = "transformer/config.json"  # what every export has; the other parts may be named by hub id instead
+_MARKER = "transformer/config.json"  # in every export; the other parts may be named by hub id instead
 _MAX_DESCRIPTION = 5000  # of MLflow's database
 _PACKAGES = ("mlflow", "torch", "diffusers", "transformers", "accelerate", "tokenizers", "safetensors", "pydantic", "jaxtyping")
 _PACKAGES += ("numpy", "pandas", "pillow", "av")
 _PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class RegisteredModel:
+class RegisteredModel(NamedTuple):
     """A version in the registry."""
 
     name: str
     version: str
     alias: str
     uri: str
+
+
+class Version(NamedTuple):
+    """A registered version and what the gate said of it; of a training run without one, only ``digest`` and ``run_id``.
+
+    Attributes:
+        digest: of the shards that it was trained on.
+    """
+
+    digest: str
+    run_id: str
+    name: str = ""
+    version: str = ""
+    aliases: tuple[str, ...] = ()
+    gate: str = ""
+    reason: str = ""
 
 
 def digest_weights(export_folder: Path) -> str:
@@ -54,60 +70,50 @@ def digest_weights(export_folder: Path) -> str:
 
 
 def register_model(
-    story: StoryRun,
-    config: RunConfig,
-    *,
-    key: str,
-    export_folder: Path,
-    card: str,
-    tags: Mapping[str, str],
-    alias: str = CHALLENGER,
+    tracked: TrackedRun, config: RunConfig, *, key: str, export_folder: Path, card: str, tags: Mapping[str, str]
 ) -> RegisteredModel:
-    """Adds the exported checkpoint to the registry as a models-from-code pyfunc, or finds the version it has.
+    """Adds the exported checkpoint to the registry as a models-from-code pyfunc, or finds its version; `CHALLENGER` moves there.
 
     Args:
-        key: fingerprint of the evaluated checkpoint; one version per key.
+        key: fingerprint of the evaluated checkpoint.
         export_folder: what `refalign.generation.pipeline.RefAlignPipeline.from_pretrained` opens; it is copied.
         card: the model card, in Markdown.
-        tags: provenance, set on the version.
-        alias: moved to this version.
+        tags: of a new version.
 
     Raises:
-        BackendUnavailable: MLflow does not answer, or refuses.
         ArtifactError: ``export_folder`` is no diffusers folder.
     """
     if not (Path(export_folder) / _MARKER).is_file():
         raise ArtifactError(f"{export_folder}: no exported model ({_MARKER} is missing); run the train step again.")
-    run_id, client, name = story.child("register"), story.client, config.tracking.model_name
-    with one_line_errors(story.uri):
-        client.log_text(run_id, card, "model_card.md")
-        version = _find_version(client, name, key)
-        if version is None:
-            model_id = _find_logged_model(client, story.experiment_id, key) or _log_model(
-                config, run_id, key, Path(export_folder)
-            )
-            _ensure_registered_model(client, name)
-            version = client.create_model_version(
-                name,
-                f"models:/{model_id}",
-                run_id=run_id,
-                model_id=model_id,
-                tags={_KEY_TAG: key, **tags},
-                description=card[:_MAX_DESCRIPTION],
-            ).version
-        client.set_registered_model_alias(name, alias, str(version))
-    return RegisteredModel(name, str(version), alias, f"models:/{name}@{alias}")
+    run_id, client, name = tracked.child("register"), tracked.client, config.tracking.model_name
+    client.log_text(run_id, card, "model_card.md")
+    if found := client.search_model_versions(f"name = '{name}' and tags.`{Tag.KEY}` = '{key}'"):
+        version = min((str(item.version) for item in found), key=int)
+    else:
+        model_id = _find_logged_model(tracked, key) or _log_model(tracked, config, key, Path(export_folder))
+        with ignored("RESOURCE_ALREADY_EXISTS"):
+            client.create_registered_model(name)
+        made = client.create_model_version(
+            name,
+            f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            tags={Tag.KEY: key, **tags},
+            description=card[:_MAX_DESCRIPTION],
+        )
+        version = str(made.version)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    return RegisteredModel(name, version, CHALLENGER, f"models:/{name}@{CHALLENGER}")
+
+
+def list_numbers(client: Client, name: str) -> list[int]:
+    """Numbers of a model's versions, in order; none where there is no such model."""
+    return sorted({int(item.version) for item in client.search_model_versions(f"name = '{name}'")})
 
 
 def has_version(uri: str, name: str, version: str) -> bool:
-    """Whether the registry still has a version.
-
-    Raises:
-        BackendUnavailable: MLflow does not answer, or refuses.
-    """
-    client = open_client(uri)
-    with one_line_errors(uri):
-        return any(str(item.version) == version for item in client.search_model_versions(f"name = '{name}'"))
+    """Whether the registry still has a version."""
+    return version in map(str, list_numbers(open_client(uri), name))
 
 
 def resolve_model(source: str, tracking_uri: str) -> Path:
@@ -117,22 +123,30 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
 
     Raises:
         ArtifactError: there is no such model or folder, or its weights are not those that were registered.
-        BackendUnavailable: MLflow does not answer.
     """
     if not source.startswith("models:/"):
         return _check_export(Path(source).expanduser(), source)
     reference = unquote(source.removeprefix("models:/"))
-    name, at, alias = reference.partition("@")
-    name, _, number = (name, "", "") if at else reference.partition("/")
-    if not name or not (alias or number):
+    name, separator, chosen = reference.partition("@" if "@" in reference else "/")
+    if not name or not chosen:
         raise ArtifactError(f"{source}: expected models:/<name>@<alias>, models:/<name>/<version> or a local folder.")
     client = open_client(tracking_uri)
-    version = _get_version(client, tracking_uri, source, name, alias, number)
+    find = client.get_model_version_by_alias if separator == "@" else client.get_model_version
+    version = None
+    with ignored(*NOT_FOUND):
+        version = find(name, chosen)
+    if version is None:
+        known = ", ".join(map(str, list_numbers(client, name)))
+        has = f"it has versions {known} of {name}" if known else f"it has no model {name}"
+        raise ArtifactError(
+            f"{source}: not in the registry at {hide_secrets(tracking_uri)}; {has}. "
+            "Finish a run of pipelines/full.py there, give its tracking URI, or give a local folder."
+        )
+    files = client.get_model_version_download_uri(name, version.version)
     with one_line_errors(tracking_uri):
-        files = client.get_model_version_download_uri(name, version.version)
         folder = _fetch(files, f"{name}-{version.version}-{version.creation_timestamp}")
     export = _check_export(_find_export(folder), source)
-    promised = (version.tags or {}).get(WEIGHTS_TAG)
+    promised = (version.tags or {}).get(Tag.WEIGHTS)
     if promised and (found := digest_weights(export)) != promised:
         raise ArtifactError(
             f"{source}: the weights in {export} have digest {found}, version {version.version} was registered with {promised}; "
@@ -141,22 +155,36 @@ def resolve_model(source: str, tracking_uri: str) -> Path:
     return export
 
 
-def _get_version(client: Any, uri: str, source: str, name: str, alias: str, number: str) -> Any:
-    from mlflow.exceptions import MlflowException
+def find_versions(client: Client, query: str) -> list[Version]:
+    """The versions that MLflow finds for a query, newest first."""
+    found = [client.get_model_version(item.name, item.version) for item in client.search_model_versions(query)]
+    return [
+        Version(
+            digest=each.tags.get(Tag.SHARDS, ""),
+            run_id=each.run_id or "",
+            name=each.name,
+            version=str(each.version),
+            aliases=tuple(each.aliases),
+            gate=each.tags.get(Tag.DECISION, "not asked"),
+            reason=each.tags.get(Tag.REASON, ""),
+        )
+        for each in sorted(found, key=lambda each: -int(each.version))
+    ]
 
-    try:
-        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            with one_line_errors(uri):
-                raise
-        with one_line_errors(uri):
-            known = sorted({int(item.version) for item in client.search_model_versions(f"name = '{name}'")})
-        has = f"it has versions {', '.join(map(str, known))} of {name}" if known else f"it has no model {name}"
-        raise ArtifactError(
-            f"{source}: not in the registry at {hide_secrets(uri)}; {has}. "
-            "Finish a run of pipelines/full.py there, give its tracking URI, or give a local folder."
-        ) from error
+
+def find_trained_models(client: Client, digests: Sequence[str]) -> list[Version]:
+    """Versions tagged with one of the shard digests, then training runs with such a data set and no version."""
+
+    def find_parent(run_id: str) -> str:
+        return client.get_run(run_id).data.tags.get(Tag.PARENT, run_id)
+
+    found = [each for digest in digests for each in find_versions(client, f"tags.`{Tag.SHARDS}` = '{digest}'")]
+    registered = {find_parent(each.run_id) for each in found if each.run_id}
+    for digest in digests:
+        query = f"datasets.digest = '{digest[:36]}' and tags.`{Tag.STAGE}` = 'train'"
+        runs = [run.info.run_id for run in client.search_runs(client.list_experiments(), query)]
+        found += [Version(digest, run_id) for run_id in runs if find_parent(run_id) not in registered]
+    return found
 
 
 def _fetch(uri: str, cache_name: str) -> Path:
@@ -197,28 +225,22 @@ def _check_export(folder: Path, source: str) -> Path:
     raise ArtifactError(f"{source}: no model there (looked for {folder / _MARKER}); give a models:/ URI or an exported folder.")
 
 
-def _find_version(client: Any, name: str, key: str) -> str | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.`{_KEY_TAG}` = '{key}'")
-    return min((item.version for item in found), key=int) if found else None
-
-
-def _find_logged_model(client: Any, experiment_id: str, key: str) -> str | None:
-    """A model that was uploaded whole before the process ended; unfinished uploads are not READY."""
+def _find_logged_model(tracked: TrackedRun, key: str) -> str | None:
+    """A model that was uploaded whole before the process ended; an unfinished upload is not READY."""
     from mlflow.entities import LoggedModelStatus
 
-    found = client.search_logged_models([experiment_id], filter_string=f"tags.`{_KEY_TAG}` = '{key}'")
-    ready = [model.model_id for model in found if model.status == LoggedModelStatus.READY]
-    return ready[0] if ready else None
+    found = tracked.client.search_logged_models([tracked.experiment_id], filter_string=f"tags.`{Tag.KEY}` = '{key}'")
+    return next((model.model_id for model in found if model.status == LoggedModelStatus.READY), None)
 
 
-def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) -> str:
+def _log_model(tracked: TrackedRun, config: RunConfig, key: str, export_folder: Path) -> str:
     """Uploads weights, this package's code and the model file. Returns the logged model's id."""
     import mlflow
 
-    # MLflow advises an input example, which would run the model here, and type hints, which would drop misspelt columns; it
-    # puts a filter of its own before any other.
-    silent = warnings.catch_warnings(record=True)
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id), silent:
+    # MLflow warns of a missing input example, which would run the model here, and of missing type hints, which would drop
+    # misspelt columns. Its own filter of warnings stands before any other.
+    run_id, silent = tracked.child("register"), warnings.catch_warnings(record=True)
+    with one_line_errors(tracked.uri), mlflow.start_run(run_id=run_id), tempfile.TemporaryDirectory() as folder, silent:
         code = Path(folder) / _PACKAGE_FOLDER.name
         shutil.copytree(_PACKAGE_FOLDER, code, ignore=shutil.ignore_patterns("weights", "__pycache__"))
         info = mlflow.pyfunc.log_model(
@@ -229,12 +251,12 @@ def _log_model(config: RunConfig, run_id: str, key: str, export_folder: Path) ->
             signature=_make_signature(config),
             code_paths=[str(code)],
             pip_requirements=[f"{package}=={metadata.version(package).partition('+')[0]}" for package in _PACKAGES],
-            tags={_KEY_TAG: key},
+            tags={Tag.KEY: key},
         )
     return info.model_id
 
 
-def _make_signature(config: RunConfig) -> Any:
+def _make_signature(config: RunConfig) -> ModelSignature:
     """Parameters and answer. Rows have no schema: MLflow drops columns that a schema lacks without a word, misspelt ones too."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -243,13 +265,3 @@ def _make_signature(config: RunConfig) -> Any:
     settings = make_generation_settings(config).model_dump(exclude=set(FACTS))
     params = [ParamSpec(name, kinds[type(value)], value) for name, value in settings.items()]
     return ModelSignature(outputs=Schema([ColSpec("string", "video")]), params=ParamSchema(params))
-
-
-def _ensure_registered_model(client: Any, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise

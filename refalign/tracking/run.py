@@ -1,166 +1,145 @@
-"""One MLflow run for the whole story, with a child run per step.
+"""The MLflow run of a run, with a child run for each stage.
 
-A story is a config on an output folder. Running it again, after an end of any kind, finds its run and its children by their
-tags, so that nothing is opened, logged or set a second time. The tags are the only pointer: a file could be stale.
+Runs are found by their tags alone: the same settings in the same output folder continue the same runs, and nothing is opened,
+logged or set twice. All of it raises `BackendUnavailable` where MLflow does not answer or refuses.
 """
 
 from __future__ import annotations
 
+import math
 import subprocess
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from refalign.config import RunConfig, Section
+from refalign.errors import BackendUnavailable
 from refalign.io.untrusted import hide_secrets
 from refalign.pipeline.steps import Step
-from refalign.tracking.client import make_tracking_uri, one_line_errors, open_client
-from refalign.tracking.metrics import RunMetrics
+from refalign.pipeline.summary import REPORTS
+from refalign.tracking.client import Client, Tag, ignored, make_tracking_uri, one_line_errors, open_client
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-_MAX_PARAM_CHARACTERS = 500
-_MAX_PARAMS = 100  # MLflow's limits
-_STORY_TAG, _OUTPUT_TAG, _STEP_TAG = "refalign.story", "refalign.output", "refalign.step"
-_PARENT_TAG = "mlflow.parentRunId"
+Record = Mapping[str, Any]
+"""A line of ``metrics.jsonl``: values by name, one of them "step"."""
+_MAX_TEXT = 500  # characters of a param
+_MAX_PARAMS, _MAX_METRICS = 100, 1000  # of one request to MLflow
 _KEYED_BY_TEXT = frozenset({"licenses", "consents", "splits", "models", "video"})
 
 
-class StoryRun:
-    """The tracked run of one story; used by the driver alone.
+@dataclass
+class TrackedRun:
+    """The MLflow run of one run, used by the driver alone; ``params`` and ``children`` (run ids) are by stage."""
 
-    Attributes:
-        uri: MLflow's address.
-        run_id: the story's run.
-    """
+    client: Client
+    experiment_id: str
+    run_id: str
+    params: Mapping[str, Mapping[str, str]]
+    children: dict[str, str]
+    _opened: set[str] = field(default_factory=set)
 
-    def __init__(
-        self,
-        client: Any,
-        uri: str,
-        experiment_id: str,
-        run_id: str,
-        params: Mapping[str, Mapping[str, str]],
-        children: dict[str, str],
-    ) -> None:
-        self.uri, self.run_id, self.experiment_id, self.client = uri, run_id, experiment_id, client
-        self._params, self._children = params, children
-        self._opened: set[str] = set()
+    @property
+    def uri(self) -> str:
+        return self.client.uri
 
     @classmethod
     def open(
         cls, config: RunConfig, *, output: Path, fingerprint: str, sections: Mapping[str, Sequence[str]] | None = None
-    ) -> StoryRun:
-        """Starts the story's run, or continues the one it had.
+    ) -> TrackedRun:
+        """Starts the run, or continues it.
 
         Args:
-            output: the run's folder; stories of other folders are other runs even when all settings agree.
-            fingerprint: of everything that makes the story what it is.
-            sections: by step, the settings that are params of its run.
-
-        Raises:
-            BackendUnavailable: MLflow does not answer, or refuses.
+            fingerprint: of all that the run's results depend on; in another ``output`` it is another run.
+            sections: of the settings, by stage: the params of its run.
         """
         output = Path(output).resolve()
-        uri = make_tracking_uri(config.tracking.uri, output)
         output.mkdir(parents=True, exist_ok=True)
-        client = open_client(uri)
-        with one_line_errors(uri):
-            experiment_id = _find_experiment(client, config.tracking.experiment, None if config.tracking.uri else output)
-            identity = {_STORY_TAG: fingerprint, _OUTPUT_TAG: output.as_uri()}  # a URI: no quotes in the query
-            run_id = _find_run(client, experiment_id, identity)
-            if run_id is None:
-                tags = {**identity, "refalign.code": code_revision()}
-                run_id = client.create_run(experiment_id, tags=tags, run_name=f"story-{fingerprint}").info.run_id
-            client.update_run(run_id, status="RUNNING")
-            children = {
-                run.data.tags[_STEP_TAG]: run.info.run_id
-                for run in client.search_runs([experiment_id], f"tags.`{_PARENT_TAG}` = '{run_id}'")
-                if _STEP_TAG in run.data.tags
-            }
-            params = {step: flatten({name: getattr(config, name) for name in names}) for step, names in (sections or {}).items()}
-            story = cls(client, uri, experiment_id, run_id, params, children)
-            story._log_params(run_id, flatten(config))
-        return story
+        client = open_client(make_tracking_uri(config.tracking.uri, output))
+        experiment_id = _find_experiment(client, config.tracking.experiment, None if config.tracking.uri else output)
+        tags = {"refalign.story": fingerprint, "refalign.output": output.as_uri()}  # a URI: no quotes in the query
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        if runs := client.search_runs([experiment_id], query):
+            run_id = min(runs, key=lambda run: run.info.start_time).info.run_id
+        else:
+            tags["refalign.code"] = code_revision()
+            run_id = client.create_run(experiment_id, tags=tags, run_name=f"run-{fingerprint}").info.run_id
+        client.update_run(run_id, status="RUNNING")
+        children = {
+            run.data.tags[Tag.STAGE]: run.info.run_id
+            for run in client.search_runs([experiment_id], f"tags.`{Tag.PARENT}` = '{run_id}'")
+            if Tag.STAGE in run.data.tags
+        }
+        params = {stage: flatten({name: getattr(config, name) for name in names}) for stage, names in (sections or {}).items()}
+        tracked = cls(client, experiment_id, run_id, params, children)
+        tracked._log_params(run_id, flatten(config))
+        return tracked
 
-    def child(self, step: str) -> str:
-        """Run id of a step's own run, opened (or continued) at the first call."""
-        if step in self._opened:
-            return self._children[step]
-        with one_line_errors(self.uri):
-            if step not in self._children:
-                tags = {_PARENT_TAG: self.run_id, _STEP_TAG: step}
-                self._children[step] = self.client.create_run(self.experiment_id, tags=tags, run_name=step).info.run_id
-            run_id = self._children[step]
-            self.client.update_run(run_id, status="RUNNING")
-            self._log_params(run_id, self._params.get(step, {}))
-        self._opened.add(step)
-        return run_id
+    def child(self, stage: str) -> str:
+        """Id of a stage's own run, which the first call opens or continues."""
+        if stage not in self._opened:
+            if stage not in self.children:
+                tags = {Tag.PARENT: self.run_id, Tag.STAGE: stage}
+                self.children[stage] = self.client.create_run(self.experiment_id, tags=tags, run_name=stage).info.run_id
+            self.client.update_run(self.children[stage], status="RUNNING")
+            self._log_params(self.children[stage], self.params.get(stage, {}))
+            self._opened.add(stage)
+        return self.children[stage]
 
-    def finish_child(self, step: str, status: Status = "FINISHED") -> None:
-        """Ends a step's run."""
-        run_id = self.child(step)
-        with one_line_errors(self.uri):
-            self.client.set_terminated(run_id, status)
-        self._opened.discard(step)
+    def finish_child(self, stage: str) -> None:
+        """Ends a stage's run."""
+        self.client.set_terminated(self.child(stage), "FINISHED")
+        self._opened.discard(stage)
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """Ends the story's run, and the children that are still open with it."""
-        with one_line_errors(self.uri):
-            for step in sorted(self._opened):
-                self.client.set_terminated(self._children[step], status)
-            self.client.set_terminated(self.run_id, status)
+        """Ends the run, and those of the stages that are still open."""
+        for run_id in (*(self.children[stage] for stage in sorted(self._opened)), self.run_id):
+            self.client.set_terminated(run_id, status)
         self._opened.clear()
 
-    def log_totals(self, step: Step, manifest: Mapping[str, Any], seconds: float | None) -> None:
-        """Logs what a finished step recorded: its numbers as metrics, its folder as tags, its manifest as a file."""
-        self.set_tags(step.name, {"refalign.folder": step.folder.name, "refalign.fingerprint": step.fingerprint})
+    def log_totals(self, step: Step, manifest: Mapping[str, object], seconds: float | None) -> None:
+        """Logs what a finished stage recorded: its numbers as metrics, its folder as tags, its manifest as a file."""
+        self.set_tags(step.name, {Tag.FOLDER: step.folder.name, "refalign.fingerprint": step.fingerprint})
         took = {} if seconds is None else {"seconds": seconds}
         self.log_records(step.name, [{"step": 0, **dict(_iter_totals(manifest)), **took}])
         self.log_file(step.name, step.folder / "manifest.json")
 
-    def log_records(self, step: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Logs what a step's run lacks of these metrics by "step": the lines of a ``metrics.jsonl``, or totals at step 0."""
-        RunMetrics(self.client, self.uri, self.child(step)).send(records)
+    def log_records(self, stage: str, records: Sequence[Record]) -> None:
+        """Logs the metrics that a stage's run lacks: the lines of a ``metrics.jsonl``, or totals at step 0."""
+        RunMetrics(self.client, self.child(stage)).send(records)
 
-    def set_tags(self, step: str, tags: Mapping[str, Any]) -> None:
-        """Sets tags on a step's run; unlike params they may change."""
-        run_id = self.child(step)
-        with one_line_errors(self.uri):
-            for key, value in tags.items():
-                self.client.set_tag(run_id, key, str(value)[:_MAX_PARAM_CHARACTERS])
+    def set_tags(self, stage: str, tags: Mapping[str, str]) -> None:
+        """Sets tags on a stage's run; unlike params they may change."""
+        for key, value in tags.items():
+            self.client.set_tag(self.child(stage), key, value)
 
-    def log_file(self, step: str | None, path: Path, folder: str | None = None) -> None:
-        """Copies a file (video, picture, report) to a step's run, or the story's own; the same name is overwritten."""
-        run_id = self.run_id if step is None else self.child(step)
-        with one_line_errors(self.uri):
-            self.client.log_artifact(run_id, str(path), folder)
+    def log_file(self, stage: str | None, path: Path, folder: str | None = None) -> None:
+        """Copies a file to a stage's run, or to the run itself (None); the same name is overwritten."""
+        self.client.log_artifact(self.run_id if stage is None else self.child(stage), str(path), folder)
 
-    def log_image(self, step: str, image: Any, name: str) -> None:
+    def log_image(self, stage: str, image: np.ndarray, name: str) -> None:
         """Logs ``uint8 [H, W, 3]`` as a picture called ``name``, for example ``contact_sheets/train-000000.png``."""
-        run_id = self.child(step)
-        with one_line_errors(self.uri):
-            self.client.log_image(run_id, image, artifact_file=name)
+        self.client.log_image(self.child(stage), image, artifact_file=name)
 
-    def log_dataset(self, step: str, *, name: str, folder: Path, digest: str, context: str = "training") -> None:
-        """Logs a step folder as the data that a step's run used.
-
-        Args:
-            digest: of the content; MLflow keeps its first 36 characters.
-        """
+    def log_dataset(self, stage: str, *, name: str, folder: Path, digest: str) -> None:
+        """Logs a folder as the data that a stage's run used; MLflow keeps 36 characters of the content's digest."""
         from mlflow.data.dataset_source_registry import resolve_dataset_source
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        run_id = self.child(step)
-        with one_line_errors(self.uri), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*interpreted in multiple ways.*")  # MLflow offers one source twice
             dataset = MetaDataset(resolve_dataset_source(str(folder)), name=name, digest=digest[:36])  # ty: ignore[abstract-class-instantiation]
-            inputs = [DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", context)])]
-            self.client.log_inputs(run_id, datasets=inputs)
+        inputs = [DatasetInput(Dataset(**dataset.to_dict()), [InputTag("mlflow.data.context", "training")])]
+        self.client.log_inputs(self.child(stage), datasets=inputs)
 
     def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Logs the params the run does not have: MLflow refuses to change one."""
+        """Logs the params that the run lacks: MLflow refuses to change one."""
         from mlflow.entities import Param
 
         known = self.client.get_run(run_id).data.params
@@ -169,67 +148,94 @@ class StoryRun:
             self.client.log_batch(run_id, params=fresh[start : start + _MAX_PARAMS])
 
 
-def flatten(section: Section | Mapping[str, Any] | list[Any] | tuple[Any, ...], prefix: str = "") -> dict[str, str]:
-    """Settings as dotted names, the way ``--set`` spells them, and text of at most 500 characters without credentials."""
+class RunMetrics:
+    """Sends metrics to one MLflow run, each (metric, step) once, because MLflow appends: what the run has is read first.
+
+    After an error, make another object, which reads again what arrived.
+    """
+
+    def __init__(self, client: Client, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._steps: dict[str, set[int]] = {}
+
+    def send(self, records: Iterable[Record]) -> None:
+        """Sends the numbers that the run lacks; of two for one step the first counts. Texts and NaN are left out."""
+        from mlflow.entities import Metric
+
+        now_ms, fresh = int(time.time() * 1000), []
+        for record in records:
+            step = int(record["step"])
+            for name, value in record.items():
+                if name == "step" or not isinstance(value, int | float) or not math.isfinite(value):
+                    continue
+                if name not in self._steps:
+                    self._steps[name] = {point.step for point in self._client.get_metric_history(self._run_id, name)}
+                if step not in self._steps[name]:
+                    self._steps[name].add(step)
+                    fresh.append(Metric(name, float(value), now_ms, step))
+        for start in range(0, len(fresh), _MAX_METRICS):
+            self._client.log_batch(self._run_id, metrics=fresh[start : start + _MAX_METRICS])
+
+
+def delete_pictures(client: Client, folders: Sequence[str]) -> int:
+    """Deletes contact sheets, videos and reports that runs of these step folders hold; returns how many runs had some."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    pictures = {"shards": ("contact_sheets",), "evaluate": ("videos",)}
+    touched = 0
+    for folder in folders:
+        for run in client.search_runs(client.list_experiments(), f"tags.`{Tag.FOLDER}` = '{folder}'"):
+            parent = client.get_run(run.data.tags[Tag.PARENT])
+            for holder, names in ((run, pictures.get(folder.partition("-")[0], ())), (parent, REPORTS)):
+                there = {file.path for file in client.list_artifacts(holder.info.run_id)}.intersection(names)
+                with one_line_errors(client.uri):
+                    for name in there:
+                        get_artifact_repository(holder.info.artifact_uri).delete_artifacts(name)
+                touched += bool(there)
+    return touched
+
+
+def flatten(section: Section | Mapping[str, object] | Sequence[object], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted name, as ``--set`` spells it, as text of at most 500 characters without credentials."""
     if isinstance(section, Section):
         section = section.model_dump(mode="json")
-    pairs = section.items() if isinstance(section, Mapping) else enumerate(section)
     flat: dict[str, str] = {}
-    for name, value in pairs:
+    for name, value in section.items() if isinstance(section, Mapping) else enumerate(section):
         if isinstance(value, Section | Mapping | list | tuple):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             text = hide_secrets(str(value))
-            flat[f"{prefix}{name}"] = text if len(text) <= _MAX_PARAM_CHARACTERS else text[: _MAX_PARAM_CHARACTERS - 3] + "..."
+            flat[f"{prefix}{name}"] = text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
     return flat
 
 
 def code_revision() -> str:
     """Git revision of this source tree, marked when files differ from it; "unknown" outside a checkout."""
-    here = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
+        described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return described.stdout.strip() or "unknown"
 
 
-def _find_experiment(client: Any, name: str, output: Path | None) -> str:
-    """Id of the experiment, created if it is new; with ``output``, its artifacts live there."""
-    from mlflow.exceptions import MlflowException
-
+def _find_experiment(client: Client, name: str, output: Path | None) -> str:
+    """Id of the experiment, which is created where it is new; with ``output``, its files lie there."""
+    if client.get_experiment_by_name(name) is None:
+        with ignored("RESOURCE_ALREADY_EXISTS"):  # another process was faster
+            client.create_experiment(name, artifact_location=(output / "artifacts").as_uri() if output else None)
     found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, artifact_location=(output / "artifacts").as_uri() if output else None)
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
     if found.lifecycle_stage == "deleted":
-        raise MlflowException(
-            f"experiment {name!r} was deleted; restore it with `mlflow experiments restore` or set tracking.experiment"
+        raise BackendUnavailable(
+            f"MLflow at {hide_secrets(client.uri)}: experiment {name!r} was deleted; restore it with "
+            "`mlflow experiments restore`, or set tracking.experiment."
         )
     return found.experiment_id
 
 
-def _find_run(client: Any, experiment_id: str, tags: Mapping[str, str]) -> str | None:
-    """The oldest run with these tags."""
-    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    runs = client.search_runs([experiment_id], query)
-    return min(runs, key=lambda run: run.info.start_time).info.run_id if runs else None
-
-
-def _iter_totals(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers of a manifest, nested groups as ``group.name``; lists of examples and groups keyed by free text are left out."""
-    for name, entry in value.items():
+def _iter_totals(manifest: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers of a manifest, nested ones as ``group.name``; lists, and groups whose keys are free text, are left out."""
+    for name, entry in manifest.items():
         if name in _KEYED_BY_TEXT:
             continue
         if isinstance(entry, Mapping):

@@ -16,7 +16,7 @@ from pathlib import Path
 from refalign.errors import BackendUnavailable
 from refalign.pipeline.telemetry import show_training
 from refalign.tracking.client import check_server, open_client
-from refalign.tracking.metrics import RunMetrics
+from refalign.tracking.run import RunMetrics
 from refalign.training.records import UNSENT, RecordReader
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class _Sender:
         """Sends the new lines and returns whether it could; warns at the first failure."""
         try:
             if self._open is None:
-                self._open = RecordReader(self._path), RunMetrics(open_client(self._uri), self._uri, self._run_id)
+                self._open = RecordReader(self._path), RunMetrics(open_client(self._uri), self._run_id)
             reader, metrics = self._open
             if records := reader.read_new():
                 check_server(self._uri)  # within seconds; MLflow's own client tries for half a minute

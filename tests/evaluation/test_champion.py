@@ -19,7 +19,7 @@ from refalign.pipeline.stage import Run
 from refalign.pipeline.steps import Step
 from refalign.stages.evaluate import Evaluate
 from refalign.tracking.registry import register_model
-from refalign.tracking.run import StoryRun
+from refalign.tracking.run import TrackedRun
 
 
 def make_config(**evaluation):
@@ -67,7 +67,7 @@ def registry(tmp_path_factory):
     """An output folder whose story registered the toy base twice."""
     output = tmp_path_factory.mktemp("stories")
     config = make_config()
-    story = StoryRun.open(config, output=output, fingerprint="a" * 12)
+    story = TrackedRun.open(config, output=output, fingerprint="a" * 12)
     register = [register_model(story, config, key=key, export_folder=config.models.base, card="", tags={}) for key in "xy"]
     return output, config, [model.version for model in register]
 

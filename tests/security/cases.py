@@ -278,7 +278,7 @@ CASES = {
     "setting with a password in it": (
         send.setting("tracking.uri=https://me:hunter2@mlflow"),
         ConfigError,
-        "credentials belong into the environment",
+        "give credentials in the environment",
     ),
     "setting with a secret key in it": (
         send.setting("storage.parts=s3://key:hunter2@bucket/x"),

@@ -140,10 +140,10 @@ def test_a_server_that_is_asked_is_named_without_its_password():
 def registered(tmp_path_factory):
     """URI of MLflow, and the folder of a registered model in its store."""
     from refalign.tracking.registry import digest_weights, register_model, resolve_model
-    from refalign.tracking.run import StoryRun
+    from refalign.tracking.run import TrackedRun
 
     config = toy_tiny()
-    story = StoryRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
+    story = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
     export = Path(config.models.base)
     tags = {"refalign.weights": digest_weights(export)}
     register_model(story, config, key="toy", export_folder=export, card="card", tags=tags)

@@ -16,7 +16,7 @@ from refalign.errors import DataError
 from refalign.io.images import encode_jpeg, encode_png
 from refalign.tracking.model_file import MAX_REQUESTS, decode_references
 from refalign.tracking.registry import register_model
-from refalign.tracking.run import StoryRun
+from refalign.tracking.run import TrackedRun
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
     """The toy base itself, registered and loaded by alias."""
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    story = StoryRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
+    story = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
     registered = register_model(story, config, key="toy", export_folder=config.models.base, card="card", tags={})
     mlflow.set_tracking_uri(story.uri)
     return mlflow.pyfunc.load_model(registered.uri)

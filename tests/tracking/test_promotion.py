@@ -94,10 +94,10 @@ def test_the_decision_stands_on_the_version(uri):
         "challenger_scores": {},
     }
     record_decision(uri, NAME, "2", decision=decision, champion=None)
-    shown = {each["version"]: each for each in list_versions(uri, NAME)}
+    shown = {each.version: each for each in list_versions(uri, NAME)}
     assert list(shown) == ["3", "2", "1"]
-    assert shown["2"]["gate"] == "refused" and shown["2"]["reason"] == "against the base model: not better"
-    assert shown["3"]["gate"] == "not asked" and shown["3"]["shards"] == "d" * 12
+    assert shown["2"].gate == "refused" and shown["2"].reason == "against the base model: not better"
+    assert shown["3"].gate == "not asked" and shown["3"].digest == "d" * 64
     run_id = open_client(uri).get_model_version(NAME, "2").run_id
     names = {file.path for file in mlflow.MlflowClient(uri).list_artifacts(run_id, "gate")}
     assert names == {"gate/version-2.json", "gate/version-2-comparisons.json"}

@@ -18,7 +18,7 @@ from local_cluster import find_ports
 from refalign.config.presets import toy_tiny
 from refalign.io.images import encode_png
 from refalign.tracking.registry import register_model
-from refalign.tracking.run import StoryRun
+from refalign.tracking.run import TrackedRun
 from tests.serving import serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def address(tmp_path):
     """Of a server with the toy base, two steps a video; ended, with its workers, after the test."""
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    story = StoryRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    story = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
     registered = register_model(story, config, key="toy", export_folder=config.models.base, card="card", tags={})
     (port,) = find_ports(1)
     url = f"http://127.0.0.1:{port}"

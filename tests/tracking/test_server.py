@@ -11,7 +11,7 @@ from local_cluster import find_ports
 
 from refalign.config.presets import toy_tiny
 from refalign.tracking.registry import register_model, resolve_model
-from refalign.tracking.run import StoryRun
+from refalign.tracking.run import TrackedRun
 from refalign.training.follower import follow
 from refalign.training.records import UNSENT, append_record, truncate_records
 from tests.serving import serving
@@ -39,7 +39,7 @@ def test_a_story_over_http_is_one_run_one_version_and_comes_back(server, tmp_pat
     (export / "transformer").mkdir(parents=True)
     (export / "transformer" / "config.json").write_text("{}")
     for _ in range(2):
-        story = StoryRun.open(config, output=tmp_path, fingerprint="a" * 12)
+        story = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
         metrics = tmp_path / "metrics.jsonl"
         with follow(metrics, 5, tracking_uri=story.uri, run_id=story.child("train"), progress=False):
             truncate_records(metrics, -1)
@@ -63,7 +63,7 @@ def test_a_server_that_answers_again_gets_what_waited(server, tmp_path, monkeypa
     address, process = server
     config = toy_tiny()
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": address, "experiment": "away"})})
-    story = StoryRun.open(config, output=tmp_path, fingerprint="b" * 12)
+    story = TrackedRun.open(config, output=tmp_path, fingerprint="b" * 12)
     metrics, run_id = tmp_path / "metrics.jsonl", story.child("train")
 
     def wait_until(is_true):

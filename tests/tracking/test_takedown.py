@@ -3,20 +3,19 @@
 import numpy as np
 
 from refalign.config.presets import toy_tiny
+from refalign.tracking.client import make_tracking_uri, open_client
 from refalign.tracking.model_card import Provenance
-from refalign.tracking.registry import register_model
-from refalign.tracking.run import StoryRun
-from refalign.tracking.takedown import delete_pictures, find_trained_models, has_tracking
+from refalign.tracking.registry import find_trained_models, register_model
+from refalign.tracking.run import TrackedRun, delete_pictures
 
 
 def open_story(output, name, digest):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint=name * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint=name * 12)
     story.log_dataset("train", name="shards", folder=output, digest=digest)
     return story
 
 
 def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path):
-    assert not has_tracking(None, tmp_path)
     config = toy_tiny()
     export = tmp_path / "export"
     (export / "transformer").mkdir(parents=True)
@@ -33,17 +32,17 @@ def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path)
     unregistered = open_story(tmp_path, "c", "d" * 16)
     unregistered.finish()
 
-    assert has_tracking(None, tmp_path)
-    found = find_trained_models(None, tmp_path, ["d" * 16])
+    client = open_client(make_tracking_uri(None, tmp_path))
+    found = find_trained_models(client, ["d" * 16])
     assert [(model.name, model.version, model.digest) for model in found] == [("refalign", "1", "d" * 16), ("", "", "d" * 16)]
     assert found[1].run_id == unregistered.child("train")
-    assert find_trained_models(None, tmp_path, ["f" * 16]) == []
-    (second,) = find_trained_models(None, tmp_path, ["e" * 16])
+    assert find_trained_models(client, ["f" * 16]) == []
+    (second,) = find_trained_models(client, ["e" * 16])
     assert (second.version, second.aliases) == ("2", ("challenger",))
 
-    assert delete_pictures(None, tmp_path, ["shards-a"]) == 2, "the step's run and the story's"
+    assert delete_pictures(client, ["shards-a"]) == 2, "the step's run and the story's"
     for name, left in (("a", set()), ("b", {"contact_sheets", "report.html"})):
-        story = StoryRun.open(config, output=tmp_path, fingerprint=name * 12)
+        story = TrackedRun.open(config, output=tmp_path, fingerprint=name * 12)
         files = [*story.client.list_artifacts(story.child("shards")), *story.client.list_artifacts(story.run_id)]
         assert {file.path for file in files} == left
-    assert delete_pictures(None, tmp_path, ["shards-a"]) == 0
+    assert delete_pictures(client, ["shards-a"]) == 0

@@ -4,7 +4,6 @@ import json
 import socket
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 
 import pytest
 
@@ -18,7 +17,7 @@ from refalign.stages.register import RegisterManifest
 from refalign.tracking.client import make_tracking_uri
 from refalign.tracking.model_card import Provenance, make_model_card
 from refalign.tracking.registry import has_version, register_model, resolve_model
-from refalign.tracking.run import StoryRun, flatten
+from refalign.tracking.run import TrackedRun, flatten
 from refalign.training.follower import follow
 from refalign.training.launch import TrainManifest
 from refalign.training.records import UNSENT, append_record, read_records, truncate_records
@@ -36,7 +35,7 @@ def output(tmp_path_factory):
 
 def test_rerun_continues_the_same_run_and_changes_nothing(output):
     config = toy_tiny()
-    story = StoryRun.open(config, output=output, fingerprint="a" * 12)
+    story = TrackedRun.open(config, output=output, fingerprint="a" * 12)
     train = story.child("train")
     story.log_records("train", [{"step": 1, "total": 2.0}])
     story.finish("KILLED")
@@ -44,7 +43,7 @@ def test_rerun_continues_the_same_run_and_changes_nothing(output):
     assert set(statuses.values()) == {"KILLED"}
 
     other_cluster = config.model_copy(update={"cluster": config.cluster.model_copy(update={"threads": 7})})
-    again = StoryRun.open(other_cluster, output=output, fingerprint="a" * 12)
+    again = TrackedRun.open(other_cluster, output=output, fingerprint="a" * 12)
     assert (again.run_id, again.child("train")) == (story.run_id, train)
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     assert again.client.get_run(again.run_id).data.params["cluster.threads"] == str(config.cluster.threads)
@@ -59,14 +58,14 @@ def test_rerun_continues_the_same_run_and_changes_nothing(output):
 
 def test_stories_differ_by_fingerprint_and_by_output_folder(output, tmp_path):
     config = toy_tiny()
-    ids = {StoryRun.open(config, output=output, fingerprint=name * 12).run_id for name in "abb"}
+    ids = {TrackedRun.open(config, output=output, fingerprint=name * 12).run_id for name in "abb"}
     assert len(ids) == 2
     shared = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": make_tracking_uri(None, output)})})
-    assert StoryRun.open(shared, output=tmp_path, fingerprint="a" * 12).run_id not in ids
+    assert TrackedRun.open(shared, output=tmp_path, fingerprint="a" * 12).run_id not in ids
 
 
 def test_a_step_is_never_logged_twice(output, tmp_path):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
     path, run_id = tmp_path / "metrics.jsonl", story.child("train")
     told = {"tracking_uri": story.uri, "run_id": run_id, "progress": False}
 
@@ -121,7 +120,7 @@ def test_metrics_that_were_not_taken_in_time_are_sent_by_a_later_run_that_has_no
         said = capsys.readouterr()
         assert out in said.out and err in said.err
     assert not (step.folder / UNSENT).exists()
-    story = StoryRun.open(config, output=tmp_path, fingerprint=loop.fingerprint)
+    story = TrackedRun.open(config, output=tmp_path, fingerprint=loop.fingerprint)
     history = story.client.get_metric_history(story.child("train"), "total")
     assert [(point.step, point.value) for point in history] == [(number, 1.0 / (1 + number)) for number in range(6)]
 
@@ -131,10 +130,18 @@ def test_unreachable_server_is_one_line_without_the_password(tmp_path):
     config = toy_tiny()
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
     with pytest.raises(BackendUnavailable) as caught:
-        StoryRun.open(config, output=tmp_path / "new", fingerprint="a" * 12)
+        TrackedRun.open(config, output=tmp_path / "new", fingerprint="a" * 12)
     text = str(caught.value)
     assert "does not answer" in text and "tracking.uri" in text
     assert "\n" not in text and "secret" not in text
+
+
+def test_a_deleted_experiment_is_refused_with_the_way_out(tmp_path):
+    config = toy_tiny()
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    tracked.client.delete_experiment(tracked.experiment_id)
+    with pytest.raises(BackendUnavailable, match="was deleted; restore it with `mlflow experiments restore`, or set tracking"):
+        TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
 
 
 def test_params_are_dotted_short_and_without_credentials():
@@ -148,7 +155,7 @@ def test_params_are_dotted_short_and_without_credentials():
 
 
 def test_the_shard_digest_is_a_dataset_of_the_run_once(output):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint="d" * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="d" * 12)
     for _ in range(2):
         story.log_dataset("train", name="shards", folder=output, digest="e" * 64)
     datasets = story.client.get_run(story.child("train")).inputs.dataset_inputs
@@ -161,7 +168,7 @@ def test_registering_twice_is_one_version(output, tmp_path):
     card = make_model_card(config, PROVENANCE, {"after": {"fidelity": 0.5}}, note="Tiny.")
     versions = []
     for fingerprint in ("e" * 12, "e" * 12, "f" * 12):  # a retry, and another story that evaluated the same checkpoint
-        story = StoryRun.open(config, output=output, fingerprint=fingerprint)
+        story = TrackedRun.open(config, output=output, fingerprint=fingerprint)
         versions.append(register_model(story, config, key="same", export_folder=export, card=card, tags=PROVENANCE.tags()))
     assert len({model.version for model in versions}) == 1
     other = register_model(story, config, key="other", export_folder=export, card=card, tags=PROVENANCE.tags())
@@ -174,7 +181,7 @@ def test_registering_twice_is_one_version(output, tmp_path):
 
 def test_a_kill_between_upload_and_version_uploads_nothing_again(output, tmp_path):
     config = toy_tiny()
-    story = StoryRun.open(config, output=output, fingerprint="f" * 12)
+    story = TrackedRun.open(config, output=output, fingerprint="f" * 12)
     export = _make_export(tmp_path / "export")
     before = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
     source = story.client.get_model_version("refalign", before.version).source
@@ -186,10 +193,10 @@ def test_a_kill_between_upload_and_version_uploads_nothing_again(output, tmp_pat
 def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_says(tmp_path, capsys):
     """In a folder of its own: a deleted version's number is not given again."""
     config = toy_tiny()
-    story = StoryRun.open(config, output=tmp_path, fingerprint="f" * 12)
+    story = TrackedRun.open(config, output=tmp_path, fingerprint="f" * 12)
     model = register_model(story, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
     run = Run(config, tmp_path)
-    manifest = RegisterManifest.model_construct(**asdict(model))
+    manifest = RegisterManifest.model_construct(**model._asdict())
     assert Register().is_still_there(run, manifest) and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
     story.client.delete_model_version("refalign", "1")
     assert not Register().is_still_there(run, manifest)
@@ -201,7 +208,7 @@ def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_
 
 def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     config = toy_tiny()
-    story = StoryRun.open(config, output=output, fingerprint="f" * 12)
+    story = TrackedRun.open(config, output=output, fingerprint="f" * 12)
     export = _make_export(tmp_path / "made-elsewhere")
     model = register_model(story, config, key="resolved", export_folder=export, card="card", tags={})
     for source in (
@@ -224,7 +231,7 @@ def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     ],
 )
 def test_models_that_are_not_there_are_one_line(output, tmp_path, source, expected):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
     register_model(story, toy_tiny(), key="present", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
     with pytest.raises(ArtifactError, match=expected) as caught:
         resolve_model(source, story.uri)
@@ -232,7 +239,7 @@ def test_models_that_are_not_there_are_one_line(output, tmp_path, source, expect
 
 
 def test_registering_what_is_no_export_is_refused(output, tmp_path):
-    story = StoryRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
     with pytest.raises(ArtifactError, match="run the train step again"):
         register_model(story, toy_tiny(), key="none", export_folder=tmp_path, card="card", tags={})
 
