@@ -60,7 +60,8 @@ def iter_files(
     faults = faults or {}
     videos = {name for name in beside if is_video(name) and not is_hidden(name)}
     sidecars = {sidecar for name in videos for sidecar in name_sidecars(name)}
-    odd = [name for name in names if not is_hidden(name) and name not in {*videos, *sidecars, *faults}]
+    known = {*videos, *sidecars, *faults}
+    odd = [name for name in names if not is_hidden(name) and name not in known]
     found = set(compress(odd, storage.in_parallel(lambda name: opens_as_video(storage.join(folder, name)), odd)))
     videos |= found
     sidecars |= {sidecar for name in found for sidecar in name_sidecars(name)}
