@@ -19,15 +19,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="wan2_1_1_3b", help=f"where settings start from: {', '.join(PRESETS)}")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="change one setting; repeatable")
-    flags = {str(field.alias): field for field in Assumptions.model_fields.values()}
-    for flag, field in flags.items():
-        parser.add_argument(flag, dest=flag, default=field.default, metavar="VALUE", help=field.description)
+    for field in Assumptions.model_fields.values():
+        parser.add_argument(str(field.alias), default=field.default, metavar="VALUE", help=field.description)
     parser.add_argument("--json", action="store_true", help="print plain values")
     arguments = vars(parser.parse_args())
 
     def work() -> None:
         config = apply_overrides(load_preset(arguments["preset"]), arguments["set"])
-        plan = make_plan(config, Assumptions.of(**{flag: arguments[flag] for flag in flags}))
+        plan = make_plan(config, Assumptions.of(**{name: arguments[name] for name in Assumptions.model_fields}))
         print(json.dumps(asdict(plan), indent=2) if arguments["json"] else plan.describe())
 
     leave(run_command(work))

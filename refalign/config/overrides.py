@@ -13,34 +13,34 @@ from refalign.config.run import RunConfig
 from refalign.errors import ConfigError
 from refalign.io.untrusted import hide_secrets, parse_json
 
-_MOVED = {
-    "cluster.train": {"worker_cpus": "cpus", "worker_gpus": "gpus", "worker_resources": "resources"},
-    "training.checkpoint": {
-        "checkpoint_every": "every",
-        "keep_best": "keep_best",
-        "keep_checkpoints": "keep",
-        "on_damaged_checkpoint": "on_damaged",
-    },
-    "training.dropout": {"drop_both": "both", "drop_references": "references", "drop_text": "text"},
-    "training.lora": {"lora_alpha": "alpha", "lora_rank": "rank", "lora_targets": "targets"},
-    "training.optimizer": {name: name for name in ("clip_grad_norm", "ema_decay", "warmup_steps", "weight_decay")},
-    "training.parallel": {
-        "context_parallel": "context",
-        "max_restarts": "max_restarts",
-        "min_workers": "min_ranks",
-        "num_workers": "ranks",
-        "shards_per_replica": "shards_per_replica",
-    },
-    "training.validation": {
-        "gradient_norms_every": "gradient_norms_every",
-        "validate_every": "every",
-        "validation_samples": "samples",
-    },
-}
-"""Group -> old name of a setting, one level up -> its name in the group."""
 NEW_NAMES = {
-    f"{group.rpartition('.')[0]}.{old}": f"{group}.{new}" for group, names in _MOVED.items() for old, new in names.items()
+    "cluster.worker_cpus": "cluster.train.cpus",
+    "cluster.worker_gpus": "cluster.train.gpus",
+    "cluster.worker_resources": "cluster.train.resources",
+    "training.checkpoint_every": "training.checkpoint.every",
+    "training.keep_best": "training.checkpoint.keep_best",
+    "training.keep_checkpoints": "training.checkpoint.keep",
+    "training.on_damaged_checkpoint": "training.checkpoint.on_damaged",
+    "training.drop_both": "training.dropout.both",
+    "training.drop_references": "training.dropout.references",
+    "training.drop_text": "training.dropout.text",
+    "training.lora_alpha": "training.lora.alpha",
+    "training.lora_rank": "training.lora.rank",
+    "training.lora_targets": "training.lora.targets",
+    "training.clip_grad_norm": "training.optimizer.clip_grad_norm",
+    "training.ema_decay": "training.optimizer.ema_decay",
+    "training.warmup_steps": "training.optimizer.warmup_steps",
+    "training.weight_decay": "training.optimizer.weight_decay",
+    "training.context_parallel": "training.parallel.context",
+    "training.max_restarts": "training.parallel.max_restarts",
+    "training.min_workers": "training.parallel.min_ranks",
+    "training.num_workers": "training.parallel.ranks",
+    "training.shards_per_replica": "training.parallel.shards_per_replica",
+    "training.gradient_norms_every": "training.validation.gradient_norms_every",
+    "training.validate_every": "training.validation.every",
+    "training.validation_samples": "training.validation.samples",
 }
+"""Names that settings had before they were grouped -> their names now."""
 
 
 def apply_overrides(config: RunConfig, overrides: Iterable[str]) -> RunConfig:

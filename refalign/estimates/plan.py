@@ -52,13 +52,17 @@ _WAN = {
 }
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 class Assumptions(Section):
     """What there is to learn from, and what it would run on; each field is a flag of ``pipelines/plan.py``.
 
     None of the speeds was measured with this software: they are where a plan begins.
     """
 
-    model_config = ConfigDict(alias_generator=lambda name: f"--{name.replace('_', '-')}", populate_by_name=True)
+    model_config = ConfigDict(alias_generator=_flag)
 
     clips: Positive | None = None
     """number of clips before curation (give this or --hours)"""
@@ -97,13 +101,13 @@ class Assumptions(Section):
 
     @classmethod
     def of(cls, **values: object) -> Assumptions:
-        """Numbers by name, or by flag; text is read.
+        """Numbers by the names of the fields; they may be text.
 
         Raises:
             ConfigError: a name is unknown, a number is out of range, or there are no clips, or twice.
         """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate({_flag(name): value for name, value in values.items()})
         except ValidationError as error:
             raise ConfigError(f"{describe_problems(error)}.") from error
 
