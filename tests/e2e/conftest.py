@@ -1,4 +1,4 @@
-"""One run of the smallest story, shared by the end-to-end tests."""
+"""One run of the smallest preset, shared by the end-to-end tests."""
 
 import json
 import subprocess
@@ -16,9 +16,9 @@ def run(*arguments: str, timeout: int = 900) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="session")
-def story(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """Output folder, finished process and summary of `pipelines/full.py --preset toy_tiny`."""
-    output = tmp_path_factory.mktemp("story")
+    output = tmp_path_factory.mktemp("run")
     done = run("pipelines/full.py", "--preset", "toy_tiny", "--output", str(output))
     assert done.returncode == 0, done.stderr[-4000:]
     return output, done, json.loads((output / "summary.json").read_text())

@@ -11,8 +11,8 @@ EXPECTED = json.loads(golden.FILE.read_text())
 
 
 @pytest.fixture(scope="module")
-def made(story):
-    return golden.describe_run(story[0])
+def made(finished_run):
+    return golden.describe_run(finished_run[0])
 
 
 def test_counts_of_every_manifest(made):

@@ -1,4 +1,4 @@
-"""Six videos, then nine in the same folder: the story's second data set refers to the first one's parts."""
+"""Six videos, then nine in the same folder: the second data set refers to the first one's parts."""
 
 import json
 import shutil

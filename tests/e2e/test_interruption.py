@@ -11,21 +11,21 @@ import psutil
 from tests.e2e.conftest import ROOT, run
 
 
-def test_a_terminated_story_leaves_no_process_and_goes_on(tmp_path):
+def test_a_terminated_run_leaves_no_process_and_goes_on(tmp_path):
     flags = ["--preset", "toy_tiny", "--output", str(tmp_path)]
-    story = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "pipelines/full.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert story.stdout is not None and story.stderr is not None
-    for line in story.stdout:
+    assert started.stdout is not None and started.stderr is not None
+    for line in started.stdout:
         if line.startswith("subjects: started"):
             break
     time.sleep(1)  # into Ray Data's own waiting
-    children = psutil.Process(story.pid).children(recursive=True)
+    children = psutil.Process(started.pid).children(recursive=True)
     assert children, "Ray runs below the driver"
-    story.send_signal(signal.SIGTERM)
-    _, said = story.communicate(timeout=120)
-    assert story.returncode == 143
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=120)
+    assert started.returncode == 143
     assert f"Run the same command to continue: uv run pipelines/full.py {' '.join(flags)}" in said
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(children, timeout=60)

@@ -1,4 +1,4 @@
-"""The story as a submitted Ray job, on a cluster started by hand with token authentication."""
+"""A run as a submitted Ray job, on a cluster started by hand with token authentication."""
 
 import json
 import shutil
@@ -38,9 +38,9 @@ def digest_tars(output: Path) -> dict[str, str]:
     return {name: digest for name, digest in digest_output(output).items() if name.endswith(".tar")}
 
 
-def test_a_submitted_job_goes_on_from_what_the_command_line_made(client, story, tmp_path):
-    """The same story with one setting changed: only evaluation and registration are done again, by the cluster's workers."""
-    made, _, before = story
+def test_a_submitted_job_goes_on_from_what_the_command_line_made(client, finished_run, tmp_path):
+    """The same run with one setting changed: only evaluation and registration are done again, by the cluster's workers."""
+    made, _, before = finished_run
     output = tmp_path / "copy"
     shutil.copytree(made, output)
     flags = ["--preset", "toy_tiny", "--output", str(output), "--set", "evaluation.num_samples=1"]
@@ -60,9 +60,9 @@ def test_a_failed_job_fails(client):
 
 
 @pytest.mark.heavy
-def test_a_job_survives_the_loss_of_a_node_in_curation_and_of_one_in_training(story, tmp_path):
+def test_a_job_survives_the_loss_of_a_node_in_curation_and_of_one_in_training(finished_run, tmp_path):
     """Each kind of work has a node of its own, which dies in the middle of it and is replaced."""
-    undisturbed, *_ = story
+    undisturbed, *_ = finished_run
     output, log = tmp_path / "run", tmp_path / "job.log"
     flags = [part for name, value in PLACED.items() for part in ("--set", f"{name}={value}")]
     command = [RAY, "job", "submit", "--working-dir", ".", "--", sys.executable, "pipelines/full.py"]

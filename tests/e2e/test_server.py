@@ -1,4 +1,4 @@
-"""The whole story against the MLflow server of infra/: PostgreSQL, an S3 server and passwords, all real, on loopback."""
+"""A whole run against the MLflow server of infra/: PostgreSQL, an S3 server and passwords, all real, on loopback."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ def server(s3, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(server, tmp_path_factory):
-    """Output folder and process of the smallest story with its runs and its model on the server."""
+    """Output folder and process of the smallest preset with its runs and its model on the server."""
     output = tmp_path_factory.mktemp("run")
     return output, run_pipeline("full", output, server, server[1])
 
@@ -48,7 +48,7 @@ def call(server, path, password):
     return json.load(urllib.request.urlopen(request, timeout=60))
 
 
-def test_the_story_ends_with_a_version_on_the_server(server, finished):
+def test_the_run_ends_with_a_version_on_the_server(server, finished):
     output, done = finished
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (output / "mlflow.db").exists() and not (output / "mlartifacts").exists()

@@ -1,4 +1,4 @@
-"""The whole story as a user runs it: one command, real processes, the smallest preset."""
+"""A whole run as a user starts it: one command, real processes, the smallest preset."""
 
 import json
 import shlex
@@ -18,8 +18,8 @@ def manifest_of(output: Path, step: str) -> dict:
     return json.loads(path.read_text())
 
 
-def test_every_planned_item_is_written_filtered_or_quarantined(story):
-    _, _, summary = story
+def test_every_planned_item_is_written_filtered_or_quarantined(finished_run):
+    _, _, summary = finished_run
     assert summary["counts"]["subjects.video"]["planned"] == 18
     for level in summary["counts"].values():
         lost = sum(level["filtered"].values()) + sum(level["quarantined"].values())
@@ -28,17 +28,17 @@ def test_every_planned_item_is_written_filtered_or_quarantined(story):
     assert summary["samples"]["validation"] > 0
 
 
-def test_it_learns(story):
+def test_it_learns(finished_run):
     """On held-out clips at fixed noise and timesteps."""
-    output, _, _ = story
+    output, _, _ = finished_run
     validation = manifest_of(output, "train")["validation"]
     assert validation["flow_matching"]["last"] < 0.9 * validation["flow_matching"]["first"]
     assert validation["pull"]["last"] < 0.9 * validation["pull"]["first"]
 
 
-def test_the_trained_model_is_judged_better_than_the_base(story):
+def test_the_trained_model_is_judged_better_than_the_base(finished_run):
     """By the share of attributes and actions that the judge of the drawn world finds as wanted, on held-out clips."""
-    _, done, summary = story
+    _, done, summary = finished_run
     scores = summary["evaluation"]["scores"]
     assert scores["after"]["judged"] - scores["before"]["judged"] >= MARGIN, scores
     assert "attributes right: base" in done.stdout
@@ -67,8 +67,8 @@ def find_identities(output: Path) -> dict[str, int | None]:
     return identities
 
 
-def test_subjects_and_pairs_agree_with_the_ground_truth(story):
-    output, _, summary = story
+def test_subjects_and_pairs_agree_with_the_ground_truth(finished_run):
+    output, _, summary = finished_run
     identities = find_identities(output)
     assert len(identities) == summary["subjects"] >= summary["clips"]
     assert list(identities.values()).count(None) <= 0.05 * len(identities)
@@ -77,10 +77,10 @@ def test_subjects_and_pairs_agree_with_the_ground_truth(story):
     assert len(pairs) >= 20 and np.mean(right) >= 0.9, "casts hold twins of one shape and colour; chance is about a third"
 
 
-def test_shards_open_with_stock_webdataset(story):
+def test_shards_open_with_stock_webdataset(finished_run):
     import webdataset
 
-    output, _, _ = story
+    output, _, _ = finished_run
     shards = sorted(str(path) for path in output.glob("shards-*/parts/*.tar"))
     samples = list(webdataset.WebDataset(shards, shardshuffle=False))
     assert len(samples) == sum(manifest_of(output, "shards")["samples"].values())
@@ -89,8 +89,8 @@ def test_shards_open_with_stock_webdataset(story):
         assert json.loads(sample["json"])["license"] == "CC0-1.0"
 
 
-def test_the_model_is_registered_and_generates_the_same_video_twice(story):
-    output, done, summary = story
+def test_the_model_is_registered_and_generates_the_same_video_twice(finished_run):
+    output, done, summary = finished_run
     model = summary["model"]
     assert f"models:/{model['name']}@challenger" in done.stdout
     command = next(line for line in done.stdout.splitlines() if line.startswith("generate"))
@@ -106,15 +106,15 @@ def test_the_model_is_registered_and_generates_the_same_video_twice(story):
     assert np.frombuffer((output / "one.mp4").read_bytes()[4:8], "S4")[0] == b"ftyp"
 
 
-def test_mlflow_holds_one_run_with_a_child_per_step(story):
+def test_mlflow_holds_one_run_with_a_child_per_step(finished_run):
     import mlflow
 
-    output, _, summary = story
+    output, _, summary = finished_run
     client = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "refalign"]
     runs = client.search_runs([experiment.experiment_id])
-    stories = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert len(stories) == 1 and stories[0].info.status == "FINISHED"
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1 and parents[0].info.status == "FINISHED"
     children = {run.info.run_name: run for run in runs if "mlflow.parentRunId" in run.data.tags}
     assert set(children) == {"subjects", "pairs", "shards", "train", "evaluate", "register"}
     assert all(run.info.status == "FINISHED" for run in children.values())
@@ -124,8 +124,8 @@ def test_mlflow_holds_one_run_with_a_child_per_step(story):
     assert str(version.version) == str(summary["model"]["version"])
 
 
-def test_a_second_run_skips_every_step_and_changes_nothing(story):
-    output, _, _ = story
+def test_a_second_run_skips_every_step_and_changes_nothing(finished_run):
+    output, _, _ = finished_run
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and "-shm" not in path.name}
     done = run("pipelines/full.py", "--preset", "toy_tiny", "--output", str(output))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -135,8 +135,8 @@ def test_a_second_run_skips_every_step_and_changes_nothing(story):
     assert not changed
 
 
-def test_single_steps_that_find_all_done_say_where_all_is(story, tmp_path):
-    output, _, summary = story
+def test_single_steps_that_find_all_done_say_where_all_is(finished_run, tmp_path):
+    output, _, summary = finished_run
     copy = tmp_path / "out"
     shutil.copytree(output, copy, ignore=shutil.ignore_patterns("mlflow*", "mlruns*"))
     for step in ("subjects", "pairs", "shards"):
@@ -152,8 +152,8 @@ def test_single_steps_that_find_all_done_say_where_all_is(story, tmp_path):
     )
 
 
-def test_report_holds_pictures_and_videos_in_one_file(story):
-    _, _, summary = story
+def test_report_holds_pictures_and_videos_in_one_file(finished_run):
+    _, _, summary = finished_run
     html = Path(summary["report"]).read_text()
     assert html.count("data:video/mp4;base64,") >= 2 and "data:image/" in html
     assert "http://" not in html.replace("http://www.w3.org", "")

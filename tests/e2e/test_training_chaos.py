@@ -14,16 +14,16 @@ ELASTIC = {
 }
 
 
-def test_killed_training_ends_with_the_same_bytes(story, tmp_path):
-    output, *_ = story  # an undisturbed run
+def test_killed_training_ends_with_the_same_bytes(finished_run, tmp_path):
+    output, *_ = finished_run  # an undisturbed run
     figures = run_chaos(tmp_path, kills=3, settings=ONE_RANK, undisturbed=output, seed=1)
     assert figures["killed"] == {"driver": 1, "rank": 1, "node": 1}
     assert figures["identical"] and figures["steps"] == 24 and figures["compared"] > 100
 
 
 @pytest.mark.heavy  # Ray takes minutes to give up a lost node
-def test_a_run_goes_on_with_fewer_ranks_where_a_node_is_lost(story, tmp_path):
-    undisturbed, *_ = story  # one rank
+def test_a_run_goes_on_with_fewer_ranks_where_a_node_is_lost(finished_run, tmp_path):
+    undisturbed, *_ = finished_run  # one rank
     output = tmp_path / "run"
     copy_data(undisturbed, output)
     with local_cluster(tmp_path / "cluster", head_cpus=1, nodes=1) as cluster:

@@ -66,7 +66,7 @@ def test_commands_are_known_to_the_pipelines(stage):
     assert config.tracking.uri == "http://mlflow:5000" and config.input.path == "/shared/videos"
 
 
-def test_stages_are_the_steps_of_the_story():
+def test_tasks_are_the_stages_of_a_run():
     from refalign.stages import STAGES
 
     assert [stage.script for stage in stages.STEPS] == [stage.name for stage in STAGES if stage.needs_services]
@@ -88,7 +88,7 @@ def test_the_check_ends_with_1_where_a_step_is_not_done(tmp_path):
     assert not stages.is_nothing_new(done.returncode, done.stdout)
 
 
-def test_the_check_knows_what_a_finished_story_prints(tmp_path, capsys):
+def test_the_check_knows_what_a_finished_run_prints(tmp_path, capsys):
     from refalign.config.presets import toy_tiny
     from refalign.pipeline.stage import Inputs, Manifest
     from refalign.run import Loop
