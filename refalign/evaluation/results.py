@@ -99,7 +99,7 @@ class Reference(Result):
 
 
 class SampleRecord(Result):
-    """One prompt; the dictionaries have ``before`` (base model) and ``after`` (trained model).
+    """One prompt; the dictionaries have ``before`` (the model that training started from) and ``after`` (the trained one).
 
     Attributes:
         videos: files below the stage's folder.

@@ -28,10 +28,17 @@ _PICTURES_PER_SUBJECT = 3  # at most, for separability
 
 
 class Model(NamedTuple):
-    """A folder or hub id, and the revision of a hub id."""
+    """What makes videos.
+
+    Attributes:
+        source: folder or hub id of a pipeline.
+        revision: of a hub id.
+        transformer: folder with another ``transformer/`` for it.
+    """
 
     source: str
     revision: str | None = None
+    transformer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,15 @@ class VideoMaker:
         import torch
 
         from refalign.generation.pipeline import RefAlignPipeline
+        from refalign.models.wan import load_transformer
 
         if self._opened is None or self._opened[0] != model:
             self._opened = None  # frees the memory of the other model
             dtype = getattr(torch, self.config.training.precision)
-            pipeline = RefAlignPipeline.from_pretrained(model.source, revision=model.revision, torch_dtype=dtype)
+            other = load_transformer(model.transformer, dtype=dtype).eval() if model.transformer else None
+            pipeline = RefAlignPipeline.from_pretrained(
+                model.source, revision=model.revision, torch_dtype=dtype, transformer=other
+            )
             pipeline.max_sequence_length = self.config.models.max_text_tokens
             pipeline.set_progress_bar_config(disable=True)
             if self.device == "cuda":

@@ -1,4 +1,4 @@
-"""Evaluate: a video per held-out prompt from the base model and from the trained one, with their scores."""
+"""Evaluate: a video per held-out prompt from the model that training started from and from the trained one, with scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from refalign.stages.train import Train
 from refalign.training.records import Ends
 
 LABELS = ("before", "after")
-"""The base model and the trained one, at the same seeds."""
+"""The model that training started from and the trained one, at the same seeds."""
 Work = VideoWork | SeparabilityWork
 
 
@@ -70,7 +70,9 @@ class Evaluate(PartStage[EvaluateManifest, Work]):
         for sample in self.samples:
             write_pictures(step, sample)
         trained = str(run.step_of(Train).folder / run.manifest_of(Train).export)
-        models = {"before": Model(config.models.base, config.models.base_revision), "after": Model(trained)}
+        start = config.training.start_from
+        before = Model(config.models.base, config.models.base_revision, start and f"{start}/export")
+        models = {"before": before, "after": Model(trained)}
         plan: dict[str, Work] = {**plan_videos(self.samples, models)}
         if config.evaluation.separability_subjects:
             for label, model in models.items():
@@ -94,7 +96,7 @@ class Evaluate(PartStage[EvaluateManifest, Work]):
 
     def describe(self, manifest: EvaluateManifest) -> str:
         before, after = (manifest.scores.get(label, {}).get("judged") for label in LABELS)
-        judged = "" if before is None or after is None else f"; attributes right: base {before:.0%}, trained {after:.0%}"
+        judged = "" if before is None or after is None else f"; attributes right: {before:.0%} before training, {after:.0%} after"
         return f"{manifest.num_samples} sample videos{judged}"
 
     def summarise(self, manifest: EvaluateManifest) -> dict[str, Any]:

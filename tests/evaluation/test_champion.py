@@ -64,16 +64,16 @@ def test_a_first_challenger_is_asked_about_against_the_base_model(registry, tmp_
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """An output folder whose story registered the toy base twice."""
-    output = tmp_path_factory.mktemp("stories")
+    """An output folder whose run registered the toy base twice."""
+    output = tmp_path_factory.mktemp("runs")
     config = make_config()
-    story = TrackedRun.open(config, output=output, fingerprint="a" * 12)
-    register = [register_model(story, config, key=key, export_folder=config.models.base, card="", tags={}) for key in "xy"]
+    tracked = TrackedRun.open(config, output=output, fingerprint="a" * 12)
+    register = [register_model(tracked, config, key=key, export_folder=config.models.base, card="", tags={}) for key in "xy"]
     return output, config, [model.version for model in register]
 
 
 def tell(output, version, gain):
-    """Leaves what a story that registered ``version`` leaves: 24 scored samples, ``gain`` better than before."""
+    """Leaves what a run that registered ``version`` leaves: 24 scored samples, ``gain`` better than before."""
     rng = np.random.default_rng(int(version))
     samples = []
     for number in range(24):

@@ -90,6 +90,6 @@ def test_the_steps_line_says_how_much_is_right_where_both_models_were_judged():
     def say(before, after):
         return Evaluate().describe(EvaluateManifest.model_construct(num_samples=8, scores={"before": before, "after": after}))
 
-    assert say({"judged": 0.456}, {"judged": 0.784}) == "8 sample videos; attributes right: base 46%, trained 78%"
+    assert say({"judged": 0.456}, {"judged": 0.784}) == "8 sample videos; attributes right: 46% before training, 78% after"
     for before, after in (({"fidelity": 0.5}, {"fidelity": 0.6}), ({"judged": 0.5}, {}), ({}, {"judged": 0.5}), ({}, {})):
         assert say(before, after) == "8 sample videos"

@@ -119,7 +119,7 @@ def test_a_verdict_ticks_what_is_right_and_crosses_out_what_is_shown_instead():
     head, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", told, re.DOTALL))
     assert head == ["", "main colour", "pattern", "eyes"]
     names = [row[0] for row in rows]
-    assert names == [f"on the {side}, {model}" for side in ("left", "right") for model in ("base model", "trained")]
+    assert names == [f"on the {side}, {model}" for side in ("left", "right") for model in ("before training", "trained")]
     cells = [[re.sub(r"<[^>]*>", "", cell) for cell in row[1:]] for row in rows]
     unknown = "\u2717 unclear"
     assert cells == [

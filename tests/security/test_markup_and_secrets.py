@@ -143,12 +143,12 @@ def registered(tmp_path_factory):
     from refalign.tracking.run import TrackedRun
 
     config = toy_tiny()
-    story = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
+    tracked = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
     export = Path(config.models.base)
     tags = {"refalign.weights": digest_weights(export)}
-    register_model(story, config, key="toy", export_folder=export, card="card", tags=tags)
-    folder = resolve_model("models:/refalign@challenger", story.uri)
-    return story.uri, next(parent for parent in folder.parents if (parent / "MLmodel").is_file()), folder
+    register_model(tracked, config, key="toy", export_folder=export, card="card", tags=tags)
+    folder = resolve_model("models:/refalign@challenger", tracked.uri)
+    return tracked.uri, next(parent for parent in folder.parents if (parent / "MLmodel").is_file()), folder
 
 
 def _flip(path):

@@ -24,9 +24,9 @@ def model(tmp_path_factory):
     """The toy base itself, registered and loaded by alias."""
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    story = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
-    registered = register_model(story, config, key="toy", export_folder=config.models.base, card="card", tags={})
-    mlflow.set_tracking_uri(story.uri)
+    tracked = TrackedRun.open(config, output=tmp_path_factory.mktemp("served"), fingerprint="a" * 12)
+    registered = register_model(tracked, config, key="toy", export_folder=config.models.base, card="card", tags={})
+    mlflow.set_tracking_uri(tracked.uri)
     return mlflow.pyfunc.load_model(registered.uri)
 
 

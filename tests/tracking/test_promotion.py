@@ -20,7 +20,7 @@ def database(tmp_path_factory):
     uri = make_tracking_uri(None, output)
     client = open_client(uri)
     client.create_registered_model(NAME)
-    experiment = client.create_experiment("stories", artifact_location=(output / "artifacts").as_uri())
+    experiment = client.create_experiment("runs", artifact_location=(output / "artifacts").as_uri())
     run = client.create_run(experiment, run_name="train")
     for _ in range(3):
         client.create_model_version(NAME, str(output), run_id=run.info.run_id, tags={"refalign.shard_digest": "d" * 64})

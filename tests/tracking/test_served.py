@@ -33,15 +33,15 @@ def address(tmp_path):
     """Of a server with the toy base, two steps a video; ended, with its workers, after the test."""
     config = toy_tiny()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"num_inference_steps": 2})})
-    story = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
-    registered = register_model(story, config, key="toy", export_folder=config.models.base, card="card", tags={})
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
+    registered = register_model(tracked, config, key="toy", export_folder=config.models.base, card="card", tags={})
     (port,) = find_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", registered.uri, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--timeout", str(_PATIENCE_S)]
     # It starts uvicorn by name, which an environment that was not activated does not have on its path.
     told = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    told |= {"MLFLOW_TRACKING_URI": story.uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
+    told |= {"MLFLOW_TRACKING_URI": tracked.uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
     options = {"log": tmp_path / "server.log", "env": os.environ | told, "cwd": tmp_path}
     with serving(command, f"{url}/ping", seconds=_PATIENCE_S, **options):
         yield url

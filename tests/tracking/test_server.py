@@ -1,4 +1,4 @@
-"""The same story against a real MLflow server, whose files no client can see: everything goes over HTTP."""
+"""A run against a real MLflow server, whose files no client can see: everything goes over HTTP."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
         yield address, process
 
 
-def test_a_story_over_http_is_one_run_one_version_and_comes_back(server, tmp_path, monkeypatch):
+def test_a_run_over_http_is_one_run_one_version_and_comes_back(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where downloaded models are kept
     address, _ = server
     config = toy_tiny()
@@ -39,19 +39,19 @@ def test_a_story_over_http_is_one_run_one_version_and_comes_back(server, tmp_pat
     (export / "transformer").mkdir(parents=True)
     (export / "transformer" / "config.json").write_text("{}")
     for _ in range(2):
-        story = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
+        tracked = TrackedRun.open(config, output=tmp_path, fingerprint="a" * 12)
         metrics = tmp_path / "metrics.jsonl"
-        with follow(metrics, 5, tracking_uri=story.uri, run_id=story.child("train"), progress=False):
+        with follow(metrics, 5, tracking_uri=tracked.uri, run_id=tracked.child("train"), progress=False):
             truncate_records(metrics, -1)
             for step in range(5):
                 append_record(metrics, {"step": step, "stage": "only", "total": 1.0 / (1 + step)})
         assert not (tmp_path / UNSENT).exists()
-        story.log_image("shards", np.zeros((8, 8, 3), np.uint8), "contact_sheets/a.png")
-        model = register_model(story, config, key="k", export_folder=export, card="card", tags={})
-        story.finish()
+        tracked.log_image("shards", np.zeros((8, 8, 3), np.uint8), "contact_sheets/a.png")
+        model = register_model(tracked, config, key="k", export_folder=export, card="card", tags={})
+        tracked.finish()
     assert model.version == "1"
-    assert len(story.client.search_runs([story.experiment_id])) == 4  # the story, train, shards, register
-    assert len(story.client.get_metric_history(story.child("train"), "total")) == 5
+    assert len(tracked.client.search_runs([tracked.experiment_id])) == 4  # the parent, train, shards, register
+    assert len(tracked.client.get_metric_history(tracked.child("train"), "total")) == 5
     folder = resolve_model(model.uri, address)
     assert (folder / "transformer" / "config.json").read_text() == "{}"
     assert folder.is_relative_to(tmp_path / "home") and resolve_model(model.uri, address) == folder
@@ -63,8 +63,8 @@ def test_a_server_that_answers_again_gets_what_waited(server, tmp_path, monkeypa
     address, process = server
     config = toy_tiny()
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": address, "experiment": "away"})})
-    story = TrackedRun.open(config, output=tmp_path, fingerprint="b" * 12)
-    metrics, run_id = tmp_path / "metrics.jsonl", story.child("train")
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint="b" * 12)
+    metrics, run_id = tmp_path / "metrics.jsonl", tracked.child("train")
 
     def wait_until(is_true):
         end = time.monotonic() + 60
@@ -73,7 +73,7 @@ def test_a_server_that_answers_again_gets_what_waited(server, tmp_path, monkeypa
             time.sleep(0.1)
 
     def count():
-        return len(story.client.get_metric_history(run_id, "total"))
+        return len(tracked.client.get_metric_history(run_id, "total"))
 
     with follow(metrics, 5, tracking_uri=address, run_id=run_id, progress=False):
         append_record(metrics, {"step": 1, "stage": "only", "total": 1.0})
@@ -85,5 +85,5 @@ def test_a_server_that_answers_again_gets_what_waited(server, tmp_path, monkeypa
         finally:
             os.killpg(process.pid, signal.SIGCONT)
         wait_until(lambda: count() == 2)
-    assert [point.step for point in story.client.get_metric_history(run_id, "total")] == [1, 2]
+    assert [point.step for point in tracked.client.get_metric_history(run_id, "total")] == [1, 2]
     assert not (tmp_path / UNSENT).exists() and caplog.text.count("Metrics wait") == 1

@@ -9,10 +9,10 @@ from refalign.tracking.registry import find_trained_models, register_model
 from refalign.tracking.run import TrackedRun, delete_pictures
 
 
-def open_story(output, name, digest):
-    story = TrackedRun.open(toy_tiny(), output=output, fingerprint=name * 12)
-    story.log_dataset("train", name="shards", folder=output, digest=digest)
-    return story
+def open_run(output, name, digest):
+    tracked = TrackedRun.open(toy_tiny(), output=output, fingerprint=name * 12)
+    tracked.log_dataset("train", name="shards", folder=output, digest=digest)
+    return tracked
 
 
 def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path):
@@ -21,15 +21,15 @@ def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path)
     (export / "transformer").mkdir(parents=True)
     (export / "transformer" / "config.json").write_text("{}")
     for name, digest in (("a", "d" * 16), ("b", "e" * 16)):
-        story = open_story(tmp_path, name, digest)
+        tracked = open_run(tmp_path, name, digest)
         tags = Provenance({}, {}, digest, name * 12, "c", {}, "run it").tags()
-        register_model(story, config, key=name, export_folder=export, card="card", tags=tags)
-        story.set_tags("shards", {"refalign.folder": f"shards-{name}"})
-        story.log_image("shards", np.zeros((4, 4, 3), np.uint8), "contact_sheets/x.png")
+        register_model(tracked, config, key=name, export_folder=export, card="card", tags=tags)
+        tracked.set_tags("shards", {"refalign.folder": f"shards-{name}"})
+        tracked.log_image("shards", np.zeros((4, 4, 3), np.uint8), "contact_sheets/x.png")
         (tmp_path / "report.html").write_text("with pictures")
-        story.log_file(None, tmp_path / "report.html")
-        story.finish()
-    unregistered = open_story(tmp_path, "c", "d" * 16)
+        tracked.log_file(None, tmp_path / "report.html")
+        tracked.finish()
+    unregistered = open_run(tmp_path, "c", "d" * 16)
     unregistered.finish()
 
     client = open_client(make_tracking_uri(None, tmp_path))
@@ -40,9 +40,9 @@ def test_versions_and_runs_of_a_digest_are_listed_and_pictures_deleted(tmp_path)
     (second,) = find_trained_models(client, ["e" * 16])
     assert (second.version, second.aliases) == ("2", ("challenger",))
 
-    assert delete_pictures(client, ["shards-a"]) == 2, "the step's run and the story's"
+    assert delete_pictures(client, ["shards-a"]) == 2, "the step's run and its parent"
     for name, left in (("a", set()), ("b", {"contact_sheets", "report.html"})):
-        story = TrackedRun.open(config, output=tmp_path, fingerprint=name * 12)
-        files = [*story.client.list_artifacts(story.child("shards")), *story.client.list_artifacts(story.run_id)]
+        tracked = TrackedRun.open(config, output=tmp_path, fingerprint=name * 12)
+        files = [*tracked.client.list_artifacts(tracked.child("shards")), *tracked.client.list_artifacts(tracked.run_id)]
         assert {file.path for file in files} == left
     assert delete_pictures(client, ["shards-a"]) == 0

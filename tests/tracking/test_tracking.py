@@ -1,4 +1,4 @@
-"""MLflow on a real database: one story, whatever is restarted."""
+"""MLflow on a real database: one tracked, whatever is restarted."""
 
 import json
 import socket
@@ -35,16 +35,16 @@ def output(tmp_path_factory):
 
 def test_rerun_continues_the_same_run_and_changes_nothing(output):
     config = toy_tiny()
-    story = TrackedRun.open(config, output=output, fingerprint="a" * 12)
-    train = story.child("train")
-    story.log_records("train", [{"step": 1, "total": 2.0}])
-    story.finish("KILLED")
-    statuses = {run_id: story.client.get_run(run_id).info.status for run_id in (story.run_id, train)}
+    tracked = TrackedRun.open(config, output=output, fingerprint="a" * 12)
+    train = tracked.child("train")
+    tracked.log_records("train", [{"step": 1, "total": 2.0}])
+    tracked.finish("KILLED")
+    statuses = {run_id: tracked.client.get_run(run_id).info.status for run_id in (tracked.run_id, train)}
     assert set(statuses.values()) == {"KILLED"}
 
     other_cluster = config.model_copy(update={"cluster": config.cluster.model_copy(update={"threads": 7})})
     again = TrackedRun.open(other_cluster, output=output, fingerprint="a" * 12)
-    assert (again.run_id, again.child("train")) == (story.run_id, train)
+    assert (again.run_id, again.child("train")) == (tracked.run_id, train)
     assert again.client.get_run(again.run_id).info.status == "RUNNING"
     assert again.client.get_run(again.run_id).data.params["cluster.threads"] == str(config.cluster.threads)
     again.log_records("train", [{"step": 1, "total": 9.0, "pull": 1.0, "exposure": float("nan")}])
@@ -65,12 +65,12 @@ def test_stories_differ_by_fingerprint_and_by_output_folder(output, tmp_path):
 
 
 def test_a_step_is_never_logged_twice(output, tmp_path):
-    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
-    path, run_id = tmp_path / "metrics.jsonl", story.child("train")
-    told = {"tracking_uri": story.uri, "run_id": run_id, "progress": False}
+    tracked = TrackedRun.open(toy_tiny(), output=output, fingerprint="c" * 12)
+    path, run_id = tmp_path / "metrics.jsonl", tracked.child("train")
+    told = {"tracking_uri": tracked.uri, "run_id": run_id, "progress": False}
 
     def sent(name):
-        return [point.step for point in story.client.get_metric_history(run_id, name)]
+        return [point.step for point in tracked.client.get_metric_history(run_id, name)]
 
     with follow(path, 9, **told):
         _append(path, range(1, 6))
@@ -80,7 +80,7 @@ def test_a_step_is_never_logged_twice(output, tmp_path):
         assert (tmp_path / UNSENT).exists()
     with follow(path, 9, **told):  # the next process follows the record from its beginning
         _append(path, [8])
-    story.log_records("train", read_records(path))
+    tracked.log_records("train", read_records(path))
     for name in ("total", "validation/pull"):
         assert sent(name) == list(range(1, 9))
     assert not (tmp_path / UNSENT).exists()
@@ -120,8 +120,8 @@ def test_metrics_that_were_not_taken_in_time_are_sent_by_a_later_run_that_has_no
         said = capsys.readouterr()
         assert out in said.out and err in said.err
     assert not (step.folder / UNSENT).exists()
-    story = TrackedRun.open(config, output=tmp_path, fingerprint=loop.fingerprint)
-    history = story.client.get_metric_history(story.child("train"), "total")
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint=loop.fingerprint)
+    history = tracked.client.get_metric_history(tracked.child("train"), "total")
     assert [(point.step, point.value) for point in history] == [(number, 1.0 / (1 + number)) for number in range(6)]
 
 
@@ -155,10 +155,10 @@ def test_params_are_dotted_short_and_without_credentials():
 
 
 def test_the_shard_digest_is_a_dataset_of_the_run_once(output):
-    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="d" * 12)
+    tracked = TrackedRun.open(toy_tiny(), output=output, fingerprint="d" * 12)
     for _ in range(2):
-        story.log_dataset("train", name="shards", folder=output, digest="e" * 64)
-    datasets = story.client.get_run(story.child("train")).inputs.dataset_inputs
+        tracked.log_dataset("train", name="shards", folder=output, digest="e" * 64)
+    datasets = tracked.client.get_run(tracked.child("train")).inputs.dataset_inputs
     assert [(item.dataset.name, item.dataset.digest) for item in datasets] == [("shards", "e" * 36)]
 
 
@@ -167,38 +167,38 @@ def test_registering_twice_is_one_version(output, tmp_path):
     export = _make_export(tmp_path / "export")
     card = make_model_card(config, PROVENANCE, {"after": {"fidelity": 0.5}}, note="Tiny.")
     versions = []
-    for fingerprint in ("e" * 12, "e" * 12, "f" * 12):  # a retry, and another story that evaluated the same checkpoint
-        story = TrackedRun.open(config, output=output, fingerprint=fingerprint)
-        versions.append(register_model(story, config, key="same", export_folder=export, card=card, tags=PROVENANCE.tags()))
+    for fingerprint in ("e" * 12, "e" * 12, "f" * 12):  # a retry, and another run that evaluated the same checkpoint
+        tracked = TrackedRun.open(config, output=output, fingerprint=fingerprint)
+        versions.append(register_model(tracked, config, key="same", export_folder=export, card=card, tags=PROVENANCE.tags()))
     assert len({model.version for model in versions}) == 1
-    other = register_model(story, config, key="other", export_folder=export, card=card, tags=PROVENANCE.tags())
+    other = register_model(tracked, config, key="other", export_folder=export, card=card, tags=PROVENANCE.tags())
     assert int(other.version) == int(versions[0].version) + 1
     assert (other.alias, other.uri) == ("challenger", "models:/refalign@challenger")
-    first = story.client.get_model_version("refalign", versions[0].version)
+    first = tracked.client.get_model_version("refalign", versions[0].version)
     assert first.tags["refalign.licenses"] == "CC-BY-NC-4.0" and first.tags["refalign.shard_digest"] == "d" * 64
     assert first.run_id and "non-commercial use only" in first.description
 
 
 def test_a_kill_between_upload_and_version_uploads_nothing_again(output, tmp_path):
     config = toy_tiny()
-    story = TrackedRun.open(config, output=output, fingerprint="f" * 12)
+    tracked = TrackedRun.open(config, output=output, fingerprint="f" * 12)
     export = _make_export(tmp_path / "export")
-    before = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
-    source = story.client.get_model_version("refalign", before.version).source
-    story.client.delete_model_version("refalign", before.version)  # what the kill left: the upload without its version
-    after = register_model(story, config, key="killed", export_folder=export, card="card", tags={})
-    assert story.client.get_model_version("refalign", after.version).source == source
+    before = register_model(tracked, config, key="killed", export_folder=export, card="card", tags={})
+    source = tracked.client.get_model_version("refalign", before.version).source
+    tracked.client.delete_model_version("refalign", before.version)  # what the kill left: the upload without its version
+    after = register_model(tracked, config, key="killed", export_folder=export, card="card", tags={})
+    assert tracked.client.get_model_version("refalign", after.version).source == source
 
 
 def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_says(tmp_path, capsys):
     """In a folder of its own: a deleted version's number is not given again."""
     config = toy_tiny()
-    story = TrackedRun.open(config, output=tmp_path, fingerprint="f" * 12)
-    model = register_model(story, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
+    tracked = TrackedRun.open(config, output=tmp_path, fingerprint="f" * 12)
+    model = register_model(tracked, config, key="k", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
     run = Run(config, tmp_path)
     manifest = RegisterManifest.model_construct(**model._asdict())
-    assert Register().is_still_there(run, manifest) and has_version(story.uri, "refalign", "1") and not capsys.readouterr().out
-    story.client.delete_model_version("refalign", "1")
+    assert Register().is_still_there(run, manifest) and has_version(tracked.uri, "refalign", "1") and not capsys.readouterr().out
+    tracked.client.delete_model_version("refalign", "1")
     assert not Register().is_still_there(run, manifest)
     assert "refalign version 1 is gone from the registry" in capsys.readouterr().out
     away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
@@ -208,16 +208,16 @@ def test_a_version_that_was_deleted_in_mlflow_is_not_done_whatever_the_manifest_
 
 def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     config = toy_tiny()
-    story = TrackedRun.open(config, output=output, fingerprint="f" * 12)
+    tracked = TrackedRun.open(config, output=output, fingerprint="f" * 12)
     export = _make_export(tmp_path / "made-elsewhere")
-    model = register_model(story, config, key="resolved", export_folder=export, card="card", tags={})
+    model = register_model(tracked, config, key="resolved", export_folder=export, card="card", tags={})
     for source in (
         model.uri,
         f"models:/refalign/{model.version}",
         str(export),
         str(export.parent / ".." / tmp_path.name / export.name),
     ):
-        assert json.loads((resolve_model(source, story.uri) / "transformer" / "config.json").read_text()) == {"num_layers": 9}
+        assert json.loads((resolve_model(source, tracked.uri) / "transformer" / "config.json").read_text()) == {"num_layers": 9}
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_model_uris_lead_to_the_exported_folder(output, tmp_path):
     ],
 )
 def test_models_that_are_not_there_are_one_line(output, tmp_path, source, expected):
-    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
-    register_model(story, toy_tiny(), key="present", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
+    tracked = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    register_model(tracked, toy_tiny(), key="present", export_folder=_make_export(tmp_path / "export"), card="card", tags={})
     with pytest.raises(ArtifactError, match=expected) as caught:
-        resolve_model(source, story.uri)
+        resolve_model(source, tracked.uri)
     assert "\n" not in str(caught.value)
 
 
 def test_registering_what_is_no_export_is_refused(output, tmp_path):
-    story = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
+    tracked = TrackedRun.open(toy_tiny(), output=output, fingerprint="f" * 12)
     with pytest.raises(ArtifactError, match="run the train step again"):
-        register_model(story, toy_tiny(), key="none", export_folder=tmp_path, card="card", tags={})
+        register_model(tracked, toy_tiny(), key="none", export_folder=tmp_path, card="card", tags={})
 
 
 def test_the_card_names_licences_and_survives_hostile_text():

@@ -82,7 +82,7 @@ def _draw_training(records: Sequence[Mapping[str, Any]]) -> list[Chart]:
 
 def _draw_separability(measured: Mapping[str, Separability]) -> list[Chart]:
     """Curves over blocks, and a picture of one block by side ("before", "after")."""
-    sides = {"before": ("held-out", "base model"), "after": ("line", "trained")}
+    sides = {"before": ("held-out", "before training"), "after": ("line", "trained")}
     drawn = []
     for name, label in _MEASURES.items():
         values = {side: [getattr(block, name) for block in each.blocks] for side, each in measured.items()}
