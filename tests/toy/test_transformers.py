@@ -146,7 +146,7 @@ def test_no_caption_is_cut_off():
 def test_only_the_aligned_recipe_has_projectors_and_only_the_base_trains_its_text_encoder(weights):
     objective = load_preset("toy_from_base").objective
     models = {name: build(recipe, weights, 96, objective) for name, recipe in RECIPES.items()}
-    assert {name for name, each in models.items() if each.projectors is not None} == {"stage1"}
+    assert {name for name, each in models.items() if each.projectors is not None} == {"stage1", "early"}
     trained = {name for name, each in models.items() if any(parameter.requires_grad for parameter in each.text.parameters())}
     assert trained == {"base"} and all(parameter.requires_grad for parameter in models["stage1"].transformer.parameters())
     twin = models["twin"].transformer.state_dict()

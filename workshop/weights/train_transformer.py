@@ -2,6 +2,7 @@
 
     python -m workshop.weights.train_transformer base
     python -m workshop.weights.train_transformer stage1
+    python -m workshop.weights.train_transformer early    # the first 400 steps of stage1, for the default run to go on from
     python -m workshop.weights.train_transformer twin     # stage1 without alignment, same draws
 
 ``base``: text to video without references, Transformer and text encoder together, from random weights. ``stage1``: continues it
@@ -62,15 +63,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model of the three."""
+    """One model; ``last_step`` ends its training before the last phase does."""
 
     phases: tuple[Phase, ...]
     with_references: bool
     aligned: bool = False
+    last_step: int | None = None
 
     @property
     def steps(self) -> int:
-        return sum(phase.steps for phase in self.phases)
+        return self.last_step or sum(phase.steps for phase in self.phases)
 
     def locate(self, step: int) -> tuple[Phase, int]:
         """The phase of a step, counted from 0 over the recipe, and the step's number in it, from 1."""
@@ -93,6 +95,7 @@ STAGE1 = (Phase(1, 300, 64, FRAMES, floor=0.5), Phase(NUM_DRAWINGS, 1200, 32, CL
 RECIPES = {
     "base": Recipe(BASE, with_references=False),
     "stage1": Recipe(STAGE1, with_references=True, aligned=True),
+    "early": Recipe(STAGE1, with_references=True, aligned=True, last_step=400),
     "twin": Recipe(STAGE1, with_references=True),
 }
 
