@@ -7,4 +7,4 @@ Read in this order: ``identities`` (who), ``drawing`` (what they look like), ``s
 from pathlib import Path
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-"""The shipped tiny weights: ``wan/``, ``stage1/``, ``early/``, ``twin/``, ``dinov3/`` and ``detector/`` in the layouts of the hub."""
+"""The shipped tiny weights in the layouts of the hub; its README says what each folder is."""
