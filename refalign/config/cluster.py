@@ -44,8 +44,8 @@ class ClusterConfig(Section):
 def _without_password(uri: str) -> str:
     if holds_password(uri):
         raise ValueError(
-            "credentials belong in the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
-            "database), not into the URI, which is written into manifests"
+            "give credentials in the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a "
+            "database), not in the URI, which is written into manifests"
         )
     return uri
 
