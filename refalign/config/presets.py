@@ -38,7 +38,7 @@ _NEGATIVE_PROMPT = (
 
 def toy() -> RunConfig:
     """The embedded default: drawn videos, tiny models of the real classes, and a minute of training that shows in the scores."""
-    # It goes on from stage 1 after 400 of its 1,500 steps, with a higher rate than stage 2 of the recipe: few steps are left.
+    # It goes on from stage 1 after 550 of its 1,500 steps, with a higher rate than stage 2 of the recipe: few steps are left.
     stage = StageConfig(name="stage2", steps=40, learning_rate=1e-3, schedule="cosine", cross_pair_fraction=1.0)
     return set_values(toy_from_base(), {"training.stages": (stage,), "training.start_from": str(_TOY_WEIGHTS / "early")})
 

@@ -2,7 +2,7 @@
 
     python -m workshop.weights.train_transformer base
     python -m workshop.weights.train_transformer stage1
-    python -m workshop.weights.train_transformer early    # the first 400 steps of stage1, for the default run to go on from
+    python -m workshop.weights.train_transformer early    # the first 550 steps of stage1, for the default run to go on from
     python -m workshop.weights.train_transformer twin     # stage1 without alignment, same draws
 
 ``base``: text to video without references, Transformer and text encoder together, from random weights. ``stage1``: continues it
@@ -95,7 +95,7 @@ STAGE1 = (Phase(1, 300, 64, FRAMES, floor=0.5), Phase(NUM_DRAWINGS, 1200, 32, CL
 RECIPES = {
     "base": Recipe(BASE, with_references=False),
     "stage1": Recipe(STAGE1, with_references=True, aligned=True),
-    "early": Recipe(STAGE1, with_references=True, aligned=True, last_step=400),
+    "early": Recipe(STAGE1, with_references=True, aligned=True, last_step=550),
     "twin": Recipe(STAGE1, with_references=True),
 }
 
