@@ -148,11 +148,11 @@ def measure_transformer(
     """What the judge sees in a Transformer's clips of each list of cases; ``options`` of generation replace the preset's."""
     pipeline = RefAlignPipeline.from_pretrained(str(weights / "wan"), transformer=load_transformer(str(transformer)).eval())
     pipeline.set_progress_bar_config(disable=True)
-    return {
-        name: summarise(run_benchmark(pipeline, cases, folder / "clips.jsonl", options=options, keep=folder / "strips"))
-        for name, cases in runs.items()
-        if (folder := output / name)
-    }
+    figures = {}
+    for name, cases in runs.items():
+        file, strips = output / name / "clips.jsonl", output / name / "strips"
+        figures[name] = summarise(run_benchmark(pipeline, cases, file, options=options, keep=strips))
+    return figures
 
 
 def lay_out(pictures: list[np.ndarray], columns: int) -> Image.Image:
